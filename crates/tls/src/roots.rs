@@ -1,0 +1,100 @@
+//! Trust anchors from a file that changes: a mounted ConfigMap, say.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tracing::{info, warn};
+
+use crate::{Store, StoreError, TrustBundle, TrustError, report::chain};
+
+/// The kubelet itself updates mounts once a minute or so; reading a few kilobytes this often costs nothing.
+pub const POLL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Keeps a store's trust anchors equal to a file's.
+#[derive(Clone, Debug)]
+pub struct RootsFile {
+    path: PathBuf,
+    poll_interval: Duration,
+}
+
+/// Trust anchors could not be read from their file.
+#[derive(Debug, thiserror::Error)]
+pub enum RootsError {
+    /// The file is not readable.
+    #[error("failed to read trust anchors from {path}", path = .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file holds no trust bundle.
+    #[error("{path} holds no trust bundle", path = .path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: TrustError,
+    },
+    /// rustls refuses the anchors.
+    #[error("trust anchors of {path} cannot be used", path = .path.display())]
+    Use {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: StoreError,
+    },
+}
+
+/// Reads a bundle from a PEM file.
+///
+/// # Errors
+/// The file cannot be read, or is no bundle.
+pub fn load(path: &Path) -> Result<TrustBundle, RootsError> {
+    let text = std::fs::read_to_string(path).map_err(|source| RootsError::Read { path: path.into(), source })?;
+    TrustBundle::from_pem(&text).map_err(|source| RootsError::Parse { path: path.into(), source })
+}
+
+impl RootsFile {
+    /// Follows `path`, which must have been loaded once already: a file that cannot be read is no reason to forget.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), poll_interval: POLL_INTERVAL }
+    }
+
+    /// Reads the file this often.
+    #[must_use]
+    pub fn poll_interval(mut self, poll_interval: Duration) -> Self {
+        self.poll_interval = poll_interval;
+        self
+    }
+
+    /// Runs until dropped. A file that is broken is logged once, and the last good anchors stay.
+    pub async fn run(self, store: Store) {
+        let mut complained = None;
+        loop {
+            tokio::time::sleep(self.poll_interval).await;
+            match self.refresh(&store) {
+                Ok(changed) => {
+                    complained = None;
+                    if changed {
+                        info!(path = %self.path.display(), anchors = store.roots().certs().len(), "Took new trust anchors");
+                    }
+                }
+                Err(error) => {
+                    let text = chain(&error);
+                    if complained.as_ref() != Some(&text) {
+                        warn!(error = %text, "Keeping the last good trust anchors");
+                        complained = Some(text);
+                    }
+                }
+            }
+        }
+    }
+
+    fn refresh(&self, store: &Store) -> Result<bool, RootsError> {
+        let roots = load(&self.path)?;
+        store.set_roots(roots).map_err(|source| RootsError::Use { path: self.path.clone(), source })
+    }
+}

@@ -1,0 +1,253 @@
+//! Serves gRPC over mesh TLS: every request's extensions tell who calls ([`Peer`]).
+//!
+//! Bounded on every side: connections, time of a handshake, streams, header bytes, time without a sign of life, and
+//! time to drain.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use heddle_mesh::Identity;
+use http::Request;
+use hyper::{
+    body::Incoming,
+    rt::{Read, Write},
+    server::conn::http2,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+use tonic::service::Routes;
+use tower::ServiceExt;
+use tracing::{Instrument, debug, debug_span, info, warn};
+
+use crate::{Store, peer_identity, report::chain};
+
+/// Who is at the other end of a request's connection; in the request's extensions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The address that it connects from.
+    pub addr: SocketAddr,
+    /// The identity that it proved, if it showed a certificate.
+    pub identity: Option<Identity>,
+    /// Whether the connection is TLS.
+    pub tls: bool,
+}
+
+/// The bounds of a server.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections at a time; more wait in the kernel's queue.
+    pub connections_max: usize,
+    /// For a TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Streams at a time of one connection.
+    pub streams_max: u32,
+    /// Bytes of a request's headers.
+    pub header_bytes_max: u32,
+    /// A silent peer is asked after this …
+    pub keep_alive_interval: Duration,
+    /// … and given up after that.
+    pub keep_alive_timeout: Duration,
+    /// On shutdown, streams have this long to end.
+    pub drain_timeout: Duration,
+    /// A connection is asked to go after this, so that clients spread over replicas anew.
+    pub connection_age_max: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 20_000,
+            handshake_timeout: Duration::from_secs(10),
+            streams_max: 4096,
+            header_bytes_max: 16 * 1024,
+            keep_alive_interval: Duration::from_secs(20),
+            keep_alive_timeout: Duration::from_secs(20),
+            drain_timeout: Duration::from_secs(5),
+            connection_age_max: None,
+        }
+    }
+}
+
+/// Plaintext is served on loopback only.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is not a loopback address: without TLS only loopback is served")]
+pub struct NotLoopback(SocketAddr);
+
+/// A server could not listen.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to listen on {addr}")]
+pub struct BindError {
+    addr: SocketAddr,
+    source: io::Error,
+}
+
+/// gRPC services with their bounds.
+#[derive(Clone, Debug)]
+pub struct Server {
+    routes: Routes,
+    limits: Limits,
+}
+
+/// Listens on `addr`.
+///
+/// # Errors
+/// The address is taken or not ours; the error names it.
+pub async fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(addr).await.map_err(|source| BindError { addr, source })
+}
+
+impl Server {
+    /// Serves `routes` within the default bounds.
+    pub fn new(routes: Routes) -> Self {
+        Self { routes: routes.prepare(), limits: Limits::default() }
+    }
+
+    /// Sets other bounds.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Serves TLS until `drain` is signalled and the connections have ended or used up their time.
+    pub async fn serve_tls(self, listener: TcpListener, store: Store, drain: drain::Watch) {
+        self.accept(listener, Some(store), drain).await;
+    }
+
+    /// Serves without TLS, on a loopback address: for tools inside the pod.
+    ///
+    /// # Errors
+    /// The listener is not on loopback.
+    pub async fn serve_plaintext(self, listener: TcpListener, drain: drain::Watch) -> Result<(), NotLoopback> {
+        match listener.local_addr() {
+            Ok(addr) if !addr.ip().is_loopback() => return Err(NotLoopback(addr)),
+            _ => self.accept(listener, None, drain).await,
+        }
+        Ok(())
+    }
+
+    async fn accept(self, listener: TcpListener, store: Option<Store>, drain: drain::Watch) {
+        let tls = store.is_some();
+        info!(addr = ?listener.local_addr().ok(), tls, "Serving gRPC");
+        let places = Arc::new(Semaphore::new(self.limits.connections_max.clamp(1, Semaphore::MAX_PERMITS)));
+        let server = Arc::new(self);
+        let mut connections = JoinSet::new();
+        let signaled = drain.clone().signaled();
+        let mut signaled = std::pin::pin!(signaled);
+        let _release = loop {
+            let next = async {
+                let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+                (place, listener.accept().await)
+            };
+            let (place, accepted) = tokio::select! {
+                release = signaled.as_mut() => break release,
+                // Reaps ended connections. A place that was taken is given back; an accept is cancel-safe.
+                Some(_) = connections.join_next() => continue,
+                next = next => next,
+            };
+            match accepted {
+                Ok((stream, addr)) => {
+                    let (server, store, drain) = (Arc::clone(&server), store.clone(), drain.clone());
+                    let connection = async move {
+                        server.connection(stream, addr, store, drain).await;
+                        drop(place);
+                    };
+                    connections.spawn(connection.instrument(debug_span!("accept", peer = %addr)));
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: they come back when connections end.
+                    warn!(%error, "Failed to accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        };
+        drop(listener);
+        while connections.join_next().await.is_some() {}
+    }
+
+    async fn connection(&self, stream: TcpStream, addr: SocketAddr, store: Option<Store>, drain: drain::Watch) {
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%error, "Failed to set TCP_NODELAY");
+        }
+        let Some(store) = store else {
+            let peer = Peer { addr, identity: None, tls: false };
+            return self.http(TokioIo::new(stream), peer, drain).await;
+        };
+        let accept = TlsAcceptor::from(store.server_config()).accept(stream);
+        match timeout(self.limits.handshake_timeout, accept).await {
+            Ok(Ok(stream)) => {
+                let identity = stream.get_ref().1.peer_certificates().and_then(peer_identity);
+                let peer = Peer { addr, identity, tls: true };
+                self.http(TokioIo::new(stream), peer, drain).await;
+            }
+            Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
+            Err(_) => debug!("TLS handshake took too long"),
+        }
+    }
+
+    async fn http<IO>(&self, io: IO, peer: Peer, drain: drain::Watch)
+    where
+        IO: Read + Write + Send + Unpin + 'static,
+    {
+        let Self { routes, limits } = self;
+        let service = service_fn(|mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            let routes = routes.clone();
+            async move { Ok::<_, Infallible>(routes.oneshot(request).await.unwrap_or_else(|never| match never {})) }
+        });
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.streams_max)
+            .max_header_list_size(limits.header_bytes_max)
+            .keep_alive_interval(limits.keep_alive_interval)
+            .keep_alive_timeout(limits.keep_alive_timeout)
+            .serve_connection(io, service);
+        let mut connection = std::pin::pin!(connection);
+        let aged = async {
+            match limits.connection_age_max {
+                // A tenth at random, so that connections made together do not end together.
+                Some(age) => {
+                    let share = rand::Rng::random_range(&mut rand::rng(), 0.9..=1.0);
+                    tokio::time::sleep(age.mul_f64(share)).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let mut signaled = std::pin::pin!(drain.signaled());
+        let ended = tokio::select! {
+            ended = connection.as_mut() => Some(ended),
+            () = aged => None,
+            _release = signaled.as_mut() => {
+                connection.as_mut().graceful_shutdown();
+                match timeout(limits.drain_timeout, connection.as_mut()).await {
+                    Ok(ended) => Some(ended),
+                    Err(_) => return debug!("Cut a connection that did not drain in time"),
+                }
+            }
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                // Streams may go on, until the program ends.
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    _release = signaled.as_mut() => match timeout(limits.drain_timeout, connection).await {
+                        Ok(ended) => ended,
+                        Err(_) => return debug!("Cut a connection that did not drain in time"),
+                    },
+                }
+            }
+        };
+        match ended {
+            Ok(()) => debug!("Connection ended"),
+            Err(error) => debug!(error = %chain(&error), "Connection failed"),
+        }
+    }
+}

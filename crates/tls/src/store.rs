@@ -1,0 +1,237 @@
+//! The newest leaf and trust anchors of this process, and the rustls configurations that use them.
+//!
+//! A leaf is swapped inside the configurations, through their certificate resolvers. New anchors make new
+//! configurations, because rustls' verifiers hold theirs. Either way a connection that begins later uses the newest,
+//! and reading a configuration costs a reference count.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use heddle_mesh::Identity;
+use rustls::{
+    ClientConfig, ServerConfig, SignatureScheme, SupportedProtocolVersion,
+    client::{ResolvesClientCert, Resumption, VerifierBuilderError as ClientVerifierError, WebPkiServerVerifier},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier},
+    sign::CertifiedKey,
+};
+use tokio::sync::watch;
+
+use crate::{CertifyKey, LeafError, LocalCredentials, TrustBundle, leaf::KeyError, provider};
+
+static VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+
+/// Credentials that are swapped while in use. Cheap to clone; clones share everything.
+#[derive(Clone, Debug)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    name: Identity,
+    leaf: Arc<Leaf>,
+    configs: ArcSwap<Configs>,
+    ready: watch::Sender<Readiness>,
+    roots_changed: watch::Sender<u64>,
+}
+
+/// All that depends on the trust anchors.
+#[derive(Debug)]
+struct Configs {
+    roots: TrustBundle,
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+    anonymous: Arc<ClientConfig>,
+}
+
+/// The resolver inside all configurations.
+#[derive(Debug)]
+struct Leaf {
+    certified: ArcSwapOption<CertifiedKey>,
+    credentials: ArcSwapOption<LocalCredentials>,
+}
+
+/// Whether this process can prove its identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// There was no leaf yet.
+    Pending,
+    /// There is a leaf until this time.
+    Ready {
+        /// When the leaf ends to be valid.
+        expires: SystemTime,
+    },
+}
+
+/// A store could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// rustls does not take the trust anchors for servers' certificates.
+    #[error("failed to make a verifier of servers' certificates")]
+    ServerVerifier(#[source] ClientVerifierError),
+    /// rustls does not take the trust anchors for clients' certificates.
+    #[error("failed to make a verifier of clients' certificates")]
+    ClientVerifier(#[source] VerifierBuilderError),
+    /// rustls does not take the provider.
+    #[error("failed to configure TLS")]
+    Config(#[source] rustls::Error),
+}
+
+impl Readiness {
+    /// Whether there is a leaf and it is still valid.
+    pub fn is_ready(&self) -> bool {
+        match self {
+            Self::Pending => false,
+            Self::Ready { expires } => *expires > SystemTime::now(),
+        }
+    }
+}
+
+impl Store {
+    /// A store without a leaf, and a first key to have one certified for.
+    ///
+    /// # Errors
+    /// No key can be made, or rustls refuses the anchors.
+    pub fn new(name: Identity, roots: TrustBundle) -> Result<(Self, CertifyKey), StoreError> {
+        let key = CertifyKey::generate(&name)?;
+        let leaf =
+            Arc::new(Leaf { certified: ArcSwapOption::empty(), credentials: ArcSwapOption::empty() });
+        let configs = ArcSwap::from_pointee(Configs::new(roots, &leaf)?);
+        let (ready, _) = watch::channel(Readiness::Pending);
+        let (roots_changed, _) = watch::channel(0);
+        Ok((Self(Arc::new(Inner { name, leaf, configs, ready, roots_changed })), key))
+    }
+
+    /// This process' identity.
+    pub fn name(&self) -> &Identity {
+        &self.0.name
+    }
+
+    /// Takes a new leaf. Connections that exist keep the one they began with.
+    ///
+    /// # Errors
+    /// The leaf is for another name, or does not lead to the trust anchors now: what peers would refuse is not shown.
+    pub fn set_leaf(&self, credentials: LocalCredentials) -> Result<(), LeafError> {
+        if *credentials.name() != self.0.name {
+            let found = Some(credentials.name().clone());
+            return Err(LeafError::Name { expected: self.0.name.clone(), found });
+        }
+        credentials.verify(&self.0.configs.load().roots, SystemTime::now())?;
+        let expires = credentials.expires();
+        self.0.leaf.certified.store(Some(credentials.certified()));
+        self.0.leaf.credentials.store(Some(Arc::new(credentials)));
+        self.0.ready.send_replace(Readiness::Ready { expires });
+        Ok(())
+    }
+
+    /// Takes new trust anchors, for connections that begin from now on. Equal ones change nothing.
+    ///
+    /// # Errors
+    /// rustls refuses them; the old ones stay.
+    pub fn set_roots(&self, roots: TrustBundle) -> Result<bool, StoreError> {
+        if self.0.configs.load().roots == roots {
+            return Ok(false);
+        }
+        self.0.configs.store(Arc::new(Configs::new(roots, &self.0.leaf)?));
+        self.0.roots_changed.send_modify(|generation| *generation += 1);
+        Ok(true)
+    }
+
+    /// The newest trust anchors.
+    pub fn roots(&self) -> TrustBundle {
+        self.0.configs.load().roots.clone()
+    }
+
+    /// Counts the changes of the trust anchors. Whoever derives configurations of their own (say, with ALPN) makes
+    /// them anew when this changes.
+    pub fn roots_generation(&self) -> watch::Receiver<u64> {
+        self.0.roots_changed.subscribe()
+    }
+
+    /// The newest leaf.
+    pub fn credentials(&self) -> Option<Arc<LocalCredentials>> {
+        self.0.leaf.credentials.load_full()
+    }
+
+    /// Whether there is a leaf, and until when.
+    pub fn ready(&self) -> watch::Receiver<Readiness> {
+        self.0.ready.subscribe()
+    }
+
+    /// For accepting connections: shows the newest leaf (without one, handshakes fail), asks for a client certificate,
+    /// and takes clients that have none; one that has a bad one is refused. Costs a reference count.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.0.configs.load().server)
+    }
+
+    /// For making connections: the server's chain must lead to the anchors and its names must hold the server name;
+    /// shows the newest leaf when asked, if there is one. Costs a reference count.
+    pub fn client_config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.0.configs.load().client)
+    }
+
+    /// As [`Store::client_config`], but never shows a leaf: for the connection that obtains one.
+    pub fn anonymous_client_config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.0.configs.load().anonymous)
+    }
+
+    /// How long the leaf is still valid; zero without one.
+    pub fn remaining(&self) -> Duration {
+        match *self.0.ready.borrow() {
+            Readiness::Pending => Duration::ZERO,
+            Readiness::Ready { expires } => expires.duration_since(SystemTime::now()).unwrap_or_default(),
+        }
+    }
+}
+
+impl Configs {
+    fn new(roots: TrustBundle, leaf: &Arc<Leaf>) -> Result<Self, StoreError> {
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots.anchors()), provider())
+            // The hints would only lengthen the handshake: a meshed peer has one certificate to show.
+            .clear_root_hint_subjects()
+            .allow_unauthenticated()
+            .build()
+            .map_err(StoreError::ClientVerifier)?;
+        let mut server = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(VERSIONS)
+            .map_err(StoreError::Config)?
+            .with_client_cert_verifier(clients)
+            .with_cert_resolver(Arc::clone(leaf) as Arc<dyn ResolvesServerCert>);
+        // A resumed session would outlive the verification of its peer's certificate.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+
+        let servers = WebPkiServerVerifier::builder_with_provider(Arc::clone(roots.anchors()), provider())
+            .build()
+            .map_err(StoreError::ServerVerifier)?;
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(VERSIONS)
+            .map_err(StoreError::Config)?
+            .with_webpki_verifier(servers);
+        let mut client = builder.clone().with_client_cert_resolver(Arc::clone(leaf) as Arc<dyn ResolvesClientCert>);
+        client.resumption = Resumption::disabled();
+        let mut anonymous = builder.with_no_client_auth();
+        anonymous.resumption = Resumption::disabled();
+        Ok(Self { roots, server: Arc::new(server), client: Arc::new(client), anonymous: Arc::new(anonymous) })
+    }
+}
+
+impl ResolvesServerCert for Leaf {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.certified.load_full()
+    }
+}
+
+impl ResolvesClientCert for Leaf {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.certified.load_full()
+    }
+
+    fn has_certs(&self) -> bool {
+        self.certified.load().is_some()
+    }
+}
