@@ -1,0 +1,250 @@
+//! The proxy's environment.
+
+use heddle_mesh::env;
+use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector};
+
+use crate::{
+    ports::ContainerPorts,
+    setting::LogHttpHeaders,
+    settings::Settings,
+    sidecar::{END_ENTITY_DIR, TOKEN_DIR, TOKEN_FILE},
+};
+
+/// Linkerd's names that crates/mesh does not list, because Heddle's own proxy has its own defaults for them.
+mod linkerd {
+    pub(super) const INBOUND_ACCEPT_KEEPALIVE: &str = "LINKERD2_PROXY_INBOUND_ACCEPT_KEEPALIVE";
+    pub(super) const OUTBOUND_ACCEPT_KEEPALIVE: &str = "LINKERD2_PROXY_OUTBOUND_ACCEPT_KEEPALIVE";
+    pub(super) const OUTBOUND_METRICS_HOSTNAME_LABELS: &str =
+        "LINKERD2_PROXY_OUTBOUND_METRICS_HOSTNAME_LABELS";
+    pub(super) const INGRESS_MODE: &str = "LINKERD2_PROXY_INGRESS_MODE";
+    pub(super) const INBOUND_GATEWAY_SUFFIXES: &str = "LINKERD2_PROXY_INBOUND_GATEWAY_SUFFIXES";
+}
+
+/// Long enough to be never: what Linkerd writes when protocol detection shall wait.
+const NO_DETECT_TIMEOUT: &str = "365d";
+const DETECT_TIMEOUT: &str = "10s";
+const KEEPALIVE: &str = "10000ms";
+
+/// All of the proxy's environment; names that refer to others come after them.
+pub(crate) fn of(settings: &Settings, ports: &ContainerPorts, trust_anchors_pem: &str) -> Vec<EnvVar> {
+    let Settings {
+        control_namespace,
+        cluster_domain,
+        trust_domain,
+        proxy: values,
+        ..
+    } = settings;
+    let mut vars = Env::default();
+
+    vars.field("_pod_name", "metadata.name");
+    vars.field("_pod_ns", "metadata.namespace");
+    vars.field("_pod_sa", "spec.serviceAccountName");
+    vars.field("_pod_nodeName", "spec.nodeName");
+    vars.field("_pod_uid", "metadata.uid");
+
+    // Workers: a CPU request or limit says how many cores there are to use.
+    let cpu = &values.resources.cpu;
+    let cores = |quantity: &crate::Quantity| quantity.whole().max(1).to_string();
+    vars.set(
+        env::CORES_MIN,
+        cpu.request.as_ref().map_or_else(|| "1".to_owned(), cores),
+    );
+    if let Some(limit) = &cpu.limit {
+        vars.set(env::CORES_MAX, cores(limit));
+    }
+    if let Some(ratio) = cpu.ratio_limit {
+        vars.set(env::CORES_MAX_RATIO, ratio.to_string());
+    }
+
+    // Logs. Headers are turned off by a directive, so that a debug level does not print secrets by accident.
+    let log = match values.log_http_headers {
+        LogHttpHeaders::Off => format!("{},[{{headers}}]=off,[{{request}}]=off", values.log_level),
+        LogHttpHeaders::Insecure => values.log_level.clone(),
+    };
+    vars.set(env::LOG, log);
+    vars.set(env::LOG_FORMAT, values.log_format.to_string());
+    if let Some(format) = values.access_log {
+        vars.set(env::ACCESS_LOG, format.to_string());
+    }
+
+    // The control plane.
+    let address =
+        |service: &str, port: u16| format!("{service}.{control_namespace}.svc.{cluster_domain}.:{port}");
+    let identity = |account: &str| {
+        format!("{account}.{control_namespace}.serviceaccount.identity.{control_namespace}.{trust_domain}")
+    };
+    vars.set(
+        env::DESTINATION_SVC_ADDR,
+        address("linkerd-dst-headless", heddle_mesh::port::DESTINATION),
+    );
+    vars.set(env::DESTINATION_SVC_NAME, identity("linkerd-destination"));
+    vars.set(
+        env::DESTINATION_CONTEXT,
+        r#"{"ns":"$(_pod_ns)","nodeName":"$(_pod_nodeName)","pod":"$(_pod_name)"}"#.to_owned(),
+    );
+    vars.set(
+        env::DESTINATION_PROFILE_NETWORKS,
+        settings.cluster_networks.join(","),
+    );
+    let suffixes = match values.enable_external_profiles {
+        true => ".".to_owned(),
+        false => format!("svc.{cluster_domain}."),
+    };
+    vars.set(env::DESTINATION_PROFILE_SUFFIXES, suffixes);
+    vars.set(
+        env::POLICY_SVC_ADDR,
+        address("linkerd-policy", heddle_mesh::port::POLICY),
+    );
+    vars.set(env::POLICY_SVC_NAME, identity("linkerd-destination"));
+    vars.set(
+        env::POLICY_WORKLOAD,
+        r#"{"ns":"$(_pod_ns)","pod":"$(_pod_name)"}"#.to_owned(),
+    );
+    vars.set(env::POLICY_CLUSTER_NETWORKS, settings.cluster_networks.join(","));
+    vars.set(
+        env::INBOUND_DEFAULT_POLICY,
+        values.default_inbound_policy.to_string(),
+    );
+    let streams = &values.control_streams;
+    vars.set(
+        env::CONTROL_STREAM_INITIAL_TIMEOUT,
+        streams.initial_timeout.to_string(),
+    );
+    vars.set(env::CONTROL_STREAM_IDLE_TIMEOUT, streams.idle_timeout.to_string());
+    vars.set(env::CONTROL_STREAM_LIFETIME, streams.lifetime.to_string());
+
+    // This proxy's identity.
+    vars.set(
+        env::IDENTITY_SVC_ADDR,
+        address("linkerd-identity-headless", heddle_mesh::port::IDENTITY),
+    );
+    vars.set(env::IDENTITY_SVC_NAME, identity("linkerd-identity"));
+    vars.set(
+        env::IDENTITY_LOCAL_NAME,
+        format!("$(_pod_sa).$(_pod_ns).serviceaccount.identity.{control_namespace}.{trust_domain}"),
+    );
+    vars.set(env::IDENTITY_DIR, END_ENTITY_DIR.to_owned());
+    vars.set(env::IDENTITY_TOKEN_FILE, format!("{TOKEN_DIR}/{TOKEN_FILE}"));
+    vars.set(env::IDENTITY_TRUST_ANCHORS, trust_anchors_pem.to_owned());
+
+    // Listeners.
+    let p = &values.ports;
+    let (any, loopback) = match values.disable_ipv6 {
+        true => ("0.0.0.0", format!("127.0.0.1:{}", p.outbound)),
+        false => ("[::]", format!("127.0.0.1:{0},[::1]:{0}", p.outbound)),
+    };
+    vars.set(env::OUTBOUND_LISTEN_ADDR, format!("127.0.0.1:{}", p.outbound));
+    vars.set(env::OUTBOUND_LISTEN_ADDRS, loopback);
+    vars.set(env::INBOUND_LISTEN_ADDR, format!("{any}:{}", p.inbound));
+    vars.set(env::CONTROL_LISTEN_ADDR, format!("{any}:{}", p.control));
+    vars.set(env::ADMIN_LISTEN_ADDR, format!("{any}:{}", p.admin));
+
+    // The application's ports.
+    vars.field(env::INBOUND_IPS, "status.podIPs");
+    vars.set(
+        env::INBOUND_PORTS,
+        ports
+            .inbound
+            .iter()
+            .map(u16::to_string)
+            .collect::<Vec<_>>()
+            .join(","),
+    );
+    vars.set(
+        env::INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION,
+        values.opaque_ports.to_string(),
+    );
+
+    // Times.
+    let detect = |off: bool| if off { NO_DETECT_TIMEOUT } else { DETECT_TIMEOUT }.to_owned();
+    vars.set(
+        env::OUTBOUND_DETECT_TIMEOUT,
+        detect(values.disable_outbound_protocol_detect_timeout),
+    );
+    vars.set(
+        env::INBOUND_DETECT_TIMEOUT,
+        detect(values.disable_inbound_protocol_detect_timeout),
+    );
+    vars.set(
+        env::OUTBOUND_CONNECT_TIMEOUT,
+        values.outbound_connect_timeout.to_string(),
+    );
+    vars.set(
+        env::INBOUND_CONNECT_TIMEOUT,
+        values.inbound_connect_timeout.to_string(),
+    );
+    vars.set(
+        env::OUTBOUND_DISCOVERY_IDLE_TIMEOUT,
+        values.outbound_discovery_cache_unused_timeout.to_string(),
+    );
+    vars.set(
+        env::INBOUND_DISCOVERY_IDLE_TIMEOUT,
+        values.inbound_discovery_cache_unused_timeout.to_string(),
+    );
+    vars.set(linkerd::INBOUND_ACCEPT_KEEPALIVE, KEEPALIVE.to_owned());
+    vars.set(linkerd::OUTBOUND_ACCEPT_KEEPALIVE, KEEPALIVE.to_owned());
+    if let Some(grace) = values.shutdown_grace_period {
+        vars.set(env::SHUTDOWN_GRACE_PERIOD, grace.to_string());
+    }
+    if values.enable_shutdown_endpoint {
+        vars.set(env::SHUTDOWN_ENDPOINT_ENABLED, "true".to_owned());
+    }
+
+    // Modes.
+    if values.metrics_hostname_labels {
+        vars.set(linkerd::OUTBOUND_METRICS_HOSTNAME_LABELS, "true".to_owned());
+    }
+    if settings.ingress {
+        vars.set(linkerd::INGRESS_MODE, "true".to_owned());
+    }
+    if settings.gateway {
+        vars.set(
+            linkerd::INBOUND_GATEWAY_SUFFIXES,
+            format!("svc.{cluster_domain}."),
+        );
+    }
+
+    values
+        .additional_env
+        .iter()
+        .cloned()
+        .for_each(|var| vars.put(var));
+    vars.0
+}
+
+/// Variables in order; a name set again takes the first one's place, so that references to it still resolve.
+#[derive(Default)]
+struct Env(Vec<EnvVar>);
+
+impl Env {
+    fn put(&mut self, var: EnvVar) {
+        match self.0.iter_mut().find(|known| known.name == var.name) {
+            Some(known) => *known = var,
+            None => self.0.push(var),
+        }
+    }
+
+    fn set(&mut self, name: &str, value: String) {
+        self.put(EnvVar {
+            name: name.to_owned(),
+            value: Some(value),
+            value_from: None,
+        });
+    }
+
+    fn field(&mut self, name: &str, path: &str) {
+        let selector = ObjectFieldSelector {
+            api_version: None,
+            field_path: path.to_owned(),
+        };
+        let source = EnvVarSource {
+            field_ref: Some(selector),
+            ..EnvVarSource::default()
+        };
+        self.put(EnvVar {
+            name: name.to_owned(),
+            value: None,
+            value_from: Some(source),
+        });
+    }
+}
