@@ -1,0 +1,242 @@
+//! Endpoints of a service, as the destination service streams them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use heddle_mesh::Identity;
+use http::uri::Authority;
+use linkerd2_proxy_api::destination as proto;
+
+use crate::{Invalid, net};
+
+/// Endpoints kept of one service. More than any cluster has; a broken controller must not fill the memory.
+pub const ENDPOINTS_MAX: usize = 100_000;
+/// Metric labels kept of one endpoint.
+const LABELS_MAX: usize = 32;
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// What metrics say about it, sorted by name.
+    pub labels: Vec<(String, String)>,
+    /// The identity that it must prove, when it is meshed.
+    pub identity: Option<Identity>,
+    /// What its proxy takes.
+    pub hint: ProtocolHint,
+    /// The port of its proxy that takes a transport header.
+    pub opaque_transport_port: Option<u16>,
+    /// Replaces the authority of requests to it.
+    pub authority_override: Option<Authority>,
+    /// Relative share of connections; 10,000 is usual.
+    pub weight: u32,
+}
+
+/// What an endpoint's proxy takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ProtocolHint {
+    /// What the client speaks.
+    #[default]
+    Unknown,
+    /// HTTP/1 requests inside HTTP/2.
+    Http2,
+    /// Only bytes.
+    Opaque,
+}
+
+/// The endpoints of a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum EndpointSet {
+    /// The control plane has not answered yet.
+    #[default]
+    Unknown,
+    /// There is no such service.
+    DoesNotExist,
+    /// These, by address; perhaps none.
+    Known(BTreeMap<SocketAddr, Arc<Endpoint>>),
+}
+
+impl Endpoint {
+    /// An address without more being known of it.
+    pub fn unmeshed(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            labels: Vec::new(),
+            identity: None,
+            hint: ProtocolHint::Unknown,
+            opaque_transport_port: None,
+            authority_override: None,
+            weight: 10_000,
+        }
+    }
+
+    /// Reads an endpoint; `shared` labels belong to all endpoints of the service.
+    pub fn from_proto(one: proto::WeightedAddr, shared: &HashMap<String, String>) -> Result<Self, Invalid> {
+        use proto::{protocol_hint::Protocol, tls_identity::Strategy};
+        let proto::WeightedAddr { addr, weight, metric_labels, tls_identity, protocol_hint, authority_override, .. } = one;
+        let addr = net::socket_addr(addr.ok_or_else(|| Invalid::missing("addr"))?)?;
+        let identity = match tls_identity.and_then(|tls| tls.strategy) {
+            None => None,
+            Some(Strategy::DnsLikeIdentity(id)) => {
+                Some(id.name.parse().map_err(|error| Invalid::new("tls_identity", error))?)
+            }
+            // Plaintext in its place would be worse than no endpoint.
+            Some(Strategy::UriLikeIdentity(id)) => {
+                return Err(Invalid::new("tls_identity", format!("URI identity `{}` is not supported", id.uri)));
+            }
+        };
+        let hint = protocol_hint.unwrap_or_default();
+        let opaque_transport_port = match hint.opaque_transport {
+            None => None,
+            Some(transport) => match u16::try_from(transport.inbound_port) {
+                Ok(port) if port > 0 => Some(port),
+                _ => return Err(Invalid::new("protocol_hint.opaque_transport.inbound_port", "must be 1 to 65535")),
+            },
+        };
+        let authority = authority_override.map(|over| over.authority_override).filter(|text| !text.is_empty());
+        let mut labels: BTreeMap<String, String> = shared.clone().into_iter().collect();
+        labels.extend(metric_labels);
+        Ok(Self {
+            addr,
+            labels: labels.into_iter().filter(|(name, _)| is_label_name(name)).take(LABELS_MAX).collect(),
+            identity,
+            hint: match hint.protocol {
+                None => ProtocolHint::Unknown,
+                Some(Protocol::H2(_)) => ProtocolHint::Http2,
+                Some(Protocol::Opaque(_)) => ProtocolHint::Opaque,
+            },
+            opaque_transport_port,
+            authority_override: authority
+                .map(|text| text.parse().map_err(|error| Invalid::new("authority_override", error)))
+                .transpose()?,
+            weight,
+        })
+    }
+}
+
+fn is_label_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+impl EndpointSet {
+    /// The endpoints; none when they are not known or do not exist.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        match self {
+            Self::Known(endpoints) => Some(endpoints.values()),
+            Self::Unknown | Self::DoesNotExist => None,
+        }
+        .into_iter()
+        .flatten()
+    }
+
+    /// The set after an update, with the endpoints that were left out for being invalid. `first` is the stream's first
+    /// update, which replaces all that an earlier stream said.
+    pub fn apply(&mut self, update: proto::Update, first: bool) -> Result<Vec<Invalid>, Invalid> {
+        let mut refused = Vec::new();
+        match update.update.ok_or_else(|| Invalid::missing("update"))? {
+            proto::update::Update::NoEndpoints(none) if none.exists => *self = Self::Known(BTreeMap::new()),
+            proto::update::Update::NoEndpoints(_) => *self = Self::DoesNotExist,
+            proto::update::Update::Add(add) => {
+                let known = self.known(first);
+                for one in add.addrs {
+                    match Endpoint::from_proto(one, &add.metric_labels) {
+                        Ok(endpoint) if known.len() < ENDPOINTS_MAX || known.contains_key(&endpoint.addr) => {
+                            known.insert(endpoint.addr, Arc::new(endpoint));
+                        }
+                        Ok(endpoint) => refused.push(Invalid::new(
+                            "addrs",
+                            format!("{} is beyond the {ENDPOINTS_MAX} endpoints kept of a service", endpoint.addr),
+                        )),
+                        Err(error) => refused.push(error),
+                    }
+                }
+            }
+            proto::update::Update::Remove(remove) => {
+                let known = self.known(first);
+                for addr in remove.addrs {
+                    match net::socket_addr(addr) {
+                        Ok(addr) => drop(known.remove(&addr)),
+                        Err(error) => refused.push(error),
+                    }
+                }
+            }
+        }
+        Ok(refused)
+    }
+
+    fn known(&mut self, reset: bool) -> &mut BTreeMap<SocketAddr, Arc<Endpoint>> {
+        if reset || !matches!(self, Self::Known(_)) {
+            *self = Self::Known(BTreeMap::new());
+        }
+        match self {
+            Self::Known(endpoints) => endpoints,
+            Self::Unknown | Self::DoesNotExist => unreachable!("made Known on the line above"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use linkerd2_proxy_api::net as net_proto;
+
+    use super::*;
+
+    fn addr(n: u8) -> net_proto::TcpAddress {
+        net::to_proto(SocketAddr::from(([10, 0, 0, n], 8080)))
+    }
+
+    fn add(addrs: &[u8]) -> proto::Update {
+        let addrs = addrs.iter().map(|&n| proto::WeightedAddr { addr: Some(addr(n)), weight: 1, ..Default::default() });
+        let set = proto::WeightedAddrSet {
+            addrs: addrs.collect(),
+            metric_labels: [("service".into(), "web".into()), ("bad-name".into(), "x".into())].into(),
+        };
+        proto::Update { update: Some(proto::update::Update::Add(set)) }
+    }
+
+    fn ips(set: &EndpointSet) -> Vec<String> {
+        set.iter().map(|endpoint| endpoint.addr.ip().to_string()).collect()
+    }
+
+    #[test]
+    fn follows_additions_and_removals_and_a_new_stream_starts_over() {
+        let mut set = EndpointSet::default();
+        set.apply(add(&[1, 2]), true).expect("valid");
+        set.apply(add(&[3]), false).expect("valid");
+        assert_eq!(ips(&set), ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+        let remove = proto::update::Update::Remove(proto::AddrSet { addrs: vec![addr(2), addr(9)] });
+        set.apply(proto::Update { update: Some(remove) }, false).expect("valid");
+        assert_eq!(ips(&set), ["10.0.0.1", "10.0.0.3"]);
+        set.apply(add(&[4]), true).expect("valid");
+        assert_eq!(ips(&set), ["10.0.0.4"]);
+        assert_eq!(set.iter().next().expect("one").labels, [("service".to_owned(), "web".to_owned())]);
+    }
+
+    #[test]
+    fn tells_an_empty_service_from_none() {
+        let none = |exists| proto::Update { update: Some(proto::update::Update::NoEndpoints(proto::NoEndpoints { exists })) };
+        let mut set = EndpointSet::default();
+        set.apply(none(true), true).expect("valid");
+        assert_eq!(set, EndpointSet::Known(BTreeMap::new()));
+        set.apply(none(false), false).expect("valid");
+        assert_eq!(set, EndpointSet::DoesNotExist);
+    }
+
+    #[test]
+    fn an_endpoint_whose_identity_cannot_be_checked_is_left_out() {
+        let strategy = proto::tls_identity::Strategy::UriLikeIdentity(proto::tls_identity::UriLikeIdentity { uri: "spiffe://x".into() });
+        let tls = proto::TlsIdentity { strategy: Some(strategy), server_name: None };
+        let one = proto::WeightedAddr { addr: Some(addr(1)), tls_identity: Some(tls), ..Default::default() };
+        let update = proto::Update {
+            update: Some(proto::update::Update::Add(proto::WeightedAddrSet { addrs: vec![one], ..Default::default() })),
+        };
+        let mut set = EndpointSet::default();
+        assert_eq!(set.apply(update, true).expect("valid").len(), 1);
+        assert_eq!(set.iter().count(), 0);
+        assert!(set.apply(proto::Update { update: None }, false).is_err());
+    }
+}

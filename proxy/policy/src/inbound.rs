@@ -1,0 +1,417 @@
+//! The policy of one of the pod's ports.
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use http::Request;
+use ipnet::IpNet;
+use linkerd2_proxy_api::inbound as proto;
+
+use crate::{
+    Client, Denied, Invalid, Meta, Permit,
+    authorize::{self, Authentication, Authorization},
+    filter::Filter,
+    invalid::{self, duration, each},
+    net::Network,
+    ratelimit::RateLimit,
+    route::{self, Route, Rule},
+};
+
+/// The policy of a port.
+#[derive(Clone, Debug)]
+pub struct ServerPolicy {
+    /// The Server resource, or the default.
+    pub meta: Meta,
+    /// What the port speaks.
+    pub protocol: Protocol,
+    /// Who may connect.
+    pub authorizations: Arc<[Authorization]>,
+}
+
+/// What a port speaks.
+#[derive(Clone, Debug)]
+pub enum Protocol {
+    /// Whatever the client's first bytes say, if they come within the timeout.
+    Detect {
+        /// How long to wait for them.
+        timeout: Duration,
+        /// What holds when it is HTTP.
+        http: Http,
+    },
+    /// HTTP/1.
+    Http1(Http),
+    /// HTTP/2.
+    Http2(Http),
+    /// gRPC, which is HTTP/2.
+    Grpc(Http),
+    /// Bytes.
+    Opaque,
+    /// The application's own TLS.
+    Tls,
+}
+
+/// What holds for HTTP on a port.
+#[derive(Clone, Debug, Default)]
+pub struct Http {
+    /// Routes.
+    pub routes: Vec<Route<InboundRule>>,
+    /// Rate limit.
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// What a route's rule says.
+#[derive(Clone, Debug)]
+pub struct InboundRule {
+    /// Who may use it, besides those whom the server allows.
+    pub authorizations: Arc<[Authorization]>,
+    /// What is done to requests.
+    pub filters: Vec<Filter>,
+}
+
+/// An authorized request.
+#[derive(Debug)]
+pub struct Allowed<'p> {
+    /// The permit.
+    pub permit: Permit,
+    /// The route taken.
+    pub route: &'p Meta,
+    /// What is done to the request.
+    pub filters: &'p [Filter],
+}
+
+/// Why a request is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused<'p> {
+    /// No route takes it.
+    #[error("no route of server {server} matches the request")]
+    NoRoute {
+        /// The server's name.
+        server: &'p str,
+    },
+    /// The client may not use the route.
+    #[error("not authorized on route {}", .route.name())]
+    Denied {
+        /// The route.
+        route: &'p Meta,
+        /// Why.
+        #[source]
+        denied: Denied,
+    },
+}
+
+impl ServerPolicy {
+    /// Judges a connection as a whole, for protocols that have no requests.
+    pub fn authorize(&self, client: &Client) -> Result<Permit, Denied> {
+        authorize::judge(&self.meta, self.authorizations.iter(), client)
+    }
+
+    /// Judges one request.
+    pub fn authorize_request<'p, B>(&'p self, client: &Client, req: &Request<B>) -> Result<Allowed<'p>, Refused<'p>> {
+        let routes = match &self.protocol {
+            Protocol::Detect { http, .. } | Protocol::Http1(http) | Protocol::Http2(http) | Protocol::Grpc(http) => {
+                http.routes.as_slice()
+            }
+            Protocol::Opaque | Protocol::Tls => &[],
+        };
+        let (route, rule) =
+            route::find(routes, req).ok_or(Refused::NoRoute { server: self.meta.name() })?;
+        let all = self.authorizations.iter().chain(rule.policy.authorizations.iter());
+        match authorize::judge(&self.meta, all, client) {
+            Ok(permit) => Ok(Allowed { permit, route: &route.meta, filters: &rule.policy.filters }),
+            Err(denied) => Err(Refused::Denied { route: &route.meta, denied }),
+        }
+    }
+
+    /// The port's rate limit for HTTP.
+    pub fn rate_limit(&self) -> Option<&RateLimit> {
+        match &self.protocol {
+            Protocol::Detect { http, .. } | Protocol::Http1(http) | Protocol::Http2(http) | Protocol::Grpc(http) => {
+                http.rate_limit.as_ref()
+            }
+            Protocol::Opaque | Protocol::Tls => None,
+        }
+    }
+
+    /// A policy that lets nobody in: what a malformed message becomes, since policy must never open by mistake.
+    pub fn invalid(detect_timeout: Duration) -> Self {
+        Self {
+            meta: Meta::default_named("invalid"),
+            protocol: Protocol::Detect { timeout: detect_timeout, http: default_http() },
+            authorizations: Arc::new([]),
+        }
+    }
+}
+
+fn default_http() -> Http {
+    let policy = InboundRule { authorizations: Arc::new([]), filters: Vec::new() };
+    let rules = vec![Rule { matches: Vec::new(), policy }];
+    Http { routes: vec![Route { meta: Meta::default_named("default"), hosts: Vec::new(), rules }], rate_limit: None }
+}
+
+/// The policy of ports that no Server selects, and of all ports until the control plane has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultPolicy {
+    /// Everyone.
+    AllUnauthenticated,
+    /// Everyone with an identity.
+    AllAuthenticated,
+    /// Everyone in the cluster's networks.
+    ClusterUnauthenticated,
+    /// Everyone in the cluster's networks with an identity.
+    ClusterAuthenticated,
+    /// Nobody.
+    Deny,
+    /// Everyone, but said in metrics.
+    Audit,
+}
+
+/// The text names no default policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no default policy: expected all-unauthenticated, all-authenticated, cluster-unauthenticated, cluster-authenticated, deny or audit")]
+pub struct DefaultPolicyError(String);
+
+impl DefaultPolicy {
+    /// The name, as annotations write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AllUnauthenticated => "all-unauthenticated",
+            Self::AllAuthenticated => "all-authenticated",
+            Self::ClusterUnauthenticated => "cluster-unauthenticated",
+            Self::ClusterAuthenticated => "cluster-authenticated",
+            Self::Deny => "deny",
+            Self::Audit => "audit",
+        }
+    }
+
+    /// The policy of a port under this default; opaque ports have no detection.
+    pub fn policy(self, cluster_networks: &[IpNet], detect_timeout: Duration, opaque: bool) -> ServerPolicy {
+        let cluster = || cluster_networks.iter().copied().map(Network::from).collect();
+        let allowed = match self {
+            Self::Deny => None,
+            Self::AllUnauthenticated | Self::Audit => Some((Network::all(), Authentication::Unauthenticated)),
+            Self::AllAuthenticated => Some((Network::all(), Authentication::any_identity())),
+            Self::ClusterUnauthenticated => Some((cluster(), Authentication::Unauthenticated)),
+            Self::ClusterAuthenticated => Some((cluster(), Authentication::any_identity())),
+        };
+        let meta = Meta::default_named(self.as_str());
+        let authorization =
+            allowed.map(|(networks, authentication)| Authorization { meta: meta.clone(), networks, authentication });
+        let protocol = match opaque {
+            true => Protocol::Opaque,
+            false => Protocol::Detect { timeout: detect_timeout, http: default_http() },
+        };
+        ServerPolicy { meta, protocol, authorizations: authorization.into_iter().collect() }
+    }
+}
+
+impl FromStr for DefaultPolicy {
+    type Err = DefaultPolicyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let all = [
+            Self::AllUnauthenticated,
+            Self::AllAuthenticated,
+            Self::ClusterUnauthenticated,
+            Self::ClusterAuthenticated,
+            Self::Deny,
+            Self::Audit,
+        ];
+        all.into_iter().find(|one| one.as_str() == text).ok_or_else(|| DefaultPolicyError(text.to_owned()))
+    }
+}
+
+impl TryFrom<proto::Server> for ServerPolicy {
+    type Error = Invalid;
+
+    fn try_from(server: proto::Server) -> Result<Self, Invalid> {
+        use proto::proxy_protocol::Kind;
+        let proto::Server { protocol, server_ips: _, authorizations, labels } = server;
+        let kind = protocol.and_then(|protocol| protocol.kind).ok_or_else(|| Invalid::missing("protocol"))?;
+        let http_routes = |routes, limit| http("http_routes", routes, limit, http_route);
+        let protocol = match kind {
+            Kind::Detect(proto::proxy_protocol::Detect { timeout, http_routes: routes, http_local_rate_limit }) => {
+                let timeout = timeout.ok_or_else(|| Invalid::missing("protocol.detect.timeout"))?;
+                Protocol::Detect {
+                    timeout: duration("protocol.detect.timeout", timeout)?,
+                    http: http_routes(routes, http_local_rate_limit)?,
+                }
+            }
+            Kind::Http1(proto::proxy_protocol::Http1 { routes, local_rate_limit }) => {
+                Protocol::Http1(http_routes(routes, local_rate_limit)?)
+            }
+            Kind::Http2(proto::proxy_protocol::Http2 { routes, local_rate_limit }) => {
+                Protocol::Http2(http_routes(routes, local_rate_limit)?)
+            }
+            Kind::Grpc(proto::proxy_protocol::Grpc { routes }) => {
+                Protocol::Grpc(http("routes", routes, None, grpc_route)?)
+            }
+            Kind::Opaque(_) => Protocol::Opaque,
+            Kind::Tls(_) => Protocol::Tls,
+        };
+        Ok(Self {
+            meta: authorize::labels_meta(&labels).unwrap_or_else(|| Meta::default_named("")),
+            protocol,
+            authorizations: each("authorizations", authorizations, Authorization::try_from)?.into(),
+        })
+    }
+}
+
+fn http<R>(
+    field: &str,
+    routes: Vec<R>,
+    limit: Option<proto::HttpLocalRateLimit>,
+    convert: impl Fn(R) -> Result<Route<InboundRule>, Invalid>,
+) -> Result<Http, Invalid> {
+    let routes = match routes.is_empty() {
+        // A controller that sends no routes has none to restrict requests with.
+        true => default_http().routes,
+        false => each(field, routes, convert)?,
+    };
+    Ok(Http { routes, rate_limit: limit.map(RateLimit::try_from).transpose()? })
+}
+
+fn http_route(route: proto::HttpRoute) -> Result<Route<InboundRule>, Invalid> {
+    let proto::HttpRoute { metadata, hosts, authorizations, rules } = route;
+    let authorizations: Arc<[_]> = each("authorizations", authorizations, Authorization::try_from)?.into();
+    let rule = |rule: proto::http_route::Rule| {
+        Ok(Rule {
+            matches: route::matches(rule.matches)?,
+            policy: InboundRule {
+                authorizations: authorizations.clone(),
+                filters: each("filters", rule.filters, Filter::try_from)?,
+            },
+        })
+    };
+    mk_route(metadata, hosts, rules, rule)
+}
+
+fn grpc_route(route: proto::GrpcRoute) -> Result<Route<InboundRule>, Invalid> {
+    let proto::GrpcRoute { metadata, hosts, authorizations, rules } = route;
+    let authorizations: Arc<[_]> = each("authorizations", authorizations, Authorization::try_from)?.into();
+    let rule = |rule: proto::grpc_route::Rule| {
+        Ok(Rule {
+            matches: route::matches(rule.matches)?,
+            policy: InboundRule {
+                authorizations: authorizations.clone(),
+                filters: each("filters", rule.filters, Filter::try_from)?,
+            },
+        })
+    };
+    mk_route(metadata, hosts, rules, rule)
+}
+
+/// A route of any kind, from its parts.
+pub(crate) fn mk_route<R, P>(
+    metadata: Option<linkerd2_proxy_api::meta::Metadata>,
+    hosts: Vec<linkerd2_proxy_api::http_route::HostMatch>,
+    rules: Vec<R>,
+    rule: impl Fn(R) -> Result<Rule<P>, Invalid>,
+) -> Result<Route<P>, Invalid> {
+    if rules.is_empty() {
+        return Err(Invalid::new("rules", "must have at least one rule"));
+    }
+    Ok(Route {
+        meta: Meta::required("metadata", metadata)?,
+        hosts: each("hosts", hosts, route::HostMatch::try_from)?,
+        rules: invalid::each("rules", rules, rule)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use linkerd2_proxy_api::{http_route, meta};
+
+    use super::*;
+    use crate::ClientTls;
+
+    fn default_meta(name: &str) -> Option<meta::Metadata> {
+        Some(meta::Metadata { kind: Some(meta::metadata::Kind::Default(name.into())) })
+    }
+
+    fn authz(identity: Option<&str>) -> proto::Authz {
+        use proto::authn::{Permit, PermitMeshTls, PermitUnauthenticated, permit_mesh_tls};
+        let permit = match identity {
+            None => Permit::Unauthenticated(PermitUnauthenticated {}),
+            Some(name) => Permit::MeshTls(PermitMeshTls {
+                clients: Some(permit_mesh_tls::Clients::Identities(permit_mesh_tls::PermitClientIdentities {
+                    identities: vec![proto::Identity { name: name.into() }],
+                    suffixes: vec![],
+                })),
+            }),
+        };
+        proto::Authz {
+            networks: vec![proto::Network { net: Some("0.0.0.0/0".parse::<IpNet>().expect("valid").into()), except: vec![] }],
+            authentication: Some(proto::Authn { permit: Some(permit) }),
+            labels: Default::default(),
+            metadata: default_meta("all"),
+        }
+    }
+
+    fn server(routes: Vec<proto::HttpRoute>, authorizations: Vec<proto::Authz>) -> proto::Server {
+        let kind = proto::proxy_protocol::Kind::Http1(proto::proxy_protocol::Http1 { routes, local_rate_limit: None });
+        proto::Server { protocol: Some(proto::ProxyProtocol { kind: Some(kind) }), authorizations, ..Default::default() }
+    }
+
+    fn route(prefix: &str, authorizations: Vec<proto::Authz>) -> proto::HttpRoute {
+        let path = http_route::PathMatch { kind: Some(http_route::path_match::Kind::Prefix(prefix.into())) };
+        let matches = vec![http_route::HttpRouteMatch { path: Some(path), ..Default::default() }];
+        let rules = vec![proto::http_route::Rule { matches, filters: vec![] }];
+        proto::HttpRoute { metadata: default_meta(prefix), hosts: vec![], authorizations, rules }
+    }
+
+    fn client(tls: ClientTls) -> Client {
+        Client { addr: "10.0.0.1".parse().expect("an address"), tls }
+    }
+
+    fn get(path: &str) -> Request<()> {
+        Request::builder().uri(path).body(()).expect("valid")
+    }
+
+    #[test]
+    fn a_routes_authorizations_hold_for_it_alone() {
+        let admin = "admin.test";
+        let server = server(vec![route("/", vec![authz(None)]), route("/admin", vec![authz(Some(admin))])], vec![]);
+        let policy = ServerPolicy::try_from(server).expect("valid");
+        let stranger = client(ClientTls::None);
+        let known = client(ClientTls::Established(Some(admin.parse().expect("a name"))));
+        assert!(policy.authorize_request(&stranger, &get("/x")).is_ok());
+        assert!(matches!(policy.authorize_request(&stranger, &get("//admin")), Err(Refused::Denied { .. })));
+        assert_eq!(policy.authorize_request(&known, &get("/admin")).expect("allowed").route.name(), "/admin");
+        assert!(policy.authorize(&stranger).is_err(), "no authorization of the server as a whole");
+    }
+
+    #[test]
+    fn a_request_that_no_route_takes_is_not_found() {
+        let policy = ServerPolicy::try_from(server(vec![route("/a", vec![])], vec![authz(None)])).expect("valid");
+        assert!(matches!(policy.authorize_request(&client(ClientTls::None), &get("/b")), Err(Refused::NoRoute { .. })));
+    }
+
+    #[test]
+    fn default_policies_say_who_may_connect() {
+        let nets = ["10.0.0.0/8".parse().expect("a network")];
+        let mesh = ClientTls::Established(Some("a.test".parse().expect("a name")));
+        let inside = |tls: &ClientTls| Client { addr: "10.1.1.1".parse().expect("an address"), tls: tls.clone() };
+        let outside = |tls: &ClientTls| Client { addr: "1.1.1.1".parse().expect("an address"), tls: tls.clone() };
+        for (name, want) in [
+            ("all-unauthenticated", [true, true, true]),
+            ("all-authenticated", [false, true, true]),
+            ("cluster-unauthenticated", [true, true, false]),
+            ("cluster-authenticated", [false, true, false]),
+            ("deny", [false, false, false]),
+            ("audit", [true, true, true]),
+        ] {
+            let policy = name.parse::<DefaultPolicy>().expect("a name").policy(&nets, Duration::from_secs(10), false);
+            let got = [inside(&ClientTls::None), inside(&mesh), outside(&mesh)].map(|one| policy.authorize(&one).is_ok());
+            assert_eq!(got, want, "{name}");
+        }
+        assert!("allow".parse::<DefaultPolicy>().is_err());
+    }
+
+    #[test]
+    fn one_bad_field_refuses_the_whole_server() {
+        let mut bad = route("/", vec![]);
+        bad.rules.clear();
+        let error = ServerPolicy::try_from(server(vec![route("/", vec![]), bad], vec![])).expect_err("no rules");
+        assert_eq!(error.to_string(), "field `http_routes[1].rules` is invalid: must have at least one rule");
+        assert!(ServerPolicy::try_from(proto::Server::default()).is_err());
+    }
+}

@@ -1,0 +1,567 @@
+//! Which route a request takes, by Gateway API's precedence: the most specific host, then path (exact, then longest
+//! prefix, then expression), then method, then most headers, then most query parameters, then the first listed.
+//!
+//! Paths are compared in one canonical form, so that `//admin`, `/./admin` and `/%61dmin` are `/admin` to every
+//! rule; the request itself goes on as it came.
+
+use std::borrow::Cow;
+
+use http::{HeaderName, HeaderValue, Method, Request};
+use linkerd2_proxy_api::{grpc_route, http_route};
+use regex::{Regex, RegexBuilder};
+
+use crate::{Invalid, Meta, invalid};
+
+/// A compiled expression may take this much memory; the control plane's expressions are small.
+const REGEX_SIZE_MAX: usize = 1 << 20;
+
+/// A named list of rules for some hosts.
+#[derive(Clone, Debug)]
+pub struct Route<P> {
+    /// The resource it comes from.
+    pub meta: Meta,
+    /// Hosts it is for; empty for all.
+    pub hosts: Vec<HostMatch>,
+    /// Its rules.
+    pub rules: Vec<Rule<P>>,
+}
+
+/// What to do with requests that match.
+#[derive(Clone, Debug)]
+pub struct Rule<P> {
+    /// Any of these suffices; empty matches all requests.
+    pub matches: Vec<RequestMatch>,
+    /// What to do.
+    pub policy: P,
+}
+
+/// A match on the request's host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostMatch {
+    /// This host, lower case.
+    Exact(String),
+    /// Any host below this suffix, which begins with a dot.
+    Suffix(String),
+}
+
+/// A match on the rest of the request. All given parts must hold.
+#[derive(Clone, Debug, Default)]
+pub struct RequestMatch {
+    /// On the path.
+    pub path: Option<PathMatch>,
+    /// On headers.
+    pub headers: Vec<HeaderMatch>,
+    /// On query parameters.
+    pub query_params: Vec<QueryMatch>,
+    /// On the method.
+    pub method: Option<Method>,
+}
+
+/// A match on the path.
+#[derive(Clone, Debug)]
+pub enum PathMatch {
+    /// The whole path.
+    Exact(String),
+    /// Leading segments of the path, without a trailing slash.
+    Prefix(String),
+    /// The whole path as an expression.
+    Regex(Regex),
+    /// A gRPC call; an absent part matches any.
+    Rpc {
+        /// The service, with its package.
+        service: Option<String>,
+        /// The method.
+        method: Option<String>,
+    },
+}
+
+/// A match on one header.
+#[derive(Clone, Debug)]
+pub enum HeaderMatch {
+    /// One of its values is this.
+    Exact(HeaderName, HeaderValue),
+    /// One of its values matches this.
+    Regex(HeaderName, Regex),
+}
+
+/// A match on one query parameter.
+#[derive(Clone, Debug)]
+pub enum QueryMatch {
+    /// Its value is this.
+    Exact(String, String),
+    /// Its value matches this.
+    Regex(String, Regex),
+}
+
+/// How specific a match is; the greatest wins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Specificity {
+    host: HostRank,
+    path: PathRank,
+    method: bool,
+    headers: usize,
+    query_params: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum HostRank {
+    #[default]
+    Any,
+    Suffix(usize),
+    Exact,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum PathRank {
+    #[default]
+    Any,
+    Regex,
+    Prefix(usize),
+    Exact,
+}
+
+/// The rule that a request takes, with its route; `None` when no rule matches.
+pub fn find<'r, P, B>(routes: &'r [Route<P>], req: &Request<B>) -> Option<(&'r Route<P>, &'r Rule<P>)> {
+    // Most servers and services have the one default route that takes everything.
+    if let [route] = routes
+        && route.hosts.is_empty()
+        && let [rule] = route.rules.as_slice()
+        && rule.matches.is_empty()
+    {
+        return Some((route, rule));
+    }
+    let host = host(req);
+    let path = canonical_path(req.uri().path());
+    let mut best: Option<(Specificity, &Route<P>, &Rule<P>)> = None;
+    for route in routes {
+        let Some(host) = host_rank(&route.hosts, host.as_deref()) else { continue };
+        for rule in &route.rules {
+            let ranks = rule.matches.iter().filter_map(|one| one.rank(req, &path));
+            let rank = match rule.matches.is_empty() {
+                true => Some(Specificity::default()),
+                false => ranks.max(),
+            };
+            if let Some(rank) = rank.map(|rank| Specificity { host, ..rank })
+                && best.as_ref().is_none_or(|(found, ..)| rank > *found)
+            {
+                best = Some((rank, route, rule));
+            }
+        }
+    }
+    best.map(|(_, route, rule)| (route, rule))
+}
+
+/// The request's host, lower case and without port: of the URI, else of the Host header.
+pub fn host<B>(req: &Request<B>) -> Option<Cow<'_, str>> {
+    let host = match req.uri().host() {
+        Some(host) => host,
+        None => {
+            let value = req.headers().get(http::header::HOST)?.to_str().ok()?;
+            match value.rsplit_once(':') {
+                Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+                _ => value,
+            }
+        }
+    };
+    let host = host.strip_suffix('.').unwrap_or(host);
+    Some(match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Cow::Owned(host.to_ascii_lowercase()),
+        false => Cow::Borrowed(host),
+    })
+}
+
+fn host_rank(hosts: &[HostMatch], host: Option<&str>) -> Option<HostRank> {
+    if hosts.is_empty() {
+        return Some(HostRank::Any);
+    }
+    let host = host?;
+    hosts
+        .iter()
+        .filter_map(|one| match one {
+            HostMatch::Exact(exact) => (exact == host).then_some(HostRank::Exact),
+            HostMatch::Suffix(suffix) => {
+                (host.len() > suffix.len() && host.ends_with(suffix.as_str())).then_some(HostRank::Suffix(suffix.len()))
+            }
+        })
+        .max()
+}
+
+impl RequestMatch {
+    fn rank<B>(&self, req: &Request<B>, path: &str) -> Option<Specificity> {
+        let path_rank = match &self.path {
+            None => PathRank::Any,
+            Some(one) => one.rank(path)?,
+        };
+        if self.method.as_ref().is_some_and(|method| method != req.method()) {
+            return None;
+        }
+        if !self.headers.iter().all(|header| header.matches(req)) {
+            return None;
+        }
+        if !self.query_params.iter().all(|param| param.matches(req.uri().query().unwrap_or(""))) {
+            return None;
+        }
+        Some(Specificity {
+            host: HostRank::Any,
+            path: path_rank,
+            method: self.method.is_some(),
+            headers: self.headers.len(),
+            query_params: self.query_params.len(),
+        })
+    }
+}
+
+impl PathMatch {
+    fn rank(&self, path: &str) -> Option<PathRank> {
+        match self {
+            Self::Exact(exact) => (path == exact).then_some(PathRank::Exact),
+            Self::Prefix(prefix) => {
+                let rest = path.strip_prefix(prefix.as_str())?;
+                (rest.is_empty() || rest.starts_with('/')).then_some(PathRank::Prefix(prefix.len()))
+            }
+            Self::Regex(regex) => regex.is_match(path).then_some(PathRank::Regex),
+            Self::Rpc { service, method } => {
+                let (path_service, path_method) = path.strip_prefix('/')?.split_once('/')?;
+                let same = |want: &Option<String>, have: &str| want.as_ref().is_none_or(|want| want == have);
+                (same(service, path_service) && same(method, path_method)).then(|| match (service, method) {
+                    (Some(_), Some(_)) => PathRank::Exact,
+                    (Some(service), None) => PathRank::Prefix(service.len()),
+                    (None, Some(_)) => PathRank::Regex,
+                    (None, None) => PathRank::Any,
+                })
+            }
+        }
+    }
+}
+
+impl HeaderMatch {
+    fn matches<B>(&self, req: &Request<B>) -> bool {
+        match self {
+            Self::Exact(name, value) => req.headers().get_all(name).iter().any(|have| have == value),
+            Self::Regex(name, regex) => {
+                req.headers().get_all(name).iter().any(|have| have.to_str().is_ok_and(|have| regex.is_match(have)))
+            }
+        }
+    }
+}
+
+impl QueryMatch {
+    fn matches(&self, query: &str) -> bool {
+        let (name, check): (_, &dyn Fn(&str) -> bool) = match self {
+            Self::Exact(name, value) => (name, &move |have| have == value),
+            Self::Regex(name, regex) => (name, &move |have| regex.is_match(have)),
+        };
+        let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        // The first value counts, as Gateway API leaves open and most applications do.
+        pairs
+            .map(|(key, value)| (decode_query(key), decode_query(value)))
+            .find(|(key, _)| key == name)
+            .is_some_and(|(_, value)| check(&value))
+    }
+}
+
+fn decode_query(text: &str) -> Cow<'_, str> {
+    if !text.contains(['%', '+']) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(String::from_utf8_lossy(&percent_decode(&text.replace('+', " "))).into_owned())
+}
+
+fn percent_decode(text: &str) -> Vec<u8> {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let hex = |offset| bytes.get(at + offset).and_then(|&digit| char::from(digit).to_digit(16));
+        match (byte, hex(1), hex(2)) {
+            // Two hex digits make at most 255.
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                at += 3;
+            }
+            _ => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+/// The path with escapes decoded, empty segments dropped and dot segments resolved. A trailing slash is kept.
+pub fn canonical_path(path: &str) -> Cow<'_, str> {
+    if !path.contains("//") && !path.contains("/.") && !path.contains('%') {
+        return Cow::Borrowed(path);
+    }
+    let decoded = String::from_utf8_lossy(&percent_decode(path)).into_owned();
+    let mut segments: Vec<&str> = Vec::new();
+    let mut parts = decoded.split('/').peekable();
+    let mut trailing = false;
+    while let Some(part) = parts.next() {
+        trailing = matches!(part, "" | "." | "..") && parts.peek().is_none();
+        match part {
+            "" | "." => {}
+            ".." => drop(segments.pop()),
+            _ => segments.push(part),
+        }
+    }
+    let mut out = String::with_capacity(decoded.len());
+    for segment in &segments {
+        out.push('/');
+        out.push_str(segment);
+    }
+    if trailing || segments.is_empty() {
+        out.push('/');
+    }
+    Cow::Owned(out)
+}
+
+/// Compiles an expression that must match the whole text.
+fn whole_regex(field: &str, expression: &str) -> Result<Regex, Invalid> {
+    let compile = |text: &str| {
+        RegexBuilder::new(text).size_limit(REGEX_SIZE_MAX).build().map_err(|error| Invalid::new(field, error))
+    };
+    // Alone first: a stray parenthesis must not break out of the group that anchors the expression.
+    compile(expression)?;
+    compile(&format!("^(?:{expression})$"))
+}
+
+impl TryFrom<http_route::HostMatch> for HostMatch {
+    type Error = Invalid;
+
+    fn try_from(host: http_route::HostMatch) -> Result<Self, Invalid> {
+        use http_route::host_match::Match;
+        match host.r#match.ok_or_else(|| Invalid::missing("match"))? {
+            Match::Exact(name) => Ok(Self::Exact(name.to_ascii_lowercase())),
+            Match::Suffix(suffix) => {
+                let labels: Vec<_> = suffix.reverse_labels.iter().rev().map(|label| label.to_ascii_lowercase()).collect();
+                match labels.is_empty() {
+                    true => Err(Invalid::new("suffix", "must have at least one label")),
+                    false => Ok(Self::Suffix(format!(".{}", labels.join(".")))),
+                }
+            }
+        }
+    }
+}
+
+impl TryFrom<http_route::HttpRouteMatch> for RequestMatch {
+    type Error = Invalid;
+
+    fn try_from(one: http_route::HttpRouteMatch) -> Result<Self, Invalid> {
+        let http_route::HttpRouteMatch { path, headers, query_params, method } = one;
+        Ok(Self {
+            path: path.map(PathMatch::try_from).transpose()?.filter(|path| !path.is_any()),
+            headers: invalid::each("headers", headers, HeaderMatch::try_from)?,
+            query_params: invalid::each("query_params", query_params, QueryMatch::try_from)?,
+            method: method.map(Method::try_from).transpose().map_err(|error| Invalid::new("method", error))?,
+        })
+    }
+}
+
+impl TryFrom<grpc_route::GrpcRouteMatch> for RequestMatch {
+    type Error = Invalid;
+
+    fn try_from(one: grpc_route::GrpcRouteMatch) -> Result<Self, Invalid> {
+        let grpc_route::GrpcRouteMatch { rpc, headers } = one;
+        let given = |text: String| (!text.is_empty()).then_some(text);
+        Ok(Self {
+            path: rpc.map(|rpc| PathMatch::Rpc { service: given(rpc.service), method: given(rpc.method) }),
+            headers: invalid::each("headers", headers, HeaderMatch::try_from)?,
+            query_params: Vec::new(),
+            method: None,
+        })
+    }
+}
+
+impl PathMatch {
+    fn is_any(&self) -> bool {
+        matches!(self, Self::Prefix(prefix) if prefix.is_empty())
+    }
+}
+
+impl TryFrom<http_route::PathMatch> for PathMatch {
+    type Error = Invalid;
+
+    fn try_from(path: http_route::PathMatch) -> Result<Self, Invalid> {
+        use http_route::path_match::Kind;
+        match path.kind.ok_or_else(|| Invalid::missing("path.kind"))? {
+            Kind::Exact(exact) if exact.starts_with('/') => Ok(Self::Exact(exact)),
+            Kind::Prefix(prefix) if prefix.starts_with('/') => Ok(Self::Prefix(prefix.trim_end_matches('/').to_owned())),
+            Kind::Exact(path) | Kind::Prefix(path) => {
+                Err(Invalid::new("path", format!("`{path}` must begin with a slash")))
+            }
+            Kind::Regex(regex) => Ok(Self::Regex(whole_regex("path.regex", &regex)?)),
+        }
+    }
+}
+
+impl TryFrom<http_route::HeaderMatch> for HeaderMatch {
+    type Error = Invalid;
+
+    fn try_from(header: http_route::HeaderMatch) -> Result<Self, Invalid> {
+        use http_route::header_match::Value;
+        let name: HeaderName = header.name.parse().map_err(|error| Invalid::new("name", error))?;
+        match header.value.ok_or_else(|| Invalid::missing("value"))? {
+            Value::Exact(value) => {
+                let value = HeaderValue::from_bytes(&value).map_err(|error| Invalid::new("value", error))?;
+                Ok(Self::Exact(name, value))
+            }
+            Value::Regex(regex) => Ok(Self::Regex(name, whole_regex("value.regex", &regex)?)),
+        }
+    }
+}
+
+impl TryFrom<http_route::QueryParamMatch> for QueryMatch {
+    type Error = Invalid;
+
+    fn try_from(param: http_route::QueryParamMatch) -> Result<Self, Invalid> {
+        use http_route::query_param_match::Value;
+        match param.value.ok_or_else(|| Invalid::missing("value"))? {
+            Value::Exact(value) => Ok(Self::Exact(param.name, value)),
+            Value::Regex(regex) => Ok(Self::Regex(param.name, whole_regex("value.regex", &regex)?)),
+        }
+    }
+}
+
+/// Rule matches, where one that takes every request makes the others pointless.
+pub(crate) fn matches<T>(matches: Vec<T>) -> Result<Vec<RequestMatch>, Invalid>
+where
+    RequestMatch: TryFrom<T, Error = Invalid>,
+{
+    let matches = invalid::each("matches", matches, RequestMatch::try_from)?;
+    let any = |one: &RequestMatch| {
+        one.path.is_none() && one.headers.is_empty() && one.query_params.is_empty() && one.method.is_none()
+    };
+    Ok(if matches.len() == 1 && any(&matches[0]) { Vec::new() } else { matches })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(name: &'static str, one: RequestMatch) -> Rule<&'static str> {
+        Rule { matches: vec![one], policy: name }
+    }
+
+    fn path(kind: http_route::path_match::Kind) -> RequestMatch {
+        let path = Some(http_route::PathMatch { kind: Some(kind) });
+        http_route::HttpRouteMatch { path, ..Default::default() }.try_into().expect("valid")
+    }
+
+    fn route(hosts: Vec<HostMatch>, rules: Vec<Rule<&'static str>>) -> Route<&'static str> {
+        Route { meta: Meta::default_named("test"), hosts, rules }
+    }
+
+    fn chosen(routes: &[Route<&'static str>], uri: &str, headers: &[(&str, &str)]) -> Option<&'static str> {
+        let mut req = Request::builder().uri(uri);
+        for (name, value) in headers {
+            req = req.header(*name, *value);
+        }
+        find(routes, &req.body(()).expect("valid")).map(|(_, rule)| rule.policy)
+    }
+
+    #[test]
+    fn the_most_specific_path_wins_whatever_the_order() {
+        use http_route::path_match::Kind::*;
+        let routes = [route(
+            Vec::new(),
+            vec![
+                rule("regex", path(Regex("/a.*".into()))),
+                rule("short", path(Prefix("/a".into()))),
+                rule("long", path(Prefix("/a/b/".into()))),
+                rule("exact", path(Exact("/a/b/c".into()))),
+            ],
+        )];
+        for (uri, want) in [
+            ("/a/b/c", Some("exact")),
+            ("/a/b/d", Some("long")),
+            ("/a/b", Some("long")),
+            ("/a/bc", Some("short")),
+            ("/abc", Some("regex")),
+            ("/x/abc", None),
+        ] {
+            assert_eq!(chosen(&routes, uri, &[]), want, "{uri}");
+        }
+    }
+
+    #[test]
+    fn hosts_come_before_paths_and_exact_before_suffix() {
+        let any = || vec![Rule { matches: Vec::new(), policy: "any" }];
+        let named = |name| vec![rule(name, RequestMatch::default())];
+        let routes = [
+            route(Vec::new(), any()),
+            route(vec![HostMatch::Suffix(".example.com".into())], named("suffix")),
+            route(vec![HostMatch::Suffix(".a.example.com".into())], named("longer")),
+            route(vec![HostMatch::Exact("b.a.example.com".into())], named("exact")),
+        ];
+        for (host, want) in [
+            ("B.a.Example.com:8080", "exact"),
+            ("c.a.example.com", "longer"),
+            ("c.example.com.", "suffix"),
+            ("example.com", "any"),
+            ("notexample.com", "any"),
+        ] {
+            assert_eq!(chosen(&routes, "/", &[("host", host)]), Some(want), "{host}");
+        }
+    }
+
+    #[test]
+    fn more_headers_and_a_method_are_more_specific() {
+        let header = |name: &'static str| HeaderMatch::Exact(HeaderName::from_static(name), HeaderValue::from_static("1"));
+        let routes = [route(
+            Vec::new(),
+            vec![
+                rule("any", RequestMatch::default()),
+                rule("one", RequestMatch { headers: vec![header("a")], ..Default::default() }),
+                rule("two", RequestMatch { headers: vec![header("a"), header("b")], ..Default::default() }),
+                rule("method", RequestMatch { method: Some(Method::PUT), ..Default::default() }),
+                rule("query", RequestMatch { query_params: vec![QueryMatch::Exact("q".into(), "a b".into())], ..Default::default() }),
+            ],
+        )];
+        assert_eq!(chosen(&routes, "/", &[]), Some("any"));
+        assert_eq!(chosen(&routes, "/", &[("a", "1")]), Some("one"));
+        assert_eq!(chosen(&routes, "/", &[("a", "1"), ("b", "1")]), Some("two"));
+        assert_eq!(chosen(&routes, "/?x=1&q=a%20b", &[]), Some("query"));
+        assert_eq!(chosen(&routes, "/?q=a+b", &[]), Some("query"));
+    }
+
+    #[test]
+    fn rules_see_one_form_of_a_path() {
+        for (path, want) in [
+            ("/a/b", "/a/b"),
+            ("//a///b", "/a/b"),
+            ("/x/../a/./b", "/a/b"),
+            ("/%61/b", "/a/b"),
+            ("/a%2Fb", "/a/b"),
+            ("/a/%2e%2e/b/", "/b/"),
+            ("/../..", "/"),
+            ("/a%zz", "/a%zz"),
+            ("/.well-known/x", "/.well-known/x"),
+        ] {
+            assert_eq!(canonical_path(path), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn grpc_calls_match_by_service_and_method() {
+        let rpc = |service: &str, method: &str| {
+            let rpc = Some(grpc_route::GrpcRpcMatch { service: service.into(), method: method.into() });
+            RequestMatch::try_from(grpc_route::GrpcRouteMatch { rpc, headers: Vec::new() }).expect("valid")
+        };
+        let routes = [route(Vec::new(), vec![rule("service", rpc("a.B", "")), rule("call", rpc("a.B", "C")), rule("method", rpc("", "C"))])];
+        assert_eq!(chosen(&routes, "/a.B/C", &[]), Some("call"));
+        assert_eq!(chosen(&routes, "/a.B/D", &[]), Some("service"));
+        assert_eq!(chosen(&routes, "/a.X/C", &[]), Some("method"));
+        assert_eq!(chosen(&routes, "/a.X/D", &[]), None);
+    }
+
+    #[test]
+    fn refuses_bad_matches() {
+        use http_route::path_match::Kind::*;
+        for kind in [Exact("a".into()), Prefix("".into()), Regex("(".into())] {
+            assert!(PathMatch::try_from(http_route::PathMatch { kind: Some(kind) }).is_err());
+        }
+        assert!(PathMatch::try_from(http_route::PathMatch { kind: None }).is_err());
+        assert!(HostMatch::try_from(http_route::HostMatch { r#match: None }).is_err());
+    }
+}
