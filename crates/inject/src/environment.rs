@@ -56,10 +56,14 @@ pub(crate) fn of(settings: &Settings, ports: &ContainerPorts, trust_anchors_pem:
         vars.set(env::CORES_MAX_RATIO, ratio.to_string());
     }
 
-    // Logs. Headers are turned off by a directive, so that a debug level does not print secrets by accident.
+    // Logs. A level that would print requests comes with a directive that leaves their headers out, so that secrets
+    // do not get into logs by accident; without need it would only cost time on every span.
+    let verbose = ["debug", "trace"]
+        .iter()
+        .any(|level| values.log_level.to_ascii_lowercase().contains(level));
     let log = match values.log_http_headers {
-        LogHttpHeaders::Off => format!("{},[{{headers}}]=off,[{{request}}]=off", values.log_level),
-        LogHttpHeaders::Insecure => values.log_level.clone(),
+        LogHttpHeaders::Off if verbose => format!("{},[{{headers}}]=off,[{{request}}]=off", values.log_level),
+        LogHttpHeaders::Off | LogHttpHeaders::Insecure => values.log_level.clone(),
     };
     vars.set(env::LOG, log);
     vars.set(env::LOG_FORMAT, values.log_format.to_string());

@@ -101,6 +101,7 @@ pub(crate) fn proxy(settings: &Settings, ports: &ContainerPorts, trust_anchors_p
         ..ContainerPort::default()
     };
     let native = values.native_sidecar;
+    let gated = native && values.await_ready;
     Container {
         name: port::PROXY_CONTAINER.to_owned(),
         env: Some(environment::of(settings, ports, trust_anchors_pem)),
@@ -113,8 +114,9 @@ pub(crate) fn proxy(settings: &Settings, ports: &ContainerPorts, trust_anchors_p
             named(port::PROXY_INBOUND_NAME, values.ports.inbound),
             named(port::PROXY_ADMIN_NAME, values.ports.admin),
         ]),
+        // The startup probe has waited already where there is one.
         readiness_probe: Some(Probe {
-            initial_delay_seconds: Some(2),
+            initial_delay_seconds: (!gated).then_some(2),
             ..probe("/ready", values.ports.admin)
         }),
         resources: resources(&values.resources),
@@ -133,7 +135,7 @@ pub(crate) fn proxy(settings: &Settings, ports: &ContainerPorts, trust_anchors_p
             ..SecurityContext::default()
         }),
         // A native sidecar that must be ready first holds the pod's other containers back by its startup probe.
-        startup_probe: (native && values.await_ready).then(|| Probe {
+        startup_probe: gated.then(|| Probe {
             failure_threshold: Some(120),
             period_seconds: Some(1),
             ..probe("/ready", values.ports.admin)
