@@ -1,0 +1,72 @@
+//! Heddle's benchmarks: each drives the programs that users run, beside a peer in the same run, and prints the ratio
+//! with its spread.
+//!
+//! In go release binaries and, for `proxy`, network namespaces that it makes itself; out comes a table on stderr and,
+//! with `--json FILE`, an array of records ([`record::Record`]). It never asserts a figure: reading them is for people.
+
+mod control;
+mod netns;
+mod proxy;
+mod reconcile;
+mod record;
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "heddle-bench", about = "Measures Heddle against its peers in the same run")]
+struct Args {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The sidecar pair against no proxy and an haproxy pair.
+    Proxy {
+        #[command(flatten)]
+        options: proxy::Options,
+        /// Where to write the records.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// From commit to applied objects, against a real API server.
+    Reconcile {
+        #[command(flatten)]
+        options: reconcile::Options,
+        /// Where to write the records.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// A scripted control plane on loopback, started by `proxy` in each namespace.
+    #[command(hide = true)]
+    Control(control::Options),
+    /// One open-loop measurement, started by `proxy` in the client's namespace.
+    #[command(hide = true)]
+    OpenLoop(proxy::OpenOptions),
+}
+
+fn main() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let (records, json) = match Args::parse().bench {
+            Bench::Proxy { options, json } => (proxy::run(options).await?, json),
+            Bench::Reconcile { options, json } => (reconcile::run(options).await?, json),
+            Bench::Control(options) => return control::run(options).await,
+            Bench::OpenLoop(options) => {
+                println!("{}", serde_json::to_string(&proxy::run_open(&options)?)?);
+                return Ok(());
+            }
+        };
+        for record in &records {
+            eprintln!("{record}");
+        }
+        if let Some(path) = json {
+            let text = serde_json::to_string_pretty(&records)?;
+            std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    })
+}

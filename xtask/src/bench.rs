@@ -1,0 +1,47 @@
+//! `cargo xtask bench NAME`: builds what is measured with the image profile, then runs the benchmark.
+
+use std::{ffi::OsString, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use heddle_tests_harness::workspace_root;
+
+use crate::{lint, packages};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// `proxy` or `reconcile`.
+    name: Name,
+    /// What the benchmark itself takes: `--json FILE`, `--blocks N`; `--help` lists it.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Name {
+    Proxy,
+    Reconcile,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let Args { name, rest } = args;
+    let (name, packages): (&str, &[&str]) = match name {
+        Name::Proxy => {
+            packages::ensure_bench()?;
+            ("proxy", &["heddle-proxy", "heddle-proxy-init", "heddle-tests-bench"])
+        }
+        Name::Reconcile => ("reconcile", &["heddle-reconciler", "heddle-tests-bench"]),
+    };
+    let mut build = vec!["build", "--profile", "image"];
+    build.extend(packages.iter().flat_map(|package| ["--package", package]));
+    lint::cargo(&build)?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| workspace_root().join("target").into());
+    let binary = std::path::Path::new(&target).join("image/heddle-bench");
+    let status = Command::new(&binary)
+        .arg(name)
+        .args(rest)
+        .current_dir(workspace_root())
+        .status()
+        .with_context(|| format!("failed to start {}", binary.display()))?;
+    ensure!(status.success(), "the benchmark failed ({status})");
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! `cargo xtask test`: everything that must hold, from pure tests to a whole Kubernetes.
+//!
+//! The cluster is started before and taken down after the tests, whatever their outcome, so that a failed run leaves
+//! nothing behind; `--keep` leaves it for a look.
+
+use std::{process::Command, time::Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use heddle_tests_harness::{host, workspace_root};
+
+use crate::{down, images, lint, packages, up};
+
+/// The cluster that the tests share; their harness finds it by this name.
+const CLUSTER: &str = "heddle-test";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Leave the cluster running afterwards: `cargo xtask down --name heddle-test` removes it.
+    #[arg(long)]
+    keep: bool,
+    /// Only the tests that need neither root nor a cluster.
+    #[arg(long)]
+    pure: bool,
+    /// Passed to the test programs, after `--`.
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+pub(crate) async fn run(args: Args) -> Result<()> {
+    let Args { keep, pure, rest } = args;
+    let start = Instant::now();
+    if pure {
+        return cargo_test(&["--lib", "--bins"], &rest);
+    }
+    ensure!(
+        host::is_root(),
+        "the cluster and network-namespace tests need root; without it, `cargo xtask test --pure` runs the others"
+    );
+    packages::ensure()?;
+    // The test programs run the built binaries, so these must be there, and current, first.
+    lint::cargo(&["build", "--workspace", "--bins"])?;
+    down::cluster(CLUSTER).await?;
+    up::full(CLUSTER).await?;
+    let outcome = async {
+        images::load_dev(CLUSTER).await?;
+        cargo_test(&[], &rest)
+    }
+    .await;
+    if keep {
+        eprintln!("The cluster {CLUSTER} stays: `cargo xtask down --name {CLUSTER}` removes it.");
+    } else {
+        down::cluster(CLUSTER).await?;
+    }
+    outcome?;
+    eprintln!("All tests passed in {:.0} s.", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn cargo_test(what: &[&str], rest: &[String]) -> Result<()> {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["test", "--workspace", "--no-fail-fast"]).args(what).arg("--").args(rest);
+    command.env("HEDDLE_TEST_CLUSTER", CLUSTER).current_dir(workspace_root());
+    let status = command.status().context("failed to start cargo test")?;
+    ensure!(status.success(), "tests failed ({status})");
+    Ok(())
+}
