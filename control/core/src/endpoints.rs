@@ -1,0 +1,220 @@
+//! What a client is told about the endpoints behind one port of a service.
+//!
+//! [`Endpoints`] is the same for all clients; [`Endpoints::seen_from`] is what one client, on its node and in its zone,
+//! may use of it. [`Diff`] is how one view becomes the next.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use heddle_mesh::Identity;
+
+/// The default weight of an endpoint; Linkerd's.
+pub const DEFAULT_WEIGHT: u32 = 10_000;
+
+/// Labels of a metric, in order of their names.
+pub type Labels = BTreeMap<String, String>;
+
+/// All endpoints of one port of one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoints {
+    /// Whether the service exists; a service without endpoints still does.
+    pub exists: bool,
+    /// Labels that all endpoints share: `namespace` and `service`.
+    pub labels: Labels,
+    /// Whether a client may use the endpoints on its own node only (`internalTrafficPolicy: Local`).
+    pub local_only: bool,
+    /// The endpoints by address.
+    pub addresses: BTreeMap<SocketAddr, Arc<Endpoint>>,
+}
+
+/// One address that takes a service's traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Share of the traffic, relative to the other endpoints'.
+    pub weight: u32,
+    /// The identity that the endpoint's proxy proves, when it is meshed.
+    pub identity: Option<Identity>,
+    /// What the endpoint's proxy understands.
+    pub hint: ProtocolHint,
+    /// Labels of this endpoint's own: pod, owner, service account and so on. Zone labels are added per client.
+    pub labels: Arc<Labels>,
+    /// The zone the endpoint runs in.
+    pub zone: Option<Arc<str>>,
+    /// Zones whose clients should use it, from topology hints; empty means all.
+    pub for_zones: Vec<Arc<str>>,
+    /// The node the endpoint runs on.
+    pub node: Option<Arc<str>>,
+}
+
+/// What an endpoint's proxy understands, so that the client's proxy need not find out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProtocolHint {
+    /// The protocol to speak to it.
+    pub protocol: Protocol,
+    /// The port of the proxy's inbound listener, for traffic with a transport header.
+    pub opaque_transport: Option<u16>,
+}
+
+/// See [`ProtocolHint`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// Nothing is known.
+    #[default]
+    Unknown,
+    /// HTTP/1 may be carried over HTTP/2.
+    H2,
+    /// The bytes are not to be looked into.
+    Opaque,
+}
+
+/// Where a client runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ClientLocation {
+    /// The client's node.
+    pub node: Option<Arc<str>>,
+    /// The zone of the client's node.
+    pub zone: Option<Arc<str>>,
+}
+
+impl Endpoints {
+    /// A service that does not exist.
+    pub fn missing(labels: Labels) -> Self {
+        Self { exists: false, labels, local_only: false, addresses: BTreeMap::new() }
+    }
+
+    /// The endpoints that a client may use.
+    ///
+    /// Topology hints hold only when every endpoint has some, and when the client's zone is hinted at by at least one:
+    /// kube-proxy falls back to all endpoints in these cases, so that a stale hint never leaves a client without any.
+    pub fn seen_from(&self, client: &ClientLocation) -> BTreeMap<SocketAddr, Arc<Endpoint>> {
+        if self.local_only {
+            let here = |endpoint: &Endpoint| endpoint.node.is_some() && endpoint.node == client.node;
+            return self.filtered(here);
+        }
+        let Some(zone) = &client.zone else { return self.addresses.clone() };
+        let all_hinted = self.addresses.values().all(|endpoint| !endpoint.for_zones.is_empty());
+        let ours = |endpoint: &Endpoint| endpoint.for_zones.contains(zone);
+        if all_hinted && self.addresses.values().any(|endpoint| ours(endpoint)) {
+            return self.filtered(ours);
+        }
+        self.addresses.clone()
+    }
+
+    fn filtered(&self, keep: impl Fn(&Endpoint) -> bool) -> BTreeMap<SocketAddr, Arc<Endpoint>> {
+        let kept = self.addresses.iter().filter(|(_, endpoint)| keep(endpoint));
+        kept.map(|(addr, endpoint)| (*addr, endpoint.clone())).collect()
+    }
+}
+
+impl Endpoint {
+    /// The labels that a client's metrics carry for this endpoint.
+    pub fn labels_for(&self, client: &ClientLocation) -> Labels {
+        let mut labels = self.labels.as_ref().clone();
+        let locality = match (&self.zone, &client.zone) {
+            (Some(ours), Some(theirs)) if ours == theirs => "local",
+            (Some(_), Some(_)) => "remote",
+            _ => "unknown",
+        };
+        if let Some(zone) = &self.zone {
+            labels.insert("zone".into(), zone.to_string());
+        }
+        labels.insert("zone_locality".into(), locality.into());
+        labels
+    }
+}
+
+/// The steps from one view of endpoints to the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// New or changed endpoints.
+    pub add: Vec<(SocketAddr, Arc<Endpoint>)>,
+    /// Addresses that are gone.
+    pub remove: Vec<SocketAddr>,
+}
+
+impl Diff {
+    /// What turns `old` into `new`.
+    pub fn between(old: &BTreeMap<SocketAddr, Arc<Endpoint>>, new: &BTreeMap<SocketAddr, Arc<Endpoint>>) -> Self {
+        // Comparing the pointers first makes an update of a large service cost what changed, not what it is.
+        let same = |a: &Arc<Endpoint>, b: &Arc<Endpoint>| Arc::ptr_eq(a, b) || a == b;
+        let unchanged: BTreeSet<&SocketAddr> =
+            new.iter().filter(|(addr, endpoint)| old.get(addr).is_some_and(|o| same(o, endpoint))).map(|(addr, _)| addr).collect();
+        Self {
+            add: new.iter().filter(|(addr, _)| !unchanged.contains(addr)).map(|(addr, e)| (*addr, e.clone())).collect(),
+            remove: old.keys().filter(|addr| !new.contains_key(addr)).copied().collect(),
+        }
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.add.is_empty() && self.remove.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(node: &str, zone: &str, for_zones: &[&str]) -> Arc<Endpoint> {
+        Arc::new(Endpoint {
+            weight: DEFAULT_WEIGHT,
+            identity: None,
+            hint: ProtocolHint::default(),
+            labels: Arc::new(Labels::new()),
+            zone: Some(zone.into()),
+            for_zones: for_zones.iter().map(|zone| Arc::from(*zone)).collect(),
+            node: Some(node.into()),
+        })
+    }
+
+    fn endpoints(local_only: bool, list: &[(&str, Arc<Endpoint>)]) -> Endpoints {
+        let addresses = list.iter().map(|(addr, e)| (addr.parse().expect("an address"), e.clone())).collect();
+        Endpoints { exists: true, labels: Labels::new(), local_only, addresses }
+    }
+
+    fn client(node: &str, zone: &str) -> ClientLocation {
+        ClientLocation { node: Some(node.into()), zone: Some(zone.into()) }
+    }
+
+    fn addrs(view: &BTreeMap<SocketAddr, Arc<Endpoint>>) -> Vec<String> {
+        view.keys().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn local_traffic_policy_shows_only_the_clients_own_node() {
+        let all = endpoints(true, &[("10.0.0.1:80", endpoint("n1", "a", &[])), ("10.0.0.2:80", endpoint("n2", "a", &[]))]);
+        assert_eq!(addrs(&all.seen_from(&client("n2", "a"))), ["10.0.0.2:80"]);
+        assert!(all.seen_from(&ClientLocation::default()).is_empty());
+    }
+
+    #[test]
+    fn topology_hints_hold_only_when_complete_and_matching() {
+        let complete = [("10.0.0.1:80", endpoint("n1", "a", &["a"])), ("10.0.0.2:80", endpoint("n2", "b", &["b"]))];
+        let all = endpoints(false, &complete);
+        assert_eq!(addrs(&all.seen_from(&client("n1", "a"))), ["10.0.0.1:80"]);
+        assert_eq!(all.seen_from(&client("n9", "c")).len(), 2, "a zone without endpoints sees all");
+        let partial = endpoints(false, &[complete[0].clone(), ("10.0.0.2:80", endpoint("n2", "b", &[]))]);
+        assert_eq!(partial.seen_from(&client("n1", "a")).len(), 2, "an endpoint without hints disables them");
+    }
+
+    #[test]
+    fn labels_tell_the_clients_own_zone_from_others() {
+        let e = endpoint("n1", "a", &[]);
+        assert_eq!(e.labels_for(&client("n1", "a")).get("zone_locality").map(String::as_str), Some("local"));
+        assert_eq!(e.labels_for(&client("n1", "b")).get("zone_locality").map(String::as_str), Some("remote"));
+        assert_eq!(e.labels_for(&ClientLocation::default()).get("zone_locality").map(String::as_str), Some("unknown"));
+    }
+
+    #[test]
+    fn a_diff_names_what_is_new_changed_and_gone() {
+        let old = endpoints(false, &[("10.0.0.1:80", endpoint("n1", "a", &[])), ("10.0.0.2:80", endpoint("n2", "a", &[]))]);
+        let new = endpoints(false, &[("10.0.0.2:80", endpoint("n3", "a", &[])), ("10.0.0.3:80", endpoint("n3", "a", &[]))]);
+        let diff = Diff::between(&old.addresses, &new.addresses);
+        assert_eq!(diff.add.iter().map(|(addr, _)| addr.to_string()).collect::<Vec<_>>(), ["10.0.0.2:80", "10.0.0.3:80"]);
+        assert_eq!(diff.remove.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.1:80"]);
+        assert!(Diff::between(&new.addresses, &new.addresses).is_empty());
+    }
+}

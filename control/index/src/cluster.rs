@@ -1,0 +1,224 @@
+//! The index: tables and channels under one lock, changed by watch events and asked by the gRPC layer.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use heddle_control_core::{
+    discover::{
+        DiscoverEndpoints, DiscoverInbound, DiscoverOutbound, DiscoverProfiles, NotFound, PodName, ServiceTarget, Target, Watched,
+    },
+    endpoints::{ClientLocation, Endpoints},
+    inbound::InboundServer,
+    outbound::OutboundPolicy,
+    profile::Profile,
+};
+use parking_lot::RwLock;
+
+use crate::{
+    config::Config,
+    dirty::Dirty,
+    endpoints,
+    facts::{ObjectKey, Tracked},
+    inbound,
+    keyed::Watches,
+    outbound, profile,
+    store::{Store, Table},
+};
+
+/// Everything that is known of the cluster, and everything that somebody watches. Clones are the same index.
+///
+/// The lock is never held across an `.await`: what is done under it is computing.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    config: Arc<Config>,
+    state: Arc<RwLock<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    store: Store,
+    endpoints: Watches<ServiceTarget, Endpoints>,
+    profiles: Watches<Target, Profile>,
+    inbound: Watches<(PodName, u16), InboundServer>,
+    outbound: Watches<(String, Target), OutboundPolicy>,
+}
+
+/// How large the index is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Pods known.
+    pub pods: usize,
+    /// Services known.
+    pub services: usize,
+    /// EndpointSlices known.
+    pub slices: usize,
+    /// Servers known.
+    pub servers: usize,
+    /// Channels of endpoints.
+    pub endpoint_watches: usize,
+    /// Channels of profiles.
+    pub profile_watches: usize,
+    /// Channels of inbound policies.
+    pub inbound_watches: usize,
+    /// Channels of outbound policies.
+    pub outbound_watches: usize,
+}
+
+impl Cluster {
+    /// An empty index.
+    pub fn new(config: Config) -> Self {
+        let state = State {
+            store: Store::default(),
+            endpoints: Watches::new(),
+            profiles: Watches::new(),
+            inbound: Watches::new(),
+            outbound: Watches::new(),
+        };
+        Self { config: Arc::new(config), state: Arc::new(RwLock::new(state)) }
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// An object was made or changed.
+    pub fn apply<K: Tracked>(&self, object: &K) {
+        let (key, facts) = (ObjectKey::of(object), object.facts());
+        let mut state = self.state.write();
+        let mut dirty = Dirty::default();
+        if put::<K>(&mut state.store, &key, facts, &mut dirty) {
+            state.refresh(&self.config, &dirty);
+        }
+    }
+
+    /// An object was deleted. Kubernetes may replay deletions after a relist, so an unknown key is no error.
+    pub fn delete<K: Tracked>(&self, key: &ObjectKey) {
+        let mut state = self.state.write();
+        let mut dirty = Dirty::default();
+        if take::<K>(&mut state.store, key, &mut dirty) {
+            state.refresh(&self.config, &dirty);
+        }
+    }
+
+    /// These are all the objects of their kind. Watchers see one change, not many.
+    pub fn reset<K: Tracked>(&self, objects: &[K]) {
+        let new: Vec<(ObjectKey, K::Facts)> = objects.iter().map(|object| (ObjectKey::of(object), object.facts())).collect();
+        let mut state = self.state.write();
+        let mut dirty = Dirty::default();
+        let kept: BTreeSet<&ObjectKey> = new.iter().map(|(key, _)| key).collect();
+        let gone: Vec<ObjectKey> = K::table(&mut state.store).keys().filter(|key| !kept.contains(key)).collect();
+        let mut changed = false;
+        for key in &gone {
+            changed |= take::<K>(&mut state.store, key, &mut dirty);
+        }
+        for (key, facts) in new {
+            changed |= put::<K>(&mut state.store, &key, facts, &mut dirty);
+        }
+        if changed {
+            state.refresh(&self.config, &dirty);
+        }
+    }
+
+    /// How large the index is.
+    pub fn sizes(&self) -> Sizes {
+        let state = self.state.read();
+        let State { store, endpoints, profiles, inbound, outbound } = &*state;
+        Sizes {
+            pods: store.pods.len(),
+            services: store.services.len(),
+            slices: store.slices.len(),
+            servers: store.servers.len(),
+            endpoint_watches: endpoints.len(),
+            profile_watches: profiles.len(),
+            inbound_watches: inbound.len(),
+            outbound_watches: outbound.len(),
+        }
+    }
+}
+
+/// Takes facts into a table; `false` when they are what was there.
+fn put<K: Tracked>(store: &mut Store, key: &ObjectKey, facts: K::Facts, dirty: &mut Dirty) -> bool {
+    let table: &mut Table<K::Facts> = K::table(store);
+    if table.get(key) == Some(&facts) {
+        return false;
+    }
+    take::<K>(store, key, dirty);
+    K::touch(store, key, &facts, true, dirty);
+    K::table(store).insert(key, facts);
+    true
+}
+
+fn take<K: Tracked>(store: &mut Store, key: &ObjectKey, dirty: &mut Dirty) -> bool {
+    let Some(facts) = K::table(store).remove(key) else { return false };
+    K::touch(store, key, &facts, false, dirty);
+    true
+}
+
+impl State {
+    fn refresh(&mut self, config: &Config, dirty: &Dirty) {
+        let Self { store, endpoints, profiles, inbound, outbound } = self;
+        let store = &*store;
+        endpoints.refresh(
+            |target| dirty.has_endpoints(target),
+            |target, old| Some(endpoints::compute(store, config, target, Some(old))),
+        );
+        profiles.refresh(|target| dirty.has_profile(target, store), |target, _| Some(profile::compute(store, config, target)));
+        inbound.refresh(
+            |(pod, _)| dirty.has_inbound(pod),
+            |(pod, port), _| inbound::compute(store, config, &ObjectKey::new(&pod.namespace, &pod.name), *port),
+        );
+        outbound.refresh(
+            |_| dirty.has_outbound(),
+            |(namespace, target), _| outbound::compute(store, config, namespace, target).ok(),
+        );
+    }
+}
+
+impl DiscoverEndpoints for Cluster {
+    fn endpoints(&self, target: &ServiceTarget) -> Result<Watched<Endpoints>, NotFound> {
+        let mut state = self.state.write();
+        let State { store, endpoints, .. } = &mut *state;
+        let (namespace, name) = (target.service.namespace.clone(), target.service.name.clone());
+        match store.services.find(&namespace, &name) {
+            None => return Err(NotFound::Service { namespace, name }),
+            Some(service) if service.external_name => return Err(NotFound::ExternalName { namespace, name }),
+            Some(_) => {}
+        }
+        Ok(endpoints.subscribe(target, || endpoints::compute(store, &self.config, target, None)))
+    }
+
+    fn locate(&self, node: &str) -> ClientLocation {
+        let zone = self.state.read().store.nodes.find("", node).and_then(|facts| facts.zone.clone());
+        ClientLocation { node: Some(node.into()), zone }
+    }
+}
+
+impl DiscoverProfiles for Cluster {
+    fn profile(&self, _client_namespace: &str, target: &Target) -> Watched<Profile> {
+        let mut state = self.state.write();
+        let State { store, profiles, .. } = &mut *state;
+        profiles.subscribe(target, || profile::compute(store, &self.config, target))
+    }
+}
+
+impl DiscoverInbound for Cluster {
+    fn inbound(&self, pod: &PodName, port: u16) -> Result<Watched<InboundServer>, NotFound> {
+        let mut state = self.state.write();
+        let State { store, inbound, .. } = &mut *state;
+        let key = ObjectKey::new(&pod.namespace, &pod.name);
+        let Some(first) = inbound::compute(store, &self.config, &key, port) else {
+            let PodName { namespace, name } = pod.clone();
+            return Err(NotFound::Pod { namespace, name });
+        };
+        Ok(inbound.subscribe(&(pod.clone(), port), || first))
+    }
+}
+
+impl DiscoverOutbound for Cluster {
+    fn outbound(&self, client_namespace: &str, target: &Target) -> Result<Watched<OutboundPolicy>, NotFound> {
+        let mut state = self.state.write();
+        let State { store, outbound, .. } = &mut *state;
+        let first = outbound::compute(store, &self.config, client_namespace, target)?;
+        Ok(outbound.subscribe(&(client_namespace.to_owned(), target.clone()), || first))
+    }
+}

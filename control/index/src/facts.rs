@@ -1,0 +1,89 @@
+//! What is kept of each object: only what answers depend on, so that a change of anything else costs nothing.
+
+mod authentication;
+mod authorization;
+mod namespace;
+mod node;
+mod pod;
+mod rate_limit;
+mod route;
+mod server;
+mod service;
+mod slice;
+
+use kube::{Resource, ResourceExt as _};
+
+pub(crate) use self::{
+    authentication::{MeshTlsFacts, NetworkFacts},
+    authorization::{AuthenticationRef, PolicyFacts, PolicyTarget, ServerAuthorizationFacts},
+    namespace::NamespaceFacts,
+    node::NodeFacts,
+    pod::PodFacts,
+    rate_limit::RateLimitFacts,
+    route::{BackendRef, GrpcRouteFacts, HttpRouteFacts, RouteFacts, RouteKind, RuleFacts},
+    server::ServerFacts,
+    service::{PortFacts, ServiceFacts},
+    slice::SliceFacts,
+};
+use crate::store::{Store, Table};
+
+/// A kind of object that the index tracks.
+pub trait Tracked: Resource<DynamicType = ()> {
+    /// What is kept of an object.
+    #[doc(hidden)]
+    type Facts: PartialEq;
+
+    /// Reduces an object to its facts; problems are logged, and what cannot be read permits nothing.
+    #[doc(hidden)]
+    fn facts(&self) -> Self::Facts;
+
+    /// Where the facts are kept.
+    #[doc(hidden)]
+    fn table(store: &mut Store) -> &mut Table<Self::Facts>;
+
+    /// Adds (`added`) or removes facts to and from what is derived of a table, and marks the answers that they touch.
+    #[doc(hidden)]
+    fn touch(store: &mut Store, key: &ObjectKey, facts: &Self::Facts, added: bool, dirty: &mut crate::dirty::Dirty);
+}
+
+/// An object's namespace, empty for cluster-scoped kinds, and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl ObjectKey {
+    /// The key of an object.
+    pub fn of<K: Resource>(object: &K) -> Self {
+        Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
+    }
+
+    pub(crate) fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
+/// Seconds since the epoch at which an object was made; the order in which rivals are preferred.
+pub(crate) fn created<K: Resource>(object: &K) -> i64 {
+    object.meta().creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second())
+}
+
+/// An annotation that is parsed; a wrong value is logged and counts as absent.
+pub(crate) fn annotation<K, T>(object: &K, key: &str) -> Option<T>
+where
+    K: Resource<DynamicType = ()>,
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    let text = object.annotations().get(key)?;
+    match text.parse() {
+        Ok(value) => Some(value),
+        Err(error) => {
+            let kind = K::kind(&());
+            tracing::warn!(%kind, namespace = object.namespace(), name = object.name_any(), annotation = key, %error, "Ignored an annotation");
+            None
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Nodes: where clients are.
+
+use heddle_mesh::label;
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt as _;
+
+use super::{ObjectKey, Tracked};
+use crate::{
+    dirty::Dirty,
+    store::{Store, Table},
+};
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeFacts {
+    pub(crate) zone: Option<std::sync::Arc<str>>,
+}
+
+impl Tracked for Node {
+    type Facts = NodeFacts;
+
+    fn facts(&self) -> NodeFacts {
+        NodeFacts { zone: self.labels().get(label::ZONE).map(|zone| zone.as_str().into()) }
+    }
+
+    fn table(store: &mut Store) -> &mut Table<NodeFacts> {
+        &mut store.nodes
+    }
+
+    fn touch(_: &mut Store, _: &ObjectKey, _: &NodeFacts, _: bool, _: &mut Dirty) {
+        // A client's zone is looked up when its stream opens, and endpoints carry their own: nothing depends on nodes.
+    }
+}

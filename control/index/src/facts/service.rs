@@ -1,0 +1,115 @@
+//! Services: addresses, ports, and the traffic settings in their annotations.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use heddle_mesh::{PortSet, annotation};
+use k8s_openapi::{
+    api::core::v1::{Service, ServiceSpec},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use kube::ResourceExt as _;
+
+use super::{ObjectKey, Tracked};
+use crate::{
+    dirty::Dirty,
+    store::{Store, Table},
+};
+
+/// Prefixes of the annotations that say how traffic is treated.
+const TRAFFIC: [&str; 4] = ["retry.linkerd.io/", "timeout.linkerd.io/", "balancer.linkerd.io/", "balancer.alpha.linkerd.io/"];
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceFacts {
+    pub(crate) cluster_ips: Vec<IpAddr>,
+    pub(crate) ports: Vec<PortFacts>,
+    pub(crate) external_name: bool,
+    pub(crate) local_only: bool,
+    pub(crate) opaque_ports: Option<PortSet>,
+    /// Annotations about retries, timeouts and balancing.
+    pub(crate) traffic: BTreeMap<String, String>,
+}
+
+/// A TCP port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PortFacts {
+    pub(crate) port: u16,
+    /// Empty when the service has but one port and gives it no name.
+    pub(crate) name: String,
+    pub(crate) target: IntOrString,
+    pub(crate) app_protocol: Option<String>,
+}
+
+impl Tracked for Service {
+    type Facts = ServiceFacts;
+
+    fn facts(&self) -> ServiceFacts {
+        let empty = ServiceSpec::default();
+        let spec = self.spec.as_ref().unwrap_or(&empty);
+        let first = spec.cluster_ip.iter();
+        let mut cluster_ips: Vec<IpAddr> =
+            first.chain(spec.cluster_ips.iter().flatten()).filter_map(|ip| ip.parse().ok()).collect();
+        cluster_ips.sort_unstable();
+        cluster_ips.dedup();
+        ServiceFacts {
+            cluster_ips,
+            ports: ports(spec),
+            external_name: spec.type_.as_deref() == Some("ExternalName"),
+            local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
+            opaque_ports: super::annotation(self, annotation::OPAQUE_PORTS),
+            traffic: traffic_annotations(self.annotations()),
+        }
+    }
+
+    fn table(store: &mut Store) -> &mut Table<ServiceFacts> {
+        &mut store.services
+    }
+
+    fn touch(store: &mut Store, key: &ObjectKey, facts: &ServiceFacts, added: bool, dirty: &mut Dirty) {
+        for ip in &facts.cluster_ips {
+            match added {
+                true => {
+                    store.services_by_ip.insert(*ip, key.clone());
+                }
+                // The address may already be another service's when the old one's deletion arrives late.
+                false if store.services_by_ip.get(ip) == Some(key) => {
+                    store.services_by_ip.remove(ip);
+                }
+                false => {}
+            }
+            dirty.profile_ip(*ip);
+        }
+        dirty.service_endpoints(key.clone());
+        dirty.service_profile(key.clone());
+        dirty.all_outbound();
+    }
+}
+
+fn ports(spec: &ServiceSpec) -> Vec<PortFacts> {
+    let tcp = spec.ports.iter().flatten().filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
+    tcp.filter_map(|port| {
+        Some(PortFacts {
+            port: u16::try_from(port.port).ok()?,
+            name: port.name.clone().unwrap_or_default(),
+            target: port.target_port.clone().unwrap_or(IntOrString::Int(port.port)),
+            app_protocol: port.app_protocol.clone(),
+        })
+    })
+    .collect()
+}
+
+/// The annotations of a service or route that say how its traffic is treated.
+pub(crate) fn traffic_annotations(annotations: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let ours = annotations.iter().filter(|(key, _)| TRAFFIC.iter().any(|prefix| key.starts_with(prefix)));
+    ours.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+impl ServiceFacts {
+    pub(crate) fn port(&self, number: u16) -> Option<&PortFacts> {
+        self.ports.iter().find(|port| port.port == number)
+    }
+
+    /// Whether names resolve to its pods rather than to an address of its own.
+    pub(crate) fn headless(&self) -> bool {
+        self.cluster_ips.is_empty() && !self.external_name
+    }
+}

@@ -1,0 +1,29 @@
+//! From Kubernetes watch events to what proxies are told.
+//!
+//! In go objects of the cluster, by [`Cluster::apply`], [`Cluster::delete`] and [`Cluster::reset`]; out come
+//! [`watch`](tokio::sync::watch) channels, one per thing that somebody asked about, through the `Discover` traits of
+//! `heddle-control-core`. An object is reduced to the facts that matter (`facts`), kept in tables (`store`), and every
+//! answer is a pure function of the tables (`endpoints`, `profile`, `inbound`, `outbound`). A change marks the answers
+//! it may touch, these are computed anew, and only those that really differ are published.
+//!
+//! [`watcher`] is the only part that talks to an API server. This crate must never know tonic or protobuf.
+
+mod cluster;
+mod config;
+mod dirty;
+mod endpoints;
+mod facts;
+mod inbound;
+mod keyed;
+mod outbound;
+mod profile;
+mod route;
+mod store;
+pub mod watcher;
+
+pub use cluster::{Cluster, Sizes};
+pub use config::Config;
+pub use facts::{ObjectKey, Tracked};
+
+#[cfg(test)]
+mod tests;

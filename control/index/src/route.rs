@@ -1,0 +1,277 @@
+//! Routes as text becomes routes as checked values: one reader for HTTPRoutes of both groups and for GRPCRoutes.
+//!
+//! The three kinds have the same shape on the wire, so they are read by that shape. A route with anything that cannot
+//! be carried out is refused whole, and said so: half a route sends requests where nobody meant them to go.
+
+mod filter;
+mod spec;
+
+use std::{str::FromStr, time::Duration};
+
+use heddle_control_core::route::{Filter, GrpcMatch, HeaderMatch, HostMatch, HttpMatch, PathMatch, QueryMatch};
+use http::{HeaderName, HeaderValue, Method};
+use regex::Regex;
+
+use self::spec::{GrpcMatchSpec, HeaderMatchSpec, HttpMatchSpec};
+pub(crate) use self::spec::{ParentRef, RouteSpec};
+
+/// Why a route cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RouteError {
+    #[error("the route's shape is not understood")]
+    Shape(#[from] serde_json::Error),
+    #[error("{field}: `{value}` is no {expected}")]
+    Value { field: &'static str, value: String, expected: &'static str },
+    #[error("filters: {0} is not supported")]
+    Unsupported(String),
+}
+
+/// A match that can be read.
+pub(crate) trait ReadMatch: Sized {
+    type Spec: serde::de::DeserializeOwned;
+
+    /// What a rule without matches means.
+    fn everything() -> Self;
+
+    fn read(spec: Self::Spec) -> Result<Self, RouteError>;
+}
+
+/// A rule that has been read.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Rule<M> {
+    pub(crate) matches: Vec<M>,
+    pub(crate) filters: Vec<Filter>,
+    pub(crate) backends: Vec<BackendRef>,
+    /// `None` is unlimited.
+    pub(crate) request_timeout: Option<Duration>,
+}
+
+/// Where requests of a rule go.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct BackendRef {
+    /// Whether it is a Service with a port: nothing else can be sent to.
+    pub(crate) is_service: bool,
+    pub(crate) namespace: Option<String>,
+    pub(crate) name: String,
+    pub(crate) port: u16,
+    pub(crate) weight: u32,
+    pub(crate) filters: Vec<Filter>,
+}
+
+/// The hosts and rules of a route.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Body<M> {
+    pub(crate) hosts: Vec<HostMatch>,
+    pub(crate) rules: Vec<Rule<M>>,
+}
+
+impl<M: ReadMatch> Body<M> {
+    pub(crate) fn read(spec: RouteSpec<M::Spec>) -> Result<(Vec<ParentRef>, Self), RouteError> {
+        let hosts = spec.hostnames.iter().map(|host| host_match(host)).collect();
+        let rules = match spec.rules {
+            // The API server's default for an absent list.
+            rules if rules.is_empty() => vec![spec::RuleSpec::default()],
+            rules => rules,
+        };
+        let rules = rules.into_iter().map(Rule::read).collect::<Result<_, _>>()?;
+        Ok((spec.parent_refs, Self { hosts, rules }))
+    }
+}
+
+impl<M: ReadMatch> Rule<M> {
+    fn read(spec: spec::RuleSpec<M::Spec>) -> Result<Self, RouteError> {
+        let matches = match spec.matches {
+            matches if matches.is_empty() => vec![M::everything()],
+            matches => matches.into_iter().map(M::read).collect::<Result<_, _>>()?,
+        };
+        let request = spec.timeouts.and_then(|timeouts| timeouts.request);
+        let request_timeout = request.map(|text| gateway_duration(&text)).transpose()?.filter(|timeout| !timeout.is_zero());
+        Ok(Self {
+            matches,
+            filters: spec.filters.into_iter().map(filter::read).collect::<Result<_, _>>()?,
+            backends: spec.backend_refs.into_iter().map(BackendRef::read).collect::<Result<_, _>>()?,
+            request_timeout,
+        })
+    }
+}
+
+impl BackendRef {
+    fn read(spec: spec::BackendRefSpec) -> Result<Self, RouteError> {
+        let core = matches!(spec.group.as_deref(), None | Some("" | "core"));
+        let service = matches!(spec.kind.as_deref(), None | Some("Service"));
+        Ok(Self {
+            is_service: core && service && spec.port.is_some(),
+            namespace: spec.namespace.filter(|namespace| !namespace.is_empty()),
+            name: spec.name,
+            port: spec.port.unwrap_or_default(),
+            weight: spec.weight.unwrap_or(1),
+            filters: spec.filters.into_iter().map(filter::read).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl ReadMatch for HttpMatch {
+    type Spec = HttpMatchSpec;
+
+    fn everything() -> Self {
+        Self::all()
+    }
+
+    fn read(spec: HttpMatchSpec) -> Result<Self, RouteError> {
+        let path = spec.path.map(|path| {
+            let value = path.value.unwrap_or_else(|| "/".into());
+            match path.kind.as_deref() {
+                None | Some("PathPrefix") => Ok(PathMatch::Prefix(value)),
+                Some("Exact") => Ok(PathMatch::Exact(value)),
+                Some("RegularExpression") => checked_regex("path", value).map(PathMatch::Regex),
+                Some(other) => Err(bad("matches.path.type", other, "Exact, PathPrefix or RegularExpression")),
+            }
+        });
+        let method = spec.method.map(|name| Method::from_bytes(name.as_bytes()).map_err(|_| bad("matches.method", &name, "method")));
+        Ok(Self {
+            path: path.transpose()?,
+            headers: headers(spec.headers)?,
+            query: spec.query_params.into_iter().map(query).collect::<Result<_, _>>()?,
+            method: method.transpose()?,
+        })
+    }
+}
+
+impl ReadMatch for GrpcMatch {
+    type Spec = GrpcMatchSpec;
+
+    fn everything() -> Self {
+        Self::default()
+    }
+
+    fn read(spec: GrpcMatchSpec) -> Result<Self, RouteError> {
+        let method = spec.method.unwrap_or_default();
+        if is_regex("matches.method.type", method.kind.as_deref())? {
+            // The proxy API carries names only.
+            return Err(RouteError::Unsupported("a gRPC method match by RegularExpression".into()));
+        }
+        Ok(Self { service: method.service, method: method.method, headers: headers(spec.headers)? })
+    }
+}
+
+fn headers(specs: Vec<HeaderMatchSpec>) -> Result<Vec<HeaderMatch>, RouteError> {
+    let read = |spec: HeaderMatchSpec| {
+        let name = header_name(&spec.name)?;
+        match is_regex("headers.type", spec.kind.as_deref())? {
+            false => Ok(HeaderMatch::Exact(name, header_value(&spec.value)?)),
+            true => Ok(HeaderMatch::Regex(name, checked_regex("headers", spec.value)?)),
+        }
+    };
+    specs.into_iter().map(read).collect()
+}
+
+fn query(spec: HeaderMatchSpec) -> Result<QueryMatch, RouteError> {
+    match is_regex("queryParams.type", spec.kind.as_deref())? {
+        false => Ok(QueryMatch::Exact(spec.name, spec.value)),
+        true => Ok(QueryMatch::Regex(spec.name, checked_regex("queryParams", spec.value)?)),
+    }
+}
+
+fn is_regex(field: &'static str, kind: Option<&str>) -> Result<bool, RouteError> {
+    match kind {
+        None | Some("Exact") => Ok(false),
+        Some("RegularExpression") => Ok(true),
+        Some(other) => Err(bad(field, other, "Exact or RegularExpression")),
+    }
+}
+
+fn checked_regex(field: &'static str, text: String) -> Result<String, RouteError> {
+    match Regex::new(&text) {
+        Ok(_) => Ok(text),
+        Err(_) => Err(bad(field, &text, "regular expression")),
+    }
+}
+
+fn header_name(text: &str) -> Result<HeaderName, RouteError> {
+    HeaderName::from_str(text).map_err(|_| bad("header name", text, "header name"))
+}
+
+fn header_value(text: &str) -> Result<HeaderValue, RouteError> {
+    HeaderValue::from_str(text).map_err(|_| bad("header value", text, "header value"))
+}
+
+fn bad(field: &'static str, value: &str, expected: &'static str) -> RouteError {
+    RouteError::Value { field, value: value.to_owned(), expected }
+}
+
+fn host_match(host: &str) -> HostMatch {
+    match host.strip_prefix("*.") {
+        Some(suffix) => HostMatch::Suffix(suffix.split('.').rev().map(str::to_owned).collect()),
+        None => HostMatch::Exact(host.to_owned()),
+    }
+}
+
+/// A Gateway API duration (GEP-2257): up to four numbers with units, such as `1m30s`.
+fn gateway_duration(text: &str) -> Result<Duration, RouteError> {
+    let error = || bad("timeouts", text, "duration such as 10s or 1m30s");
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    for _ in 0..4 {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, after) = rest.split_at(digits);
+        let letters = after.bytes().take_while(u8::is_ascii_alphabetic).count();
+        let (unit, after) = after.split_at(letters);
+        let number: u64 = if digits <= 5 { number.parse().map_err(|_| error())? } else { return Err(error()) };
+        total += match unit {
+            "h" => Duration::from_secs(number * 3600),
+            "m" => Duration::from_secs(number * 60),
+            "s" => Duration::from_secs(number),
+            "ms" => Duration::from_millis(number),
+            _ => return Err(error()),
+        };
+        rest = after;
+        if rest.is_empty() {
+            return Ok(total);
+        }
+    }
+    Err(error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn http(json: serde_json::Value) -> Result<Body<HttpMatch>, RouteError> {
+        Body::read(serde_json::from_value(json)?).map(|(_, body)| body)
+    }
+
+    #[test]
+    fn gateway_durations_add_up() {
+        assert_eq!(gateway_duration("1m30s").ok(), Some(Duration::from_secs(90)));
+        assert_eq!(gateway_duration("0s").ok(), Some(Duration::ZERO));
+        for bad in ["", "1", "s", "1.5s", "1s1s1s1s1s", "100000s", "-1s"] {
+            assert!(gateway_duration(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_rule_without_matches_takes_everything() {
+        let body = http(serde_json::json!({})).expect("an empty route");
+        assert_eq!(body.rules[0].matches, [HttpMatch::all()]);
+    }
+
+    #[test]
+    fn one_bad_field_refuses_the_whole_route() {
+        for rule in [
+            serde_json::json!({"matches": [{"path": {"type": "RegularExpression", "value": "("}}]}),
+            serde_json::json!({"matches": [{"headers": [{"name": "a b", "value": "x"}]}]}),
+            serde_json::json!({"matches": [{"method": "G T"}]}),
+            serde_json::json!({"filters": [{"type": "URLRewrite", "urlRewrite": {}}]}),
+            serde_json::json!({"timeouts": {"request": "soon"}}),
+        ] {
+            let json = serde_json::json!({"rules": [{}, rule]});
+            assert!(http(json.clone()).is_err(), "{json} was taken");
+        }
+    }
+
+    #[test]
+    fn hosts_are_names_or_suffixes() {
+        let body = http(serde_json::json!({"hostnames": ["a.b", "*.c.d"]})).expect("a route");
+        assert_eq!(body.hosts, [HostMatch::Exact("a.b".into()), HostMatch::Suffix(vec!["d".into(), "c".into()])]);
+    }
+}

@@ -1,0 +1,158 @@
+//! The tables of facts, and what is derived of them to find things fast.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ahash::AHashMap;
+use heddle_mesh::PortSet;
+
+use crate::{
+    config::Config,
+    facts::{
+        GrpcRouteFacts, HttpRouteFacts, MeshTlsFacts, NamespaceFacts, NetworkFacts, NodeFacts, ObjectKey, PodFacts, PolicyFacts,
+        RateLimitFacts, ServerAuthorizationFacts, ServerFacts, ServiceFacts, SliceFacts,
+    },
+};
+
+/// Facts of one kind, by namespace and name.
+#[derive(Debug)]
+pub struct Table<F>(BTreeMap<String, BTreeMap<String, F>>);
+
+/// Everything that is known of the cluster.
+#[derive(Debug, Default)]
+pub struct Store {
+    pub(crate) pods: Table<PodFacts>,
+    pub(crate) services: Table<ServiceFacts>,
+    pub(crate) slices: Table<SliceFacts>,
+    pub(crate) namespaces: Table<NamespaceFacts>,
+    pub(crate) nodes: Table<NodeFacts>,
+    pub(crate) servers: Table<ServerFacts>,
+    pub(crate) policies: Table<PolicyFacts>,
+    pub(crate) server_authorizations: Table<ServerAuthorizationFacts>,
+    pub(crate) mesh_tls: Table<MeshTlsFacts>,
+    pub(crate) networks: Table<NetworkFacts>,
+    pub(crate) rate_limits: Table<RateLimitFacts>,
+    pub(crate) policy_http_routes: Table<HttpRouteFacts>,
+    pub(crate) gateway_http_routes: Table<HttpRouteFacts>,
+    pub(crate) grpc_routes: Table<GrpcRouteFacts>,
+
+    pub(crate) pods_by_ip: AHashMap<IpAddr, BTreeSet<ObjectKey>>,
+    pub(crate) services_by_ip: AHashMap<IpAddr, ObjectKey>,
+    slices_by_service: AHashMap<ObjectKey, BTreeSet<String>>,
+    /// How many endpoints of each service name a pod.
+    services_by_pod: AHashMap<ObjectKey, BTreeMap<ObjectKey, usize>>,
+}
+
+impl<F> Default for Table<F> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<F> Table<F> {
+    pub(crate) fn get(&self, key: &ObjectKey) -> Option<&F> {
+        self.find(&key.namespace, &key.name)
+    }
+
+    pub(crate) fn find(&self, namespace: &str, name: &str) -> Option<&F> {
+        self.0.get(namespace)?.get(name)
+    }
+
+    /// The objects of one namespace in order of their names.
+    pub(crate) fn namespace(&self, namespace: &str) -> impl Iterator<Item = (&String, &F)> {
+        self.0.get(namespace).into_iter().flatten()
+    }
+
+    /// All objects with their namespaces and names.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &String, &F)> {
+        self.0.iter().flat_map(|(namespace, objects)| objects.iter().map(move |(name, facts)| (namespace, name, facts)))
+    }
+
+    pub(crate) fn insert(&mut self, key: &ObjectKey, facts: F) {
+        self.0.entry(key.namespace.clone()).or_default().insert(key.name.clone(), facts);
+    }
+
+    pub(crate) fn remove(&mut self, key: &ObjectKey) -> Option<F> {
+        let objects = self.0.get_mut(&key.namespace)?;
+        let facts = objects.remove(&key.name)?;
+        if objects.is_empty() {
+            self.0.remove(&key.namespace);
+        }
+        Some(facts)
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = ObjectKey> {
+        self.iter().map(|(namespace, name, _)| ObjectKey::new(namespace, name))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.values().map(BTreeMap::len).sum()
+    }
+}
+
+impl Store {
+    pub(crate) fn link_slice(&mut self, service: &ObjectKey, slice: &ObjectKey, facts: &SliceFacts, added: bool) {
+        let slices = self.slices_by_service.entry(service.clone()).or_default();
+        match added {
+            true => slices.insert(slice.name.clone()),
+            false => slices.remove(&slice.name),
+        };
+        if slices.is_empty() {
+            self.slices_by_service.remove(service);
+        }
+        for pod in facts.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref()) {
+            let services = self.services_by_pod.entry(pod.clone()).or_default();
+            let count = services.entry(service.clone()).or_default();
+            match added {
+                true => *count += 1,
+                false => *count = count.saturating_sub(1),
+            }
+            if *count == 0 {
+                services.remove(service);
+            }
+            if services.is_empty() {
+                self.services_by_pod.remove(pod);
+            }
+        }
+    }
+
+    pub(crate) fn services_of_pod(&self, pod: &ObjectKey) -> Vec<ObjectKey> {
+        self.services_by_pod.get(pod).into_iter().flatten().map(|(service, _)| service.clone()).collect()
+    }
+
+    pub(crate) fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = &SliceFacts> {
+        let names = self.slices_by_service.get(service).into_iter().flatten();
+        names.filter_map(|name| self.slices.find(&service.namespace, name))
+    }
+
+    /// The pod that has an address.
+    pub(crate) fn pod_at(&self, ip: IpAddr) -> Option<(&ObjectKey, &PodFacts)> {
+        let mut pods = self.pods_by_ip.get(&ip)?.iter();
+        pods.find_map(|key| Some((key, self.pods.get(key)?)))
+    }
+
+    pub(crate) fn is_opaque_on_service(&self, config: &Config, service: &ObjectKey, port: u16) -> bool {
+        let own = self.services.get(service).and_then(|service| service.opaque_ports.as_ref());
+        self.opaque_ports(config, own, &service.namespace).contains(port)
+    }
+
+    /// By annotation, or because a Server of the pod's says so.
+    pub(crate) fn is_opaque_on_pod(&self, config: &Config, pod: &ObjectKey, facts: &PodFacts, port: u16) -> bool {
+        self.opaque_ports(config, facts.opaque_ports.as_ref(), &pod.namespace).contains(port)
+            || self.server_of(&pod.namespace, facts, port).is_some_and(|(_, server)| server.is_opaque())
+    }
+
+    /// An object's own annotation comes before its namespace's, and that before the default.
+    pub(crate) fn opaque_ports<'a>(&'a self, config: &'a Config, own: Option<&'a PortSet>, namespace: &str) -> &'a PortSet {
+        let inherited = || self.namespaces.find("", namespace).and_then(|namespace| namespace.opaque_ports.as_ref());
+        own.or_else(inherited).unwrap_or(&config.opaque_ports)
+    }
+
+    /// The Server that selects a port of a pod: of several the oldest, then the first by name.
+    pub(crate) fn server_of(&self, namespace: &str, pod: &PodFacts, port: u16) -> Option<(&String, &ServerFacts)> {
+        let selecting = self.servers.namespace(namespace).filter(|(_, server)| server.selects(pod, port));
+        selecting.min_by_key(|(name, server)| (server.created, *name))
+    }
+}

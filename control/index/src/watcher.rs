@@ -1,0 +1,236 @@
+//! Watches of an API server that feed a [`Cluster`]: one task for each kind.
+//!
+//! One object that cannot be read does not stop the others. A kind that the cluster does not have (its CRD is not
+//! installed, yet) counts as a kind without objects, and is tried again.
+
+use std::{
+    fmt::Debug,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use kube::{
+    Api, Client,
+    core::DeserializeGuard,
+    runtime::{WatchStreamExt as _, watcher, watcher::Event},
+};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use crate::{Cluster, ObjectKey, Tracked};
+
+/// How long a list request may take; the API server ends watches within this time, too.
+const WATCH_SECS: u32 = 290;
+
+/// Objects in one page of a list: bounds the memory that a relist takes.
+const PAGE_SIZE: u32 = 500;
+
+/// Running watches. Dropping it ends them.
+pub struct Watchers {
+    client: Client,
+    cluster: Cluster,
+    tasks: JoinSet<()>,
+    pending: Arc<AtomicUsize>,
+    metrics: Metrics,
+}
+
+/// Whether all watches have their first list.
+#[derive(Clone, Debug)]
+pub struct Synced(Arc<AtomicUsize>);
+
+#[derive(Clone, Debug, Default)]
+struct Metrics {
+    events: Family<Kind, Counter>,
+    restarts: Family<Kind, Counter>,
+    unreadable: Family<Kind, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: String,
+}
+
+impl Watchers {
+    /// No watches yet; their metrics go to `registry`.
+    pub fn new(client: Client, cluster: Cluster, registry: &mut Registry) -> Self {
+        let metrics = Metrics::default();
+        let Metrics { events, restarts, unreadable } = &metrics;
+        registry.register("watch_events", "Watch events received", events.clone());
+        registry.register("watch_restarts", "Watches that began anew with a list", restarts.clone());
+        registry.register("watch_unreadable_objects", "Objects ignored because they could not be read", unreadable.clone());
+        Self { client, cluster, tasks: JoinSet::new(), pending: Arc::new(AtomicUsize::new(0)), metrics }
+    }
+
+    /// Whether all watches started so far have their first list.
+    pub fn synced(&self) -> Synced {
+        Synced(self.pending.clone())
+    }
+
+    /// Starts to watch a kind in all namespaces.
+    pub fn watch<K>(&mut self)
+    where
+        K: Tracked + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        self.pending.fetch_add(1, Ordering::AcqRel);
+        let api: Api<DeserializeGuard<K>> = Api::all(self.client.clone());
+        let kind = Kind { kind: K::kind(&()).into_owned() };
+        let watch = Watch {
+            cluster: self.cluster.clone(),
+            group: K::group(&()).into_owned(),
+            pending: Some(self.pending.clone()),
+            metrics: self.metrics.clone(),
+            kind,
+            list: Vec::new(),
+            missing: false,
+        };
+        self.tasks.spawn(watch.run(api));
+    }
+
+    /// Waits until one of the watches ends, which only a bug makes it do.
+    pub async fn ended(&mut self) {
+        match self.tasks.join_next().await {
+            Some(Err(error)) => warn!(%error, "A watch failed"),
+            Some(Ok(())) => warn!("A watch ended"),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Synced {
+    /// Whether they have.
+    pub fn is_synced(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+}
+
+/// One watch.
+struct Watch<K> {
+    cluster: Cluster,
+    group: String,
+    kind: Kind,
+    /// Taken when the first list is complete.
+    pending: Option<Arc<AtomicUsize>>,
+    metrics: Metrics,
+    /// The objects of a list that is still coming in.
+    list: Vec<K>,
+    missing: bool,
+}
+
+impl<K> Watch<K>
+where
+    K: Tracked + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    async fn run(mut self, api: Api<DeserializeGuard<K>>) {
+        let config = watcher::Config::default().timeout(WATCH_SECS).page_size(PAGE_SIZE);
+        let mut events = watcher::watcher(api, config).default_backoff().boxed();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => self.event(event),
+                Err(error) => self.failed(&error).await,
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event<DeserializeGuard<K>>) {
+        self.metrics.events.get_or_create(&self.kind).inc();
+        match event {
+            Event::Init => {
+                self.metrics.restarts.get_or_create(&self.kind).inc();
+                self.list.clear();
+            }
+            Event::InitApply(object) => {
+                if let Some(object) = self.readable(object) {
+                    self.list.push(object);
+                }
+            }
+            Event::InitDone => {
+                if std::mem::take(&mut self.missing) {
+                    let Self { group, kind, .. } = self;
+                    info!(group, kind = kind.kind, "Found a kind that the cluster did not have before");
+                }
+                self.cluster.reset(&std::mem::take(&mut self.list));
+                self.ready();
+            }
+            Event::Apply(object) => {
+                if let Some(object) = self.readable(object) {
+                    self.cluster.apply(&object);
+                }
+            }
+            // A deletion needs the object's name alone.
+            Event::Delete(object) => self.cluster.delete::<K>(&ObjectKey::of(&object)),
+        }
+    }
+
+    /// What is known of an object stays as it was when a change makes it unreadable.
+    fn readable(&self, object: DeserializeGuard<K>) -> Option<K> {
+        let key = ObjectKey::of(&object);
+        match object.0 {
+            Ok(object) => Some(object),
+            Err(error) => {
+                self.metrics.unreadable.get_or_create(&self.kind).inc();
+                let ObjectKey { namespace, name } = key;
+                warn!(group = self.group, kind = self.kind.kind, namespace, name, %error, "Ignored an object that cannot be read");
+                None
+            }
+        }
+    }
+
+    fn ready(&mut self) {
+        if let Some(pending) = self.pending.take() {
+            pending.fetch_sub(1, Ordering::AcqRel);
+            debug!(group = self.group, kind = self.kind.kind, "Synced");
+        }
+    }
+
+    async fn failed(&mut self, error: &watcher::Error) {
+        let Self { group, kind, .. } = self;
+        if !is_missing(error) {
+            warn!(group, kind = kind.kind, error = %chain(error), "A watch failed: it begins anew");
+            return;
+        }
+        if !self.missing {
+            warn!(group, kind = kind.kind, "The cluster does not have this kind: going on without until it does");
+            self.missing = true;
+            self.cluster.reset::<K>(&[]);
+            self.ready();
+        }
+        // The backoff between attempts grows to half a minute only for a while; a missing CRD is worth no more requests.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}
+
+/// Whether the API server says that there is no such kind.
+fn is_missing(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == 404,
+        watcher::Error::WatchError(status) => status.code == 404,
+        _ => false,
+    }
+}
+
+/// kube's errors print their source themselves; whatever they leave out is added.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
