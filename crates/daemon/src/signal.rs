@@ -58,6 +58,15 @@ impl Shutdown {
         self.trigger.clone()
     }
 
+    /// Waits for a signal (or the trigger) without draining: for what a program does before it serves. Cancel-safe.
+    pub async fn requested(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            () = self.trigger.0.notified() => {}
+        }
+    }
+
     /// Waits for a signal (or the trigger), then drains for at most `grace`.
     pub async fn drain(self, grace: Duration) -> Drained {
         let Self { signal, watch, trigger, mut terminate, mut interrupt } = self;

@@ -1,0 +1,207 @@
+//! The Certify service: authenticate, check, sign. No lock is held while the Kubernetes API reviews a token, and every
+//! wait is bounded.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use arc_swap::ArcSwapOption;
+use heddle_daemon::report;
+use heddle_mesh::{Identity, IdentityError, ServiceAccountRef, TrustDomain};
+use linkerd2_proxy_api::identity::{
+    CertifyRequest, CertifyResponse,
+    identity_server::{Identity as Certify, IdentityServer},
+};
+use tokio::{sync::Semaphore, time::timeout};
+use tonic::{Code, Request, Response, Status};
+use tracing::{debug, info, warn};
+
+use crate::{
+    csr::{self, CsrError, MismatchError, Text},
+    event::{Events, Reason, Subject},
+    issuer::{Issued, Issuer, SignError, Validity},
+    metrics::{Metrics, RequestResult},
+    token::{Account, Authenticate, InvalidToken, Token, TokenError},
+};
+
+/// Token reviews at a time: what an API server serves with ease.
+const REVIEWS_MAX: usize = 128;
+/// How long a request waits for its turn: proxies give up after some seconds, and come back later.
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+/// A token, a signing request and a name.
+const MESSAGE_BYTES_MAX: usize = 128 * 1024;
+
+/// Which identities are given out, and for how long.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Part of every identity.
+    pub control_namespace: String,
+    /// Part of every identity.
+    pub trust_domain: TrustDomain,
+    /// How long leaves are valid.
+    pub validity: Validity,
+}
+
+/// The Certify service.
+pub struct Service<A> {
+    settings: Settings,
+    issuer: Arc<ArcSwapOption<Issuer>>,
+    authenticate: A,
+    reviews: Semaphore,
+    metrics: Metrics,
+    events: Events,
+}
+
+/// Why a request was not granted.
+#[derive(Debug, thiserror::Error)]
+enum CertifyError {
+    #[error("no issuer is ready yet")]
+    NoIssuer,
+    #[error("identity {found} is not valid", found = Text(.found.clone()))]
+    Identity { found: String, source: IdentityError },
+    #[error(transparent)]
+    Token(#[from] InvalidToken),
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    #[error(transparent)]
+    Mismatch(#[from] MismatchError),
+    #[error("too many requests: try again later")]
+    Busy,
+    #[error("failed to authenticate the token")]
+    Authenticate(#[from] TokenError),
+    #[error("the token's service account {account} has no valid identity")]
+    AccountName { account: ServiceAccountRef, source: IdentityError },
+    #[error("the token is {token}'s, but a certificate for {requested} was requested")]
+    WrongIdentity { token: Identity, requested: Identity },
+    #[error("failed to sign the certificate")]
+    Sign(#[from] SignError),
+}
+
+impl<A: Authenticate> Service<A> {
+    /// A service that signs with whatever `issuer` holds when a request has been authenticated.
+    pub fn new(
+        settings: Settings,
+        issuer: Arc<ArcSwapOption<Issuer>>,
+        authenticate: A,
+        metrics: Metrics,
+        events: Events,
+    ) -> Self {
+        Self { settings, issuer, authenticate, reviews: Semaphore::new(REVIEWS_MAX), metrics, events }
+    }
+
+    /// As a gRPC server, for [`heddle_tls::serve`].
+    pub fn into_server(self) -> IdentityServer<Self> {
+        IdentityServer::new(self).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    async fn handle(&self, request: CertifyRequest) -> Result<(Identity, Account, Issued), CertifyError> {
+        let CertifyRequest { identity, token, certificate_signing_request } = request;
+        if self.issuer.load().is_none() {
+            return Err(CertifyError::NoIssuer);
+        }
+        // What costs nothing is checked before the Kubernetes API is asked.
+        let requested: Identity =
+            identity.parse().map_err(|source| CertifyError::Identity { found: identity, source })?;
+        let token = Token::parse(&token)?;
+        let csr = csr::parse(&certificate_signing_request)?.for_identity(&requested)?;
+
+        let account = self.authenticate(&token).await?;
+        let Settings { control_namespace, trust_domain, validity } = &self.settings;
+        let proved = Identity::for_service_account(&account.account, control_namespace, trust_domain)
+            .map_err(|source| CertifyError::AccountName { account: account.account.clone(), source })?;
+        if proved != requested {
+            return Err(CertifyError::WrongIdentity { token: proved, requested });
+        }
+        // Loaded anew: it may have been replaced during the review.
+        let issuer = self.issuer.load_full().ok_or(CertifyError::NoIssuer)?;
+        let issued = issuer.sign(&csr, *validity, SystemTime::now())?;
+        Ok((requested, account, issued))
+    }
+
+    async fn authenticate(&self, token: &Token) -> Result<Account, CertifyError> {
+        let _turn = match timeout(TURN_TIMEOUT, self.reviews.acquire()).await {
+            Ok(turn) => turn.expect("the semaphore is never closed"),
+            Err(_) => return Err(CertifyError::Busy),
+        };
+        let began = Instant::now();
+        let account = self.authenticate.authenticate(token).await;
+        self.metrics.reviewed(began.elapsed());
+        Ok(account?)
+    }
+}
+
+#[tonic::async_trait]
+impl<A: Authenticate> Certify for Service<A> {
+    async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<CertifyResponse>, Status> {
+        let peer = request.extensions().get::<heddle_tls::Peer>().map(|peer| peer.addr);
+        match self.handle(request.into_inner()).await {
+            Ok((identity, account, issued)) => {
+                self.metrics.ended(RequestResult::issued);
+                let until = prost_types::Timestamp::from(issued.expires);
+                info!(%identity, account = %account.account, %until, "Issued a certificate");
+                let note = format!("Issued certificate for {identity} until {until}");
+                self.events.tell(Reason::IssuedLeafCertificate, Subject::Account(account), note);
+                Ok(Response::new(to_proto(issued)))
+            }
+            Err(error) => {
+                let (result, code) = error.classify();
+                self.metrics.ended(result);
+                let text = report::chain(&error);
+                match code {
+                    Code::Internal => warn!(?peer, error = %text, ?code, "Did not issue a certificate"),
+                    _ => info!(?peer, error = %text, ?code, "Did not issue a certificate"),
+                }
+                if let CertifyError::Authenticate(TokenError::Refused { reason }) = &error {
+                    debug!(?reason, "The Kubernetes API refused a token");
+                }
+                if let CertifyError::Sign(error) = &error {
+                    let note = format!("Failed to sign a certificate: {error}");
+                    self.events.tell(Reason::IssuerValidationFailed, Subject::Service, note);
+                }
+                // What the Kubernetes API says is for the log; the caller is told that it failed.
+                let text = if code == Code::Internal { error.to_string() } else { text };
+                Err(Status::new(code, text))
+            }
+        }
+    }
+}
+
+impl CertifyError {
+    /// For the metric, and for the caller: Linkerd's codes.
+    fn classify(&self) -> (RequestResult, Code) {
+        match self {
+            Self::NoIssuer => (RequestResult::issuer_not_ready, Code::Unavailable),
+            Self::Identity { .. } | Self::Token(_) | Self::Csr(_) => {
+                (RequestResult::invalid_request, Code::InvalidArgument)
+            }
+            Self::Mismatch(_) => (RequestResult::csr_mismatch, Code::FailedPrecondition),
+            Self::Busy => (RequestResult::busy, Code::ResourceExhausted),
+            Self::Authenticate(TokenError::Refused { .. } | TokenError::Audience) => {
+                (RequestResult::not_authenticated, Code::FailedPrecondition)
+            }
+            Self::Authenticate(TokenError::NotServiceAccount(_)) => {
+                (RequestResult::not_authenticated, Code::InvalidArgument)
+            }
+            Self::Authenticate(TokenError::NoStatus | TokenError::Review(_) | TokenError::Timeout) => {
+                (RequestResult::review_failed, Code::Internal)
+            }
+            Self::AccountName { .. } | Self::WrongIdentity { .. } => {
+                (RequestResult::wrong_identity, Code::FailedPrecondition)
+            }
+            Self::Sign(_) => (RequestResult::sign_failed, Code::Internal),
+        }
+    }
+}
+
+fn to_proto(issued: Issued) -> CertifyResponse {
+    let Issued { leaf, chain, expires } = issued;
+    CertifyResponse {
+        leaf_certificate: leaf,
+        intermediate_certificates: chain.iter().map(|cert| cert.to_vec()).collect(),
+        valid_until: Some(expires.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
