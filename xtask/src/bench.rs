@@ -3,12 +3,13 @@
 use std::{ffi::OsString, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use heddle_tests_harness::workspace_root;
+use heddle_tests_harness::{host, progress::Progress, workspace_root};
 
 use crate::{lint, packages};
 
+/// Measure Heddle beside its peers: builds with the image profile first.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct Arguments {
     /// `proxy` or `reconcile`.
     name: Name,
     /// What the benchmark itself takes: `--json FILE`, `--blocks N`; `--help` lists it.
@@ -22,11 +23,11 @@ enum Name {
     Reconcile,
 }
 
-pub(crate) fn run(args: Args) -> Result<()> {
-    let Args { name, rest } = args;
+pub(crate) fn run(arguments: Arguments) -> Result<()> {
+    let Arguments { name, rest } = arguments;
     let (name, packages): (&str, &[&str]) = match name {
         Name::Proxy => {
-            packages::ensure_bench()?;
+            packages::ensure(host::BENCH_PACKAGES, Progress::Shown)?;
             ("proxy", &["heddle-proxy", "heddle-proxy-init", "heddle-tests-bench"])
         }
         Name::Reconcile => ("reconcile", &["heddle-reconciler", "heddle-tests-bench"]),

@@ -16,20 +16,22 @@ use heddle_tests_cluster::{
     workloads,
 };
 use heddle_tests_harness::{
-    cluster::Cluster,
-    tools::{Program, Tools},
+    cluster::{Cluster, ClusterOptions, Mode},
+    host,
     progress::Progress,
+    tools::{Program, Tools},
     workspace_root,
 };
 
-use crate::{images, lint, packages, up};
+use crate::{images, lint, packages};
 use narrate::Narrator;
 
 /// The cluster that the demo starts, unless KUBECONFIG names one.
 const CLUSTER: &str = "heddle";
 
+/// Show it all in one go, told as a story.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct Arguments {
     /// End after the story instead of leaving everything running until Ctrl-C.
     #[arg(long)]
     once: bool,
@@ -47,8 +49,8 @@ struct Stage {
     embedded: Option<Cluster>,
 }
 
-pub(crate) async fn run(args: Args) -> Result<()> {
-    let Args { once, release } = args;
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    let Arguments { once, release } = arguments;
     let mut tell = Narrator::new();
     let stage = prepare(&mut tell, release).await?;
     commit_becomes_mesh(&mut tell, &stage).await?;
@@ -72,7 +74,7 @@ async fn prepare(tell: &mut Narrator, release: bool) -> Result<Stage> {
     tell.chapter("A Kubernetes, and two workloads that know nothing of a mesh");
     let profile = if release { "image" } else { "dev" };
     let given = std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty()).map(PathBuf::from);
-    packages::ensure()?;
+    packages::ensure(host::BUILD_PACKAGES, Progress::Shown)?;
     lint::cargo(&["build", "--workspace", "--bins", "--profile", profile])?;
     let (kubeconfig, embedded) = match given {
         Some(path) => {
@@ -80,8 +82,9 @@ async fn prepare(tell: &mut Narrator, release: bool) -> Result<Stage> {
             (path, None)
         }
         None => {
-            let cluster = up::full(CLUSTER).await?;
-            images::load(CLUSTER, profile).await?;
+            packages::ensure(host::CLUSTER_PACKAGES, Progress::Shown)?;
+            let cluster = Cluster::up(ClusterOptions::new(CLUSTER, Mode::Full).with_progress(Progress::Shown)).await?;
+            images::build_and_load(profile, images::Target::Cluster(cluster.clone()), &[]).await?;
             (cluster.kubeconfig_path(), Some(cluster))
         }
     };
@@ -111,7 +114,7 @@ async fn commit_becomes_mesh(tell: &mut Narrator, stage: &Stage) -> Result<()> {
     story::install_reconciler(kubectl, heddle)?;
     tell.done();
     tell.step("Pointing a Mesh object at the repository, and waiting until it is Ready");
-    story::point_at(kubectl, &repository.url_for_cluster())?;
+    story::point_at(kubectl, &repository.url())?;
     for line in story::wait_applied(kubectl, &commit, Duration::from_secs(240)).await? {
         tell.detail(&line);
     }

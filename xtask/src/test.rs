@@ -6,15 +6,21 @@
 use std::{process::Command, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use heddle_tests_harness::{host, workspace_root};
+use heddle_tests_harness::{
+    cluster::{Cluster, ClusterOptions, Mode},
+    host,
+    progress::Progress,
+    workspace_root,
+};
 
-use crate::{down, images, lint, packages, up};
+use crate::{images, lint, packages};
 
 /// The cluster that the tests share; their harness finds it by this name.
 const CLUSTER: &str = "heddle-test";
 
+/// Run all tests, from pure ones to a whole Kubernetes.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct Arguments {
     /// Leave the cluster running afterwards: `cargo xtask down --name heddle-test` removes it.
     #[arg(long)]
     keep: bool,
@@ -26,8 +32,8 @@ pub(crate) struct Args {
     rest: Vec<String>,
 }
 
-pub(crate) async fn run(args: Args) -> Result<()> {
-    let Args { keep, pure, rest } = args;
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    let Arguments { keep, pure, rest } = arguments;
     let start = Instant::now();
     if pure {
         return cargo_test(&["--lib", "--bins"], &rest);
@@ -36,20 +42,21 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         host::is_root(),
         "the cluster and network-namespace tests need root; without it, `cargo xtask test --pure` runs the others"
     );
-    packages::ensure()?;
+    packages::ensure(host::CLUSTER_PACKAGES, Progress::Shown)?;
+    packages::ensure(host::BUILD_PACKAGES, Progress::Shown)?;
     // The test programs run the built binaries, so these must be there, and current, first.
     lint::cargo(&["build", "--workspace", "--bins"])?;
-    down::cluster(CLUSTER).await?;
-    up::full(CLUSTER).await?;
+    Cluster::down(CLUSTER).await?;
+    let cluster = Cluster::up(ClusterOptions::new(CLUSTER, Mode::Full).with_progress(Progress::Shown)).await?;
     let outcome = async {
-        images::load_dev(CLUSTER).await?;
+        images::build_and_load("dev", images::Target::Cluster(cluster), &[]).await?;
         cargo_test(&[], &rest)
     }
     .await;
     if keep {
         eprintln!("The cluster {CLUSTER} stays: `cargo xtask down --name {CLUSTER}` removes it.");
     } else {
-        down::cluster(CLUSTER).await?;
+        Cluster::down(CLUSTER).await?;
     }
     outcome?;
     eprintln!("All tests passed in {:.0} s.", start.elapsed().as_secs_f64());

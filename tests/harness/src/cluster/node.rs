@@ -1,0 +1,235 @@
+//! The node: containerd, the kubelet, kube-proxy, the pod network, and the cluster's DNS server beside them.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::address::Slot;
+use super::control_plane::{flags, write_yaml};
+use super::layout::Layout;
+use super::pki;
+use super::process::Daemon;
+use crate::host::CNI_BIN_DIR;
+use crate::image::PAUSE_IMAGE;
+use crate::tools::{Program, Tools};
+
+/// Port of the kubelet, in the cluster's own network namespace.
+const KUBELET_PORT: u16 = 10250;
+
+/// Pods the node takes: what its /24 has addresses for, less a few.
+const PODS_MAX: u16 = 240;
+
+/// How often the kubelet looks at each pod even if nothing happened. It bounds how long a changed ConfigMap takes
+/// to reach a volume: a minute by default, too long to wait for in a test.
+const SYNC_INTERVAL: &str = "10s";
+
+/// The parts of a node's command lines that differ between clusters.
+pub(super) struct Node<'a> {
+    pub(super) layout: &'a Layout,
+    pub(super) tools: &'a Tools,
+    pub(super) slot: Slot,
+    pub(super) cluster_domain: &'a str,
+}
+
+impl Node<'_> {
+    /// The container runtime.
+    pub(super) fn containerd(&self) -> Result<Daemon> {
+        let config = self.layout.at("conf/containerd.toml");
+        let conf_dir = self.layout.at("cni");
+        write(&config, &self.containerd_config())?;
+        // The network is there before the runtime: without it the node is not ready.
+        write_json(&conf_dir.join("10-heddle.conflist"), &self.cni_config())?;
+        let sockets = self.layout.shim_sockets();
+        fs::create_dir_all(&sockets).with_context(|| format!("failed to make {}", sockets.display()))?;
+        let args = flags([("config", config.to_string_lossy().into_owned()), ("log-level", "warn".into())]);
+        Ok(self.daemon("containerd", Program::Containerd, args))
+    }
+
+    /// Where the runtime listens.
+    pub(super) fn containerd_socket(&self) -> PathBuf {
+        containerd_socket(self.layout)
+    }
+
+    fn containerd_config(&self) -> String {
+        let path = |relative: &str| format!("{:?}", self.layout.at(relative).to_string_lossy());
+        let socket = format!("{:?}", self.containerd_socket().to_string_lossy());
+        let shim_sockets = format!("{:?}", self.layout.shim_sockets().to_string_lossy());
+        format!(
+            r#"version = 3
+root = {root}
+state = {state}
+
+[grpc]
+address = {socket}
+
+[plugins."io.containerd.shim.v1.manager"]
+socket_dir = {shim_sockets}
+
+[plugins."io.containerd.cri.v1.images"]
+snapshotter = "overlayfs"
+
+[plugins."io.containerd.cri.v1.images".pinned_images]
+sandbox = "{PAUSE_IMAGE}"
+
+[plugins."io.containerd.cri.v1.runtime"]
+restrict_oom_score_adj = true
+disable_apparmor = true
+# So that unmounting everything below the state folder leaves no namespace behind.
+netns_mounts_under_state_dir = true
+
+[plugins."io.containerd.cri.v1.runtime".containerd]
+default_runtime_name = "runc"
+
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+SystemdCgroup = false
+
+[plugins."io.containerd.cri.v1.runtime".cni]
+bin_dirs = ["{CNI_BIN_DIR}"]
+conf_dir = {cni}
+"#,
+            root = path("containerd/root"),
+            state = path("containerd/state"),
+            cni = path("cni"),
+        )
+    }
+
+    /// Each pod gets a veth pair whose other end is routed. No bridge: traffic between two pods of the node then
+    /// passes the same rules as all other traffic, without bridge netfilter, which a kernel may lack.
+    fn cni_config(&self) -> serde_json::Value {
+        json!({
+            "cniVersion": "1.0.0",
+            "name": self.layout.cni_network(),
+            "plugins": [
+                {
+                    "type": "ptp",
+                    "ipMasq": false,
+                    "ipam": {
+                        "type": "host-local",
+                        "dataDir": self.layout.at("cni-addresses"),
+                        "ranges": [[{"subnet": self.slot.node_pods().to_string()}]],
+                        "routes": [{"dst": "0.0.0.0/0"}],
+                    },
+                },
+                {"type": "portmap", "capabilities": {"portMappings": true}},
+            ],
+        })
+    }
+
+    /// The kubelet.
+    pub(super) fn kubelet(&self) -> Result<Daemon> {
+        let resolv_conf = self.layout.at("conf/resolv.conf");
+        // Pods with dnsPolicy Default get this: the cluster's own server, since nothing else can be reached.
+        write(&resolv_conf, &format!("nameserver {}\n", self.slot.dns_service()))?;
+        let config = self.layout.at("conf/kubelet.yaml");
+        write_yaml(&config, &self.kubelet_config())?;
+        let args = flags([
+            ("config", config.to_string_lossy().into_owned()),
+            ("kubeconfig", pki::kubeconfig(self.layout, "kubelet").to_string_lossy().into_owned()),
+            ("root-dir", self.layout.at("kubelet").to_string_lossy().into_owned()),
+            ("cert-dir", self.layout.at("kubelet/pki").to_string_lossy().into_owned()),
+            ("hostname-override", self.layout.name().to_owned()),
+            ("node-ip", self.slot.node().to_string()),
+        ]);
+        Ok(self.daemon("kubelet", Program::Kubelet, args))
+    }
+
+    fn kubelet_config(&self) -> serde_json::Value {
+        let path = |relative: &str| self.layout.at(relative);
+        json!({
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "containerRuntimeEndpoint": format!("unix://{}", self.containerd_socket().display()),
+            "address": "0.0.0.0",
+            "port": KUBELET_PORT,
+            "healthzPort": 10248,
+            "tlsCertFile": path("pki/kubelet-server.crt"),
+            "tlsPrivateKeyFile": path("pki/kubelet-server.key"),
+            "authentication": {
+                "anonymous": {"enabled": false},
+                "webhook": {"enabled": true},
+                "x509": {"clientCAFile": path("pki/ca.crt")},
+            },
+            "authorization": {"mode": "Webhook"},
+            "clusterDNS": [self.slot.dns_service().to_string()],
+            "clusterDomain": self.cluster_domain,
+            "resolvConf": path("conf/resolv.conf"),
+            "podLogsDir": path("log/pods"),
+            "volumePluginDir": path("kubelet/volume-plugins"),
+            // From 1.35 on the kubelet refuses hosts with the first version of cgroups unless told otherwise.
+            "failCgroupV1": false,
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": format!("/{}", self.layout.cgroup()),
+            "enforceNodeAllocatable": ["pods"],
+            "failSwapOn": false,
+            "localStorageCapacityIsolation": false,
+            // A full disk is the developer's affair: nothing is evicted, and no image (there is no registry to get
+            // it back from) is collected.
+            "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
+            "imageGCHighThresholdPercent": 100,
+            "maxPods": PODS_MAX,
+            "syncFrequency": SYNC_INTERVAL,
+            "serializeImagePulls": false,
+        })
+    }
+
+    /// Services.
+    pub(super) fn kube_proxy(&self) -> Daemon {
+        let args = flags([
+            ("kubeconfig", pki::kubeconfig(self.layout, "kube-proxy").to_string_lossy().into_owned()),
+            ("proxy-mode", "iptables".into()),
+            ("cluster-cidr", self.slot.pods().to_string()),
+            ("hostname-override", self.layout.name().to_owned()),
+            // These settings belong to the host, not to a namespace.
+            ("conntrack-max-per-core", "0".into()),
+            // Endpoints change often in tests, and the rules are few.
+            ("iptables-min-sync-period", "100ms".into()),
+        ]);
+        self.daemon("kube-proxy", Program::KubeProxy, args)
+    }
+
+    /// The cluster's DNS server, on the node's address.
+    pub(super) fn coredns(&self) -> Result<Daemon> {
+        let corefile = self.layout.at("conf/Corefile");
+        let kubeconfig = pki::kubeconfig(self.layout, "coredns");
+        let text = format!(
+            ".:53 {{\n    bind {node}\n    errors\n    ready {node}:8181\n    kubernetes {domain} in-addr.arpa ip6.arpa {{\n        \
+             kubeconfig {kubeconfig} {cluster}\n        pods insecure\n        ttl 5\n    }}\n    \
+             # Nothing outside the cluster can be reached, so nothing outside it has a name.\n    \
+             template ANY ANY {{\n        rcode NXDOMAIN\n    }}\n}}\n",
+            node = self.slot.node(),
+            domain = self.cluster_domain,
+            kubeconfig = kubeconfig.display(),
+            cluster = self.layout.name(),
+        );
+        write(&corefile, &text)?;
+        let args = vec!["-conf".to_owned(), corefile.to_string_lossy().into_owned()];
+        Ok(self.daemon("coredns", Program::CoreDns, args))
+    }
+
+    fn daemon(&self, name: &'static str, program: Program, args: Vec<String>) -> Daemon {
+        let program = self.tools.path(program).to_path_buf();
+        Daemon { name, program, args, env: Vec::new(), in_netns: true }
+    }
+}
+
+/// Where a cluster's container runtime listens.
+pub(super) fn containerd_socket(layout: &Layout) -> PathBuf {
+    layout.at("containerd/containerd.sock")
+}
+
+fn write(path: &std::path::Path, text: &str) -> Result<()> {
+    let shown = || format!("failed to write {}", path.display());
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(shown)?;
+    }
+    fs::write(path, text).with_context(shown)
+}
+
+fn write_json(path: &std::path::Path, value: &serde_json::Value) -> Result<()> {
+    write(path, &format!("{value:#}\n"))
+}
