@@ -1,0 +1,18 @@
+//! The reconciler: from a commit to a running mesh, and the command line over the same pipeline.
+//!
+//! `source` -> `profile` -> `render` -> `observe` -> `plan` -> `execute` -> `status`: each stage is a module that takes
+//! the earlier stage's value and gives its own. `heddle render` stops after the third, `heddle plan` after the fifth,
+//! `heddle apply` runs once, and `heddle run` loops. The first three and `plan` are pure; `observe` only reads the
+//! cluster, and only `execute`, `identity` and `status` write to it. The crate never names the proxy, the identity
+//! service or the control plane's programs: they meet as images.
+
+pub mod cli;
+pub mod commands;
+pub mod fault;
+pub mod identity;
+pub mod object;
+pub mod profile;
+pub mod render;
+pub mod schema;
+pub mod source;
+pub mod yaml;
