@@ -1,0 +1,233 @@
+//! Flags, and what they mean together.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use anyhow::Context as _;
+use heddle_control_core::DefaultPolicy;
+use heddle_control_index::Config;
+use heddle_daemon::log;
+use heddle_mesh::{CONTROL_NAMESPACE, Identity, PortSet, ServiceAccountRef, TrustDomain, port};
+use heddle_tls::ControlAddr;
+use ipnet::IpNet;
+
+/// Flags of all subcommands.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Common {
+    /// Log level, in the syntax of RUST_LOG
+    #[arg(long, global = true, env = "HEDDLE_LOG_LEVEL", default_value = "info")]
+    pub(crate) log_level: String,
+    /// Log format: plain or json
+    #[arg(long, global = true, env = "HEDDLE_LOG_FORMAT", default_value = "plain")]
+    pub(crate) log_format: log::Format,
+    /// The cluster's DNS domain
+    #[arg(long, global = true, env = "HEDDLE_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub(crate) cluster_domain: String,
+    /// The mesh's trust domain
+    #[arg(long, global = true, env = "HEDDLE_IDENTITY_TRUST_DOMAIN", default_value = "cluster.local")]
+    pub(crate) identity_trust_domain: TrustDomain,
+    /// Namespace of the control plane
+    #[arg(long, global = true, env = "HEDDLE_CONTROL_NAMESPACE", default_value = CONTROL_NAMESPACE)]
+    pub(crate) control_namespace: String,
+    /// Kubernetes configuration to use outside a cluster; absent: that of KUBECONFIG, the home folder or the pod
+    #[arg(long, global = true, env = "HEDDLE_KUBECONFIG")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+}
+
+/// Flags of `destination`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Destination {
+    /// Address of the gRPC service; absent, with --loopback-addr given: loopback alone is served, without an identity
+    #[arg(long, env = "HEDDLE_LISTEN_ADDR", default_value_if("loopback_addr", clap::builder::ArgPredicate::IsPresent, None), default_value = "0.0.0.0:8086")]
+    listen_addr: Option<SocketAddr>,
+    /// Address of a gRPC listener without TLS, on loopback only; off when absent
+    #[arg(long, env = "HEDDLE_LOOPBACK_ADDR", value_parser = loopback)]
+    loopback_addr: Option<SocketAddr>,
+    /// Address of /live, /ready and /metrics
+    #[arg(long, env = "HEDDLE_ADMIN_ADDR", default_value = "0.0.0.0:9996")]
+    admin_addr: SocketAddr,
+    #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Flags of `policy`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Policy {
+    /// Address of the gRPC service; absent, with --loopback-addr given: loopback alone is served, without an identity
+    #[arg(long, env = "HEDDLE_LISTEN_ADDR", default_value_if("loopback_addr", clap::builder::ArgPredicate::IsPresent, None), default_value = "0.0.0.0:8090")]
+    listen_addr: Option<SocketAddr>,
+    /// Address of a gRPC listener without TLS, on loopback only; off when absent
+    #[arg(long, env = "HEDDLE_LOOPBACK_ADDR", value_parser = loopback)]
+    loopback_addr: Option<SocketAddr>,
+    /// Address of /live, /ready and /metrics
+    #[arg(long, env = "HEDDLE_ADMIN_ADDR", default_value = "0.0.0.0:9990")]
+    admin_addr: SocketAddr,
+    #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Flags of `all`; the injector takes its own from the environment.
+#[derive(Debug, clap::Args)]
+pub(crate) struct All {
+    /// Address of the destination service
+    #[arg(long, env = "HEDDLE_DESTINATION_LISTEN_ADDR", default_value = "0.0.0.0:8086")]
+    destination_listen_addr: SocketAddr,
+    /// Address of the policy service
+    #[arg(long, env = "HEDDLE_POLICY_LISTEN_ADDR", default_value = "0.0.0.0:8090")]
+    policy_listen_addr: SocketAddr,
+    /// Address of /live, /ready and /metrics
+    #[arg(long, env = "HEDDLE_DESTINATION_ADMIN_ADDR", default_value = "0.0.0.0:9996")]
+    admin_addr: SocketAddr,
+    #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// How this process obtains its own certificate.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct IdentityArgs {
+    /// Address of the identity service
+    #[arg(long, env = "HEDDLE_IDENTITY_ADDR", default_value = "linkerd-identity-headless.linkerd.svc.cluster.local.:8080")]
+    pub(crate) identity_addr: ControlAddr,
+    /// Service account that the identity service runs as
+    #[arg(long, env = "HEDDLE_IDENTITY_SERVICE_ACCOUNT", default_value = "linkerd-identity")]
+    pub(crate) identity_service_account: String,
+    /// File of this process' service-account token for the identity service
+    #[arg(long, env = "HEDDLE_IDENTITY_TOKEN_FILE", default_value = "/var/run/secrets/tokens/linkerd-identity-token")]
+    pub(crate) identity_token_file: PathBuf,
+    /// File of the trust anchors (PEM); read again when it changes
+    #[arg(long, env = "HEDDLE_TRUST_ROOTS", default_value = "/var/run/linkerd/identity/trust-roots/ca-bundle.crt")]
+    pub(crate) trust_roots: PathBuf,
+    /// Service account that this process runs as; part of its identity
+    #[arg(long, env = "HEDDLE_SERVICE_ACCOUNT", default_value = "linkerd-destination")]
+    pub(crate) service_account: String,
+}
+
+/// What proxies are told when no object says otherwise.
+#[derive(Clone, Debug, clap::Args)]
+struct Settings {
+    /// Policy of inbound ports that no Server selects, unless an annotation says otherwise
+    #[arg(long, env = "HEDDLE_DEFAULT_POLICY", default_value = "all-unauthenticated")]
+    default_policy: DefaultPolicy,
+    /// Networks that count as inside the cluster
+    #[arg(
+        long,
+        env = "HEDDLE_CLUSTER_NETWORKS",
+        value_delimiter = ',',
+        default_value = "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fd00::/8"
+    )]
+    cluster_networks: Vec<IpNet>,
+    /// Networks that the kubelet's probes come from
+    #[arg(long, env = "HEDDLE_PROBE_NETWORKS", value_delimiter = ',', default_value = "0.0.0.0/0,::/0")]
+    probe_networks: Vec<IpNet>,
+    /// Ports that are opaque unless an annotation says otherwise
+    #[arg(long, env = "HEDDLE_DEFAULT_OPAQUE_PORTS", default_value_t = port::DEFAULT_OPAQUE.into_iter().collect())]
+    default_opaque_ports: PortSet,
+    /// Whether meshed pods are reached at their proxy's own port with a transport header
+    #[arg(long, env = "HEDDLE_OUTBOUND_TRANSPORT_MODE", default_value = "transport-header")]
+    outbound_transport_mode: TransportMode,
+}
+
+/// See [`Settings::outbound_transport_mode`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum TransportMode {
+    /// To the proxy's port, with a header that names the target's.
+    TransportHeader,
+    /// To the target's port.
+    Transparent,
+}
+
+/// Where a service is served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listen {
+    /// With TLS.
+    pub(crate) tls: Option<SocketAddr>,
+    /// Without, on loopback.
+    pub(crate) loopback: Option<SocketAddr>,
+}
+
+/// What to serve, and where.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) destination: Option<Listen>,
+    pub(crate) policy: Option<Listen>,
+    pub(crate) admin_addr: SocketAddr,
+    pub(crate) identity: IdentityArgs,
+    settings: Settings,
+}
+
+impl Destination {
+    pub(crate) fn into_plan(self) -> Plan {
+        let Self { listen_addr, loopback_addr, admin_addr, identity, settings } = self;
+        let listen = Listen { tls: listen_addr, loopback: loopback_addr };
+        Plan { destination: Some(listen), policy: None, admin_addr, identity, settings }
+    }
+}
+
+impl Policy {
+    pub(crate) fn into_plan(self) -> Plan {
+        let Self { listen_addr, loopback_addr, admin_addr, identity, settings } = self;
+        let listen = Listen { tls: listen_addr, loopback: loopback_addr };
+        Plan { destination: None, policy: Some(listen), admin_addr, identity, settings }
+    }
+}
+
+impl All {
+    pub(crate) fn into_plan(self) -> Plan {
+        let Self { destination_listen_addr, policy_listen_addr, admin_addr, identity, settings } = self;
+        let listen = |addr| Some(Listen { tls: Some(addr), loopback: None });
+        Plan { destination: listen(destination_listen_addr), policy: listen(policy_listen_addr), admin_addr, identity, settings }
+    }
+}
+
+impl Plan {
+    /// All listeners.
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = &Listen> {
+        self.destination.iter().chain(&self.policy)
+    }
+
+    /// The index's settings.
+    pub(crate) fn config(&self, common: &Common) -> Config {
+        let Settings { default_policy, cluster_networks, probe_networks, default_opaque_ports, outbound_transport_mode } =
+            self.settings.clone();
+        Config {
+            cluster_domain: common.cluster_domain.clone(),
+            control_namespace: common.control_namespace.clone(),
+            trust_domain: common.identity_trust_domain.clone(),
+            cluster_networks,
+            default_policy,
+            opaque_ports: default_opaque_ports,
+            probe_networks,
+            transport_header: outbound_transport_mode == TransportMode::TransportHeader,
+            ..Config::default()
+        }
+    }
+}
+
+impl Common {
+    /// A client of the API server.
+    pub(crate) async fn client(&self) -> anyhow::Result<kube::Client> {
+        let context = "failed to configure the Kubernetes client";
+        let Some(path) = &self.kubeconfig else { return kube::Client::try_default().await.context(context) };
+        let file = kube::config::Kubeconfig::read_from(path).with_context(|| format!("failed to read {}", path.display()))?;
+        let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await;
+        let config = config.with_context(|| format!("{} cannot be used", path.display()))?;
+        kube::Client::try_from(config).context(context)
+    }
+
+    /// The identity of a service account of the control plane.
+    pub(crate) fn identity(&self, service_account: &str) -> anyhow::Result<Identity> {
+        let account = ServiceAccountRef { namespace: self.control_namespace.clone(), name: service_account.to_owned() };
+        Identity::for_service_account(&account, &self.control_namespace, &self.identity_trust_domain)
+            .with_context(|| format!("service account {service_account} of {} has no valid identity", self.control_namespace))
+    }
+}
+
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let addr: SocketAddr = text.parse().map_err(|_| "expected IP:PORT".to_owned())?;
+    if addr.ip().is_loopback() { Ok(addr) } else { Err("expected a loopback address".to_owned()) }
+}

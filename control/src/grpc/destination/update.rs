@@ -1,0 +1,185 @@
+//! Endpoints and profiles as messages.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use heddle_control_core::{
+    endpoints::{ClientLocation, Diff, Endpoint, Endpoints, Protocol},
+    profile::{Profile, ProfileRoute, RequestMatch, ResponseClass, ResponseMatch},
+};
+use linkerd2_proxy_api::{
+    destination::{self as proto, update::Update as Kind},
+    net::TcpAddress,
+};
+
+use crate::grpc::encode;
+
+/// Clients take messages of 4 MiB; this many endpoints stay far below.
+const ADDRESSES_MAX: usize = 1000;
+
+/// How a meshed endpoint's connection is kept alive: it carries many requests, so a dead one must be noticed soon.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What one client has been told of a service's endpoints.
+#[derive(Debug)]
+pub(super) struct View {
+    location: ClientLocation,
+    told: Option<Told>,
+}
+
+#[derive(Debug, PartialEq)]
+enum Told {
+    Nothing { exists: bool },
+    Addresses(BTreeMap<SocketAddr, Arc<Endpoint>>),
+}
+
+impl View {
+    pub(super) fn new(location: ClientLocation) -> Self {
+        Self { location, told: None }
+    }
+
+    /// The messages that bring the client up to date; none when nothing changed for it.
+    pub(super) fn next(&mut self, endpoints: &Endpoints) -> VecDeque<proto::Update> {
+        let seen = endpoints.seen_from(&self.location);
+        let now = match seen.is_empty() {
+            // A service without endpoints has to be said, or the client waits for the first message in vain.
+            true => Told::Nothing { exists: endpoints.exists },
+            false => Told::Addresses(seen),
+        };
+        let messages = match (&self.told, &now) {
+            (Some(before), now) if before == now => return VecDeque::new(),
+            (_, Told::Nothing { exists }) => VecDeque::from([update(Kind::NoEndpoints(proto::NoEndpoints { exists: *exists }))]),
+            (Some(Told::Addresses(before)), Told::Addresses(seen)) => self.steps(endpoints, &Diff::between(before, seen)),
+            (_, Told::Addresses(seen)) => self.steps(endpoints, &Diff::between(&BTreeMap::new(), seen)),
+        };
+        self.told = Some(now);
+        messages
+    }
+
+    /// Additions first, so that a complete exchange of endpoints leaves the client none without any.
+    fn steps(&self, endpoints: &Endpoints, diff: &Diff) -> VecDeque<proto::Update> {
+        let adds = diff.add.chunks(ADDRESSES_MAX).map(|chunk| {
+            update(Kind::Add(proto::WeightedAddrSet {
+                addrs: chunk.iter().map(|(addr, endpoint)| weighted_addr(*addr, endpoint, &self.location)).collect(),
+                metric_labels: endpoints.labels.clone().into_iter().collect(),
+            }))
+        });
+        let removes = diff.remove.chunks(ADDRESSES_MAX).map(|chunk| {
+            update(Kind::Remove(proto::AddrSet { addrs: chunk.iter().map(|addr| TcpAddress::from(*addr)).collect() }))
+        });
+        adds.chain(removes).collect()
+    }
+}
+
+fn update(kind: Kind) -> proto::Update {
+    proto::Update { update: Some(kind) }
+}
+
+fn weighted_addr(addr: SocketAddr, endpoint: &Endpoint, client: &ClientLocation) -> proto::WeightedAddr {
+    let identity = endpoint.identity.as_ref().map(|identity| {
+        let name = || proto::tls_identity::DnsLikeIdentity { name: identity.to_string() };
+        proto::TlsIdentity {
+            strategy: Some(proto::tls_identity::Strategy::DnsLikeIdentity(name())),
+            server_name: Some(name()),
+        }
+    });
+    let meshed = identity.is_some();
+    let protocol = match endpoint.hint.protocol {
+        Protocol::Unknown => None,
+        Protocol::H2 => Some(proto::protocol_hint::Protocol::H2(proto::protocol_hint::H2 {})),
+        Protocol::Opaque => Some(proto::protocol_hint::Protocol::Opaque(proto::protocol_hint::Opaque {})),
+    };
+    let opaque_transport = endpoint.hint.opaque_transport.map(|port| proto::protocol_hint::OpaqueTransport { inbound_port: port.into() });
+    let hint = (protocol.is_some() || opaque_transport.is_some()).then_some(proto::ProtocolHint { opaque_transport, protocol });
+    proto::WeightedAddr {
+        addr: Some(addr.into()),
+        weight: endpoint.weight,
+        metric_labels: endpoint.labels_for(client).into_iter().collect(),
+        tls_identity: identity,
+        protocol_hint: hint,
+        authority_override: None,
+        http2: meshed.then(keep_alive),
+        resource_ref: None,
+    }
+}
+
+fn keep_alive() -> proto::Http2ClientParams {
+    proto::Http2ClientParams {
+        flow_control: None,
+        keep_alive: Some(proto::http2_client_params::KeepAlive {
+            interval: encode::duration(KEEP_ALIVE_INTERVAL),
+            timeout: encode::duration(KEEP_ALIVE_TIMEOUT),
+            while_idle: true,
+        }),
+        internals: None,
+    }
+}
+
+/// A profile as a message.
+pub(super) fn profile(profile: &Profile, client: &ClientLocation) -> proto::DestinationProfile {
+    let Profile { fully_qualified_name, opaque, endpoint, parent, profile, routes, retry_budget, overrides } = profile;
+    proto::DestinationProfile {
+        fully_qualified_name: fully_qualified_name.clone().unwrap_or_default(),
+        opaque_protocol: *opaque,
+        routes: routes.iter().map(route).collect(),
+        retry_budget: Some(proto::RetryBudget {
+            retry_ratio: retry_budget.ratio,
+            min_retries_per_second: retry_budget.min_per_second,
+            ttl: encode::duration(retry_budget.ttl),
+        }),
+        dst_overrides: overrides
+            .iter()
+            .map(|(authority, weight)| proto::WeightedDst { authority: authority.clone(), weight: *weight, backend_ref: None })
+            .collect(),
+        endpoint: endpoint.as_ref().map(|(addr, endpoint)| weighted_addr(*addr, endpoint, client)),
+        parent_ref: parent.as_ref().map(encode::resource),
+        profile_ref: profile.as_ref().map(encode::resource),
+    }
+}
+
+fn route(route: &ProfileRoute) -> proto::Route {
+    let ProfileRoute { name, condition, retryable, timeout, responses } = route;
+    proto::Route {
+        condition: Some(request_match(condition)),
+        response_classes: responses
+            .iter()
+            .map(|ResponseClass { condition, is_failure }| proto::ResponseClass {
+                condition: Some(response_match(condition)),
+                is_failure: *is_failure,
+            })
+            .collect(),
+        metrics_labels: [("route".to_owned(), name.clone())].into(),
+        is_retryable: *retryable,
+        timeout: timeout.and_then(encode::duration),
+    }
+}
+
+fn request_match(condition: &RequestMatch) -> proto::RequestMatch {
+    use proto::request_match::{Match, Seq};
+    let seq = |list: &[RequestMatch]| Seq { matches: list.iter().map(request_match).collect() };
+    let kind = match condition {
+        RequestMatch::All(list) => Match::All(seq(list)),
+        RequestMatch::Any(list) => Match::Any(seq(list)),
+        RequestMatch::Not(inner) => Match::Not(Box::new(request_match(inner))),
+        RequestMatch::PathRegex(regex) => Match::Path(proto::PathMatch { regex: regex.clone() }),
+        RequestMatch::Method(method) => Match::Method(method.clone().into()),
+    };
+    proto::RequestMatch { r#match: Some(kind) }
+}
+
+fn response_match(condition: &ResponseMatch) -> proto::ResponseMatch {
+    use proto::response_match::{Match, Seq};
+    let seq = |list: &[ResponseMatch]| Seq { matches: list.iter().map(response_match).collect() };
+    let kind = match condition {
+        ResponseMatch::All(list) => Match::All(seq(list)),
+        ResponseMatch::Any(list) => Match::Any(seq(list)),
+        ResponseMatch::Not(inner) => Match::Not(Box::new(response_match(inner))),
+        ResponseMatch::Status { min, max } => Match::Status(proto::HttpStatusRange { min: *min, max: *max }),
+    };
+    proto::ResponseMatch { r#match: Some(kind) }
+}
