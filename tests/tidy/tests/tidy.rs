@@ -34,7 +34,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
         ],
     ),
     ("heddle-tests-harness", &["heddle-mesh"]),
-    ("heddle-xtask", &["heddle-mesh", "heddle-tests-harness"]),
+    ("heddle-xtask", &["heddle-mesh", "heddle-tests-cluster", "heddle-tests-harness"]),
 ];
 
 /// What a package must never reach through its dependencies, and why.
