@@ -5,7 +5,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceConversion, CustomResourceDefinition, CustomResourceDefinitionVersion, JSONSchemaProps,
 };
 use kube::CustomResourceExt;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::{external_workload, mesh, policy, service_profile};
 
@@ -119,8 +119,6 @@ where
     });
     crd.spec.names.list_kind = Some(format!("{}List", crd.spec.names.kind));
     let labels = crd.metadata.labels.get_or_insert_default();
-    labels.insert(heddle_mesh::label::MANAGED_BY.to_owned(), "heddle".to_owned());
-    labels.insert(heddle_mesh::label::PROFILE.to_owned(), "core".to_owned());
     // Flux replaces `${…}` in what it applies, and schemas may contain it.
     labels.insert(
         "kustomize.toolkit.fluxcd.io/substitute".to_owned(),
@@ -140,6 +138,8 @@ fn default_property(crd: &mut CustomResourceDefinition, property: &str, default:
         if let Some(required) = &mut schema.required {
             required.retain(|name| name != property);
         }
+        // The API server drops an empty list, and would differ from what was applied for ever.
+        schema.required = schema.required.take().filter(|required| !required.is_empty());
         if let Some(property) = schema
             .properties
             .as_mut()
@@ -173,16 +173,8 @@ fn clean(value: &mut Value) {
     {
         schema.remove("format");
     }
-    // Numbers' bounds come as floats; `1` reads better than `1.0`, and is the same to the API server.
-    for bound in ["minimum", "maximum"] {
-        if let Some(whole) = schema.get(bound).and_then(Value::as_f64).and_then(whole_number) {
-            schema.insert(bound.to_owned(), whole.into());
-        }
-    }
-    for map in ["properties"] {
-        if let Some(Value::Object(properties)) = schema.get_mut(map) {
-            properties.values_mut().for_each(clean);
-        }
+    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+        properties.values_mut().for_each(clean);
     }
     for list in ["allOf", "anyOf", "oneOf"] {
         if let Some(Value::Array(parts)) = schema.get_mut(list) {
@@ -194,23 +186,4 @@ fn clean(value: &mut Value) {
             clean(part);
         }
     }
-    drop_empty(schema);
-}
-
-fn drop_empty(schema: &mut Map<String, Value>) {
-    if schema
-        .get("required")
-        .and_then(Value::as_array)
-        .is_some_and(Vec::is_empty)
-    {
-        schema.remove("required");
-    }
-}
-
-fn whole_number(number: f64) -> Option<i64> {
-    #[expect(clippy::cast_possible_truncation, reason = "checked on the next line")]
-    let whole = number as i64;
-    #[expect(clippy::cast_precision_loss, reason = "bounds are far below 2^52")]
-    let same = whole as f64 == number;
-    same.then_some(whole)
 }

@@ -8,7 +8,7 @@ use std::{
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// YAML with sorted keys, so that the text depends on nothing but the definition.
 fn yaml(crd: &CustomResourceDefinition) -> String {
@@ -23,6 +23,11 @@ fn yaml(crd: &CustomResourceDefinition) -> String {
         match value {
             Value::Object(map) => Sorted::Map(map.into_iter().map(|(key, value)| (key, sorted(value))).collect()),
             Value::Array(list) => Sorted::List(list.into_iter().map(sorted).collect()),
+            // Bounds are floats in the type; the API server gives whole ones back without a fraction.
+            Value::Number(number) => match number.as_f64() {
+                Some(float) if float.fract() == 0.0 && float.abs() < 1e15 => Sorted::Other(json!(float as i64)),
+                _ => Sorted::Other(Value::Number(number)),
+            },
             other => Sorted::Other(other),
         }
     }
@@ -115,6 +120,7 @@ fn structural(schema: &Value, path: &str) {
         assert!(!has(never), "{path}: {never}");
     }
     assert!(!(has("properties") && has("additionalProperties")), "{path}: properties and additionalProperties");
+    assert_ne!(schema.get("required"), Some(&json!([])), "{path}: nothing is required");
     assert_ne!(schema.get("default"), Some(&Value::Null), "{path}: null is no default");
     if schema["type"] == "array" {
         assert!(has("items"), "{path}: no items");
