@@ -72,7 +72,9 @@ pub enum CsrError {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MismatchError {
     /// Not exactly one DNS name.
-    #[error("certificate_signing_request has {found} DNS names in its subject alternative names: expected one, {expected}")]
+    #[error(
+        "certificate_signing_request has {found} DNS names in its subject alternative names: expected one, {expected}"
+    )]
     DnsNames {
         /// How many there are.
         found: usize,
@@ -80,7 +82,9 @@ pub enum MismatchError {
         expected: Identity,
     },
     /// Names of other kinds.
-    #[error("certificate_signing_request has a subject alternative name of kind {0}: only one DNS name is taken")]
+    #[error(
+        "certificate_signing_request has a subject alternative name of kind {0}: only one DNS name is taken"
+    )]
     OtherName(&'static str),
     /// The DNS name is another.
     #[error("certificate_signing_request has the DNS name {found}: expected {expected}")]
@@ -115,7 +119,8 @@ pub fn parse(der: &[u8]) -> Result<Csr, CsrError> {
         _ => {}
     }
     let (rest, csr) = X509CertificationRequest::from_der(der).map_err(|_| CsrError::Malformed)?;
-    if !rest.is_empty() {
+    // A signature of whole bytes: the parser takes any number of unused bits, DER does not.
+    if !rest.is_empty() || csr.signature_value.unused_bits != 0 {
         return Err(CsrError::Malformed);
     }
     let info = &csr.certification_request_info;
@@ -124,15 +129,19 @@ pub fn parse(der: &[u8]) -> Result<Csr, CsrError> {
     }
     csr.verify_signature().map_err(|_| CsrError::Signature)?;
 
-    let common_names =
-        info.subject.iter_common_name().map(|name| name.as_str().map(str::to_owned).map_err(|_| CsrError::Malformed));
+    let common_names = info
+        .subject
+        .iter_common_name()
+        .map(|name| name.as_str().map(str::to_owned).map_err(|_| CsrError::Malformed));
     let common_names = common_names.collect::<Result<Vec<_>, _>>()?;
     let mut dns_names = Vec::new();
     let mut other_names = Vec::new();
     let mut requests = 0;
     let mut name_lists = 0;
     for attribute in info.iter_attributes() {
-        let ParsedCriAttribute::ExtensionRequest(request) = attribute.parsed_attribute() else { continue };
+        let ParsedCriAttribute::ExtensionRequest(request) = attribute.parsed_attribute() else {
+            continue;
+        };
         requests += 1;
         for extension in &request.extensions {
             match extension.parsed_extension() {
@@ -159,7 +168,13 @@ pub fn parse(der: &[u8]) -> Result<Csr, CsrError> {
     }
     let spki = info.subject_pki.raw.to_vec();
     let key_id = key_id(&info.subject_pki.subject_public_key.data);
-    Ok(Csr { common_names, dns_names, other_names, spki, key_id })
+    Ok(Csr {
+        common_names,
+        dns_names,
+        other_names,
+        spki,
+        key_id,
+    })
 }
 
 impl Csr {
@@ -169,7 +184,13 @@ impl Csr {
     /// # Errors
     /// It is for something else, or for more.
     pub fn for_identity(self, identity: &Identity) -> Result<ValidCsr, MismatchError> {
-        let Self { common_names, dns_names, other_names, spki, key_id } = self;
+        let Self {
+            common_names,
+            dns_names,
+            other_names,
+            spki,
+            key_id,
+        } = self;
         let is = |name: &str| name.parse::<Identity>().is_ok_and(|name| name == *identity);
         if let Some(kind) = other_names.first() {
             return Err(MismatchError::OtherName(kind));
@@ -177,14 +198,32 @@ impl Csr {
         match dns_names.as_slice() {
             [name] if is(name) => {}
             [name] => {
-                return Err(MismatchError::DnsName { found: Text(name.clone()), expected: identity.clone() });
+                return Err(MismatchError::DnsName {
+                    found: Text(name.clone()),
+                    expected: identity.clone(),
+                });
             }
-            names => return Err(MismatchError::DnsNames { found: names.len(), expected: identity.clone() }),
+            names => {
+                return Err(MismatchError::DnsNames {
+                    found: names.len(),
+                    expected: identity.clone(),
+                });
+            }
         }
-        if let Some(name) = common_names.into_iter().find(|name| !name.is_empty() && !is(name)) {
-            return Err(MismatchError::CommonName { found: Text(name), expected: identity.clone() });
+        if let Some(name) = common_names
+            .into_iter()
+            .find(|name| !name.is_empty() && !is(name))
+        {
+            return Err(MismatchError::CommonName {
+                found: Text(name),
+                expected: identity.clone(),
+            });
         }
-        Ok(ValidCsr { identity: identity.clone(), spki, key_id })
+        Ok(ValidCsr {
+            identity: identity.clone(),
+            spki,
+            key_id,
+        })
     }
 }
 
@@ -206,13 +245,19 @@ impl ValidCsr {
 
 pub(crate) fn key_id(public_key: &[u8]) -> KeyId {
     let hash = digest::digest(&digest::SHA256, public_key);
-    *hash.as_ref().first_chunk().expect("SHA-256 has 32 bytes, more than the 20 of an identifier")
+    *hash
+        .as_ref()
+        .first_chunk()
+        .expect("SHA-256 has 32 bytes, more than the 20 of an identifier")
 }
 
 fn key_taken(spki: &SubjectPublicKeyInfo<'_>) -> bool {
     let algorithm = &spki.algorithm;
     if algorithm.algorithm == oids::OID_KEY_TYPE_EC_PUBLIC_KEY {
-        let curve = algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+        let curve = algorithm
+            .parameters
+            .as_ref()
+            .and_then(|parameters| parameters.as_oid().ok());
         return curve.is_some_and(|curve| curve == oids::OID_EC_P256 || curve == oids::OID_NIST_EC_P384);
     }
     if algorithm.algorithm == oids::OID_PKCS1_RSAENCRYPTION {
@@ -251,7 +296,15 @@ fn kind(name: &GeneralName<'_>) -> &'static str {
 impl fmt::Display for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const CHARS_MAX: usize = 256;
-        write!(f, "`{}`", self.0.chars().take(CHARS_MAX).collect::<String>().escape_default())
+        write!(
+            f,
+            "`{}`",
+            self.0
+                .chars()
+                .take(CHARS_MAX)
+                .collect::<String>()
+                .escape_default()
+        )
     }
 }
 

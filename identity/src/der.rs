@@ -37,7 +37,11 @@ pub(crate) fn value(out: &mut Vec<u8>, tag: u8, content: &[u8]) {
 
 /// Writes a positive INTEGER from big-endian bytes.
 pub(crate) fn positive(out: &mut Vec<u8>, bytes: &[u8]) {
-    let skip = bytes.iter().take_while(|byte| **byte == 0).count().min(bytes.len().saturating_sub(1));
+    let skip = bytes
+        .iter()
+        .take_while(|byte| **byte == 0)
+        .count()
+        .min(bytes.len().saturating_sub(1));
     nest(out, INTEGER, |out| {
         if bytes.get(skip).is_none_or(|byte| byte & 0x80 != 0) {
             out.push(0);
@@ -92,9 +96,18 @@ mod tests {
     #[test]
     fn lengths_are_as_short_as_can_be() {
         assert_eq!(written(|out| value(out, OCTET_STRING, &[7; 3])), [4, 3, 7, 7, 7]);
-        assert_eq!(written(|out| value(out, OCTET_STRING, &[7; 127]))[..3], [4, 127, 7]);
-        assert_eq!(written(|out| value(out, OCTET_STRING, &[7; 128]))[..4], [4, 0x81, 128, 7]);
-        assert_eq!(written(|out| value(out, OCTET_STRING, &[7; 256]))[..5], [4, 0x82, 1, 0, 7]);
+        assert_eq!(
+            written(|out| value(out, OCTET_STRING, &[7; 127]))[..3],
+            [4, 127, 7]
+        );
+        assert_eq!(
+            written(|out| value(out, OCTET_STRING, &[7; 128]))[..4],
+            [4, 0x81, 128, 7]
+        );
+        assert_eq!(
+            written(|out| value(out, OCTET_STRING, &[7; 256]))[..5],
+            [4, 0x82, 1, 0, 7]
+        );
     }
 
     #[test]
@@ -107,7 +120,13 @@ mod tests {
 
     #[test]
     fn years_change_form_in_2050() {
-        assert_eq!(written(|out| time(out, datetime!(2049-12-31 23:59:59 UTC)))[2..], *b"491231235959Z");
-        assert_eq!(written(|out| time(out, datetime!(2050-01-02 03:04:05 UTC)))[2..], *b"20500102030405Z");
+        assert_eq!(
+            written(|out| time(out, datetime!(2049-12-31 23:59:59 UTC)))[2..],
+            *b"491231235959Z"
+        );
+        assert_eq!(
+            written(|out| time(out, datetime!(2050-01-02 03:04:05 UTC)))[2..],
+            *b"20500102030405Z"
+        );
     }
 }

@@ -71,13 +71,27 @@ pub struct Queue(mpsc::Receiver<Event>);
 /// A bounded queue of Events.
 pub fn queue() -> (Events, Queue) {
     let (sender, receiver) = mpsc::channel(QUEUE_CAPACITY);
-    (Events { queue: sender, dropped: Counter::default() }, Queue(receiver))
+    (
+        Events {
+            queue: sender,
+            dropped: Counter::default(),
+        },
+        Queue(receiver),
+    )
 }
 
 impl Events {
     /// Tells an Event; drops it when the queue is full.
     pub fn tell(&self, reason: Reason, subject: Subject, note: String) {
-        if self.queue.try_send(Event { reason, subject, note }).is_err() {
+        if self
+            .queue
+            .try_send(Event {
+                reason,
+                subject,
+                note,
+            })
+            .is_err()
+        {
             self.dropped.inc();
         }
     }
@@ -111,7 +125,11 @@ impl Queue {
 }
 
 fn to_kube(event: Event, control_namespace: &str, now: SystemTime) -> KubeEvent {
-    let Event { reason, subject, mut note } = event;
+    let Event {
+        reason,
+        subject,
+        mut note,
+    } = event;
     let object = match subject {
         Subject::Service => ObjectReference {
             api_version: Some("apps/v1".into()),
@@ -120,7 +138,10 @@ fn to_kube(event: Event, control_namespace: &str, now: SystemTime) -> KubeEvent 
             namespace: Some(control_namespace.to_owned()),
             ..ObjectReference::default()
         },
-        Subject::Account(Account { account: ServiceAccountRef { namespace, name }, uid }) => ObjectReference {
+        Subject::Account(Account {
+            account: ServiceAccountRef { namespace, name },
+            uid,
+        }) => ObjectReference {
             api_version: Some("v1".into()),
             kind: Some("ServiceAccount".into()),
             name: Some(name),
@@ -129,10 +150,18 @@ fn to_kube(event: Event, control_namespace: &str, now: SystemTime) -> KubeEvent 
             ..ObjectReference::default()
         },
     };
-    let name: String = object.name.iter().flat_map(|name| name.chars()).take(200).collect();
+    let name: String = object
+        .name
+        .iter()
+        .flat_map(|name| name.chars())
+        .take(200)
+        .collect();
     let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let at = Timestamp::try_from(now).map(Time).ok();
-    let end = (0..=NOTE_BYTES_MAX.min(note.len())).rev().find(|end| note.is_char_boundary(*end)).unwrap_or(0);
+    let end = (0..=NOTE_BYTES_MAX.min(note.len()))
+        .rev()
+        .find(|end| note.is_char_boundary(*end))
+        .unwrap_or(0);
     note.truncate(end);
     KubeEvent {
         metadata: ObjectMeta {
@@ -147,7 +176,10 @@ fn to_kube(event: Event, control_namespace: &str, now: SystemTime) -> KubeEvent 
         count: Some(1),
         first_timestamp: at.clone(),
         last_timestamp: at,
-        source: Some(EventSource { component: Some(COMPONENT.into()), host: None }),
+        source: Some(EventSource {
+            component: Some(COMPONENT.into()),
+            host: None,
+        }),
         reporting_component: Some(COMPONENT.into()),
         ..KubeEvent::default()
     }
@@ -164,8 +196,14 @@ mod tests {
     use super::*;
 
     fn account() -> Account {
-        let account = ServiceAccountRef { namespace: "payments".into(), name: "web".into() };
-        Account { account, uid: Some("1-2".into()) }
+        let account = ServiceAccountRef {
+            namespace: "payments".into(),
+            name: "web".into(),
+        };
+        Account {
+            account,
+            uid: Some("1-2".into()),
+        }
     }
 
     #[test]
@@ -175,7 +213,11 @@ mod tests {
             subject: Subject::Account(account()),
             note: "é".repeat(NOTE_BYTES_MAX),
         };
-        let event = to_kube(event, "linkerd", SystemTime::UNIX_EPOCH + Duration::from_nanos(255));
+        let event = to_kube(
+            event,
+            "linkerd",
+            SystemTime::UNIX_EPOCH + Duration::from_nanos(255),
+        );
         assert_eq!(event.metadata.name.as_deref(), Some("web.00000000000000ff"));
         assert_eq!(event.metadata.namespace.as_deref(), Some("payments"));
         assert_eq!(event.involved_object.uid.as_deref(), Some("1-2"));

@@ -194,7 +194,12 @@ impl IssuerFiles {
             .find(|(crt, key)| there(crt) && there(key))
             .ok_or_else(|| LoadError::NotFound(dir.into()))?;
         let (crt_path, key_path) = (dir.join(crt), dir.join(key));
-        Ok(Self { crt: read(&crt_path)?, key: read(&key_path)?, crt_path, key_path })
+        Ok(Self {
+            crt: read(&crt_path)?,
+            key: read(&key_path)?,
+            crt_path,
+            key_path,
+        })
     }
 
     /// Parses the files and checks that they belong together.
@@ -204,7 +209,10 @@ impl IssuerFiles {
     pub fn parse(&self) -> Result<Issuer, LoadError> {
         let certs = self.certs()?;
         let parsed = |number: usize| {
-            let error = || LoadError::Certificate { path: self.crt_path.clone(), number };
+            let error = || LoadError::Certificate {
+                path: self.crt_path.clone(),
+                number,
+            };
             let (rest, cert) = X509Certificate::from_der(&certs[number - 1]).map_err(|_| error())?;
             if rest.is_empty() { Ok(cert) } else { Err(error()) }
         };
@@ -236,7 +244,11 @@ impl IssuerFiles {
     }
 
     fn certs(&self) -> Result<Vec<CertificateDer<'static>>, LoadError> {
-        let error = |source| LoadError::Pem { path: self.crt_path.clone(), expected: "certificates", source };
+        let error = |source| LoadError::Pem {
+            path: self.crt_path.clone(),
+            expected: "certificates",
+            source,
+        };
         let mut certs = Vec::new();
         for cert in CertificateDer::pem_slice_iter(&self.crt) {
             if certs.len() == CHAIN_MAX {
@@ -244,12 +256,20 @@ impl IssuerFiles {
             }
             certs.push(cert.map_err(error)?);
         }
-        if certs.is_empty() { Err(error(pem::Error::NoItemsFound)) } else { Ok(certs) }
+        if certs.is_empty() {
+            Err(error(pem::Error::NoItemsFound))
+        } else {
+            Ok(certs)
+        }
     }
 
     fn key(&self, ca: &X509Certificate<'_>) -> Result<(EcdsaKeyPair, &'static [u8]), LoadError> {
         let spki = ca.public_key();
-        let curve = spki.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+        let curve = spki
+            .algorithm
+            .parameters
+            .as_ref()
+            .and_then(|parameters| parameters.as_oid().ok());
         let (signing, algorithm) = match curve {
             Some(curve) if curve == oids::OID_EC_P256 => (&ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_SHA256),
             Some(curve) if curve == oids::OID_NIST_EC_P384 => (&ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_SHA384),
@@ -266,10 +286,15 @@ impl IssuerFiles {
             PrivateKeyDer::Sec1(der) => der.secret_sec1_der(),
             _ => return Err(LoadError::KeyKind(self.key_path.clone())),
         };
-        let key = EcdsaKeyPair::from_private_key_der(signing, der)
-            .map_err(|source| LoadError::Key { path: self.key_path.clone(), source })?;
+        let key = EcdsaKeyPair::from_private_key_der(signing, der).map_err(|source| LoadError::Key {
+            path: self.key_path.clone(),
+            source,
+        })?;
         if key.public_key().as_ref() != spki.subject_public_key.data.as_ref() {
-            return Err(LoadError::KeyMismatch { key: self.key_path.clone(), crt: self.crt_path.clone() });
+            return Err(LoadError::KeyMismatch {
+                key: self.key_path.clone(),
+                crt: self.crt_path.clone(),
+            });
         }
         Ok((key, algorithm))
     }
@@ -304,15 +329,26 @@ impl Issuer {
         let spki = AsDer::<aws_lc_rs::encoding::PublicKeyX509Der<'_>>::as_der(self.key.public_key())
             .map_err(|_| SignError::Crypto)?;
         let key_id = key_id(self.key.public_key().as_ref());
-        let validity = Validity { lifetime: Duration::from_secs(60), clock_skew: Duration::ZERO };
+        let validity = Validity {
+            lifetime: Duration::from_secs(60),
+            clock_skew: Duration::ZERO,
+        };
         let probe = self.sign_parts(own, spki.as_ref(), &key_id, validity, now)?;
         let leaf = CertificateDer::from(probe.leaf);
         let leaf = webpki::EndEntityCert::try_from(&leaf).map_err(InvalidIssuer::Untrusted)?;
         let time = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
         for usage in [webpki::KeyUsage::server_auth(), webpki::KeyUsage::client_auth()] {
             let anchors = &roots.anchors().roots;
-            leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, anchors, &probe.chain, time, usage, None, None)
-                .map_err(InvalidIssuer::Untrusted)?;
+            leaf.verify_for_usage(
+                webpki::ALL_VERIFICATION_ALGS,
+                anchors,
+                &probe.chain,
+                time,
+                usage,
+                None,
+                None,
+            )
+            .map_err(InvalidIssuer::Untrusted)?;
         }
         Ok(())
     }
@@ -371,30 +407,43 @@ impl Issuer {
             out.extend_from_slice(self.algorithm);
             der::bits(out, signature.as_ref());
         });
-        Ok(Issued { leaf, chain: Arc::clone(&self.chain), expires })
+        Ok(Issued {
+            leaf,
+            chain: Arc::clone(&self.chain),
+            expires,
+        })
     }
 
     fn extensions(&self, out: &mut Vec<u8>, identity: &Identity, key_id: &KeyId) {
         // digitalSignature: bit 0 of one byte with seven unused bits.
-        der::extension(out, KEY_USAGE, true, |out| der::value(out, der::BIT_STRING, &[7, 0x80]));
+        der::extension(out, KEY_USAGE, true, |out| {
+            der::value(out, der::BIT_STRING, &[7, 0x80])
+        });
         der::extension(out, EXTENDED_KEY_USAGE, false, |out| {
             der::nest(out, der::SEQUENCE, |out| {
                 der::value(out, der::OID, SERVER_AUTH);
                 der::value(out, der::OID, CLIENT_AUTH);
             });
         });
-        der::extension(out, SUBJECT_KEY_IDENTIFIER, false, |out| der::value(out, der::OCTET_STRING, key_id));
+        der::extension(out, SUBJECT_KEY_IDENTIFIER, false, |out| {
+            der::value(out, der::OCTET_STRING, key_id)
+        });
         der::extension(out, AUTHORITY_KEY_IDENTIFIER, false, |out| {
             der::nest(out, der::SEQUENCE, |out| der::value(out, 0x80, &self.key_id));
         });
         der::extension(out, SUBJECT_ALT_NAME, true, |out| {
-            der::nest(out, der::SEQUENCE, |out| der::value(out, 0x82, identity.as_str().as_bytes()));
+            der::nest(out, der::SEQUENCE, |out| {
+                der::value(out, 0x82, identity.as_str().as_bytes())
+            });
         });
     }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    let error = |source| LoadError::Read { path: path.into(), source };
+    let error = |source| LoadError::Read {
+        path: path.into(),
+        source,
+    };
     let file = std::fs::File::open(path).map_err(error)?;
     let mut bytes = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(file, FILE_BYTES_MAX + 1), &mut bytes).map_err(error)?;
@@ -406,7 +455,9 @@ fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
 
 fn may_sign(cert: &X509Certificate<'_>) -> bool {
     // Without the extension, any usage is allowed; one that cannot be read allows none.
-    let usage = cert.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.key_cert_sign()));
+    let usage = cert
+        .key_usage()
+        .is_ok_and(|usage| usage.is_none_or(|usage| usage.value.key_cert_sign()));
     cert.is_ca() && usage
 }
 
@@ -425,7 +476,10 @@ fn system_time(unix_seconds: i64) -> SystemTime {
 
 /// Certificates count in whole seconds.
 fn date_time(at: SystemTime) -> Result<OffsetDateTime, SignError> {
-    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| SignError::Time)?.as_secs();
+    let seconds = at
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_err(|_| SignError::Time)?
+        .as_secs();
     let seconds = i64::try_from(seconds).map_err(|_| SignError::Time)?;
     OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| SignError::Time)
 }
@@ -433,14 +487,18 @@ fn date_time(at: SystemTime) -> Result<OffsetDateTime, SignError> {
 /// Never prints the key.
 impl fmt::Debug for Issuer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Issuer").field("expires", &self.expires).finish_non_exhaustive()
+        f.debug_struct("Issuer")
+            .field("expires", &self.expires)
+            .finish_non_exhaustive()
     }
 }
 
 /// Never prints the key.
 impl fmt::Debug for IssuerFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IssuerFiles").field("crt", &self.crt_path).finish_non_exhaustive()
+        f.debug_struct("IssuerFiles")
+            .field("crt", &self.crt_path)
+            .finish_non_exhaustive()
     }
 }
 

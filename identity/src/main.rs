@@ -55,7 +55,11 @@ struct Args {
     #[arg(long, env = "HEDDLE_ADMIN_ADDR", default_value = "0.0.0.0:9990")]
     admin_addr: SocketAddr,
     /// Folder of the issuer: tls.crt and tls.key, or crt.pem and key.pem; read again when it changes
-    #[arg(long, env = "HEDDLE_ISSUER_DIR", default_value = "/var/run/linkerd/identity/issuer")]
+    #[arg(
+        long,
+        env = "HEDDLE_ISSUER_DIR",
+        default_value = "/var/run/linkerd/identity/issuer"
+    )]
     issuer_dir: PathBuf,
     /// File of the trust anchors (PEM); read again when it changes
     #[arg(
@@ -125,11 +129,19 @@ async fn run(args: Args) -> anyhow::Result<()> {
         log_format: _,
     } = args;
     let mut shutdown = signal::shutdown().context("failed to install signal handlers")?;
-    let account = ServiceAccountRef { namespace: control_namespace.clone(), name: SERVICE_ACCOUNT.to_owned() };
+    let account = ServiceAccountRef {
+        namespace: control_namespace.clone(),
+        name: SERVICE_ACCOUNT.to_owned(),
+    };
     let name = Identity::for_service_account(&account, &control_namespace, &identity_trust_domain)
         .context("--control-namespace and --identity-trust-domain make no valid identity")?;
-    let client = kube::Client::try_default().await.context("failed to configure the Kubernetes client")?;
-    let validity = Validity { lifetime: issuance_lifetime, clock_skew: clock_skew_allowance };
+    let client = kube::Client::try_default()
+        .await
+        .context("failed to configure the Kubernetes client")?;
+    let validity = Validity {
+        lifetime: issuance_lifetime,
+        clock_skew: clock_skew_allowance,
+    };
 
     let roots = tokio::select! {
         roots = first_roots(&trust_roots) => roots.context("there are no trust anchors")?,
@@ -152,15 +164,26 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let keeper = tokio::spawn(keeper.run(issuance_lifetime));
     let posting = tokio::spawn(queue.post(client.clone(), control_namespace.clone()));
 
-    let settings = Settings { control_namespace, trust_domain: identity_trust_domain, validity };
+    let settings = Settings {
+        control_namespace,
+        trust_domain: identity_trust_domain,
+        validity,
+    };
     let service = Service::new(settings, issuer, Reviews::new(client), metrics, events).into_server();
-    let limits =
-        Limits { streams_max: STREAMS_MAX, connection_age_max: Some(CONNECTION_AGE_MAX), ..Limits::default() };
+    let limits = Limits {
+        streams_max: STREAMS_MAX,
+        connection_age_max: Some(CONNECTION_AGE_MAX),
+        ..Limits::default()
+    };
     let server = Server::new(Routes::new(service)).limits(limits);
-    let listener = serve::bind(listen_addr).await.context("failed to start the gRPC service")?;
+    let listener = serve::bind(listen_addr)
+        .await
+        .context("failed to start the gRPC service")?;
     let mut serving = tokio::task::JoinSet::new();
     if let Some(addr) = loopback_addr {
-        let listener = serve::bind(addr).await.context("failed to start the loopback gRPC service")?;
+        let listener = serve::bind(addr)
+            .await
+            .context("failed to start the loopback gRPC service")?;
         let (server, watch) = (server.clone(), shutdown.watch());
         serving.spawn(async move {
             if let Err(error) = server.serve_plaintext(listener, watch).await {
@@ -201,17 +224,29 @@ async fn first_roots(path: &Path) -> Result<TrustBundle, RootsError> {
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {
     let addr: SocketAddr = text.parse().map_err(|_| "expected IP:PORT".to_owned())?;
-    if addr.ip().is_loopback() { Ok(addr) } else { Err("expected a loopback address".to_owned()) }
+    if addr.ip().is_loopback() {
+        Ok(addr)
+    } else {
+        Err("expected a loopback address".to_owned())
+    }
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {
     const RANGE: std::ops::RangeInclusive<Duration> =
         Duration::from_secs(10)..=Duration::from_secs(366 * 24 * 60 * 60);
     let lifetime = duration::parse(text).map_err(|error| error.to_string())?;
-    if RANGE.contains(&lifetime) { Ok(lifetime) } else { Err("expected 10s to 366d".to_owned()) }
+    if RANGE.contains(&lifetime) {
+        Ok(lifetime)
+    } else {
+        Err("expected 10s to 366d".to_owned())
+    }
 }
 
 fn clock_skew(text: &str) -> Result<Duration, String> {
     let skew = duration::parse(text).map_err(|error| error.to_string())?;
-    if skew <= Duration::from_secs(60 * 60) { Ok(skew) } else { Err("expected at most 1h".to_owned()) }
+    if skew <= Duration::from_secs(60 * 60) {
+        Ok(skew)
+    } else {
+        Err("expected at most 1h".to_owned())
+    }
 }

@@ -63,8 +63,15 @@ impl Metrics {
         store: Store,
         events: &Events,
     ) -> Self {
-        let metrics = Self { requests: Family::default(), review_seconds: Histogram::new(REVIEW_SECONDS) };
-        registry.register("identity_certify_requests", "Certify requests by result", metrics.requests.clone());
+        let metrics = Self {
+            requests: Family::default(),
+            review_seconds: Histogram::new(REVIEW_SECONDS),
+        };
+        registry.register(
+            "identity_certify_requests",
+            "Certify requests by result",
+            metrics.requests.clone(),
+        );
         registry.register(
             "identity_token_review_duration_seconds",
             "Time that the Kubernetes API takes to review a token",
@@ -110,6 +117,10 @@ impl Collector for TimesLeft {
             gauge("issuer_cert_ttl_seconds", help, issuer.expires())?;
         }
         let help = "Time until the first of the trust anchors expires, in seconds";
-        gauge("trust_anchors_cert_ttl_seconds", help, self.store.roots().expires())
+        gauge(
+            "trust_anchors_cert_ttl_seconds",
+            help,
+            self.store.roots().expires(),
+        )
     }
 }

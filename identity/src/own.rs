@@ -44,7 +44,13 @@ pub enum OwnError {
 impl Own {
     /// Keeps the leaf of `store`, whose first key is `key`.
     pub fn new(store: Store, key: CertifyKey, validity: Validity, metrics: CertMetrics) -> Self {
-        Self { store, key, validity, metrics, renew_at: None }
+        Self {
+            store,
+            key,
+            validity,
+            metrics,
+            renew_at: None,
+        }
     }
 
     /// The store.
@@ -81,7 +87,8 @@ impl Own {
         let csr = csr::parse(self.key.csr_der())?.for_identity(self.store.name())?;
         let issued = issuer.sign(&csr, self.validity, now)?;
         let chain = std::iter::once(CertificateDer::from(issued.leaf)).chain(issued.chain.iter().cloned());
-        self.store.set_leaf(LocalCredentials::new(&self.key, chain.collect())?)?;
+        self.store
+            .set_leaf(LocalCredentials::new(&self.key, chain.collect())?)?;
         Ok(issued.expires)
     }
 }

@@ -71,7 +71,10 @@ enum CertifyError {
     #[error("failed to authenticate the token")]
     Authenticate(#[from] TokenError),
     #[error("the token's service account {account} has no valid identity")]
-    AccountName { account: ServiceAccountRef, source: IdentityError },
+    AccountName {
+        account: ServiceAccountRef,
+        source: IdentityError,
+    },
     #[error("the token is {token}'s, but a certificate for {requested} was requested")]
     WrongIdentity { token: Identity, requested: Identity },
     #[error("failed to sign the certificate")]
@@ -87,7 +90,14 @@ impl<A: Authenticate> Service<A> {
         metrics: Metrics,
         events: Events,
     ) -> Self {
-        Self { settings, issuer, authenticate, reviews: Semaphore::new(REVIEWS_MAX), metrics, events }
+        Self {
+            settings,
+            issuer,
+            authenticate,
+            reviews: Semaphore::new(REVIEWS_MAX),
+            metrics,
+            events,
+        }
     }
 
     /// As a gRPC server, for [`heddle_tls::serve`].
@@ -96,22 +106,38 @@ impl<A: Authenticate> Service<A> {
     }
 
     async fn handle(&self, request: CertifyRequest) -> Result<(Identity, Account, Issued), CertifyError> {
-        let CertifyRequest { identity, token, certificate_signing_request } = request;
+        let CertifyRequest {
+            identity,
+            token,
+            certificate_signing_request,
+        } = request;
         if self.issuer.load().is_none() {
             return Err(CertifyError::NoIssuer);
         }
         // What costs nothing is checked before the Kubernetes API is asked.
-        let requested: Identity =
-            identity.parse().map_err(|source| CertifyError::Identity { found: identity, source })?;
+        let requested: Identity = identity.parse().map_err(|source| CertifyError::Identity {
+            found: identity,
+            source,
+        })?;
         let token = Token::parse(&token)?;
         let csr = csr::parse(&certificate_signing_request)?.for_identity(&requested)?;
 
         let account = self.authenticate(&token).await?;
-        let Settings { control_namespace, trust_domain, validity } = &self.settings;
+        let Settings {
+            control_namespace,
+            trust_domain,
+            validity,
+        } = &self.settings;
         let proved = Identity::for_service_account(&account.account, control_namespace, trust_domain)
-            .map_err(|source| CertifyError::AccountName { account: account.account.clone(), source })?;
+            .map_err(|source| CertifyError::AccountName {
+                account: account.account.clone(),
+                source,
+            })?;
         if proved != requested {
-            return Err(CertifyError::WrongIdentity { token: proved, requested });
+            return Err(CertifyError::WrongIdentity {
+                token: proved,
+                requested,
+            });
         }
         // Loaded anew: it may have been replaced during the review.
         let issuer = self.issuer.load_full().ok_or(CertifyError::NoIssuer)?;
@@ -134,14 +160,18 @@ impl<A: Authenticate> Service<A> {
 #[tonic::async_trait]
 impl<A: Authenticate> Certify for Service<A> {
     async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<CertifyResponse>, Status> {
-        let peer = request.extensions().get::<heddle_tls::Peer>().map(|peer| peer.addr);
+        let peer = request
+            .extensions()
+            .get::<heddle_tls::Peer>()
+            .map(|peer| peer.addr);
         match self.handle(request.into_inner()).await {
             Ok((identity, account, issued)) => {
                 self.metrics.ended(RequestResult::issued);
                 let until = prost_types::Timestamp::from(issued.expires);
                 info!(%identity, account = %account.account, %until, "Issued a certificate");
                 let note = format!("Issued certificate for {identity} until {until}");
-                self.events.tell(Reason::IssuedLeafCertificate, Subject::Account(account), note);
+                self.events
+                    .tell(Reason::IssuedLeafCertificate, Subject::Account(account), note);
                 Ok(Response::new(to_proto(issued)))
             }
             Err(error) => {
@@ -157,10 +187,15 @@ impl<A: Authenticate> Certify for Service<A> {
                 }
                 if let CertifyError::Sign(error) = &error {
                     let note = format!("Failed to sign a certificate: {error}");
-                    self.events.tell(Reason::IssuerValidationFailed, Subject::Service, note);
+                    self.events
+                        .tell(Reason::IssuerValidationFailed, Subject::Service, note);
                 }
                 // What the Kubernetes API says is for the log; the caller is told that it failed.
-                let text = if code == Code::Internal { error.to_string() } else { text };
+                let text = if code == Code::Internal {
+                    error.to_string()
+                } else {
+                    text
+                };
                 Err(Status::new(code, text))
             }
         }

@@ -124,18 +124,30 @@ impl Authenticate for Reviews {
 
 /// Reads the API's verdict. It must say "authenticated", confirm the audience, and name a service account.
 fn judge(status: TokenReviewStatus) -> Result<Account, TokenError> {
-    let TokenReviewStatus { audiences, authenticated, error, user } = status;
+    let TokenReviewStatus {
+        audiences,
+        authenticated,
+        error,
+        user,
+    } = status;
     if authenticated != Some(true) {
         return Err(TokenError::Refused { reason: error });
     }
     // An authenticator that knows no audiences leaves the list empty.
-    if !audiences.unwrap_or_default().iter().any(|audience| audience == IDENTITY_TOKEN_AUDIENCE) {
+    if !audiences
+        .unwrap_or_default()
+        .iter()
+        .any(|audience| audience == IDENTITY_TOKEN_AUDIENCE)
+    {
         return Err(TokenError::Audience);
     }
     let user = user.unwrap_or_default();
     let account = ServiceAccountRef::from_username(user.username.as_deref().unwrap_or_default())
         .map_err(TokenError::NotServiceAccount)?;
-    Ok(Account { account, uid: user.uid.filter(|uid| !uid.is_empty()) })
+    Ok(Account {
+        account,
+        uid: user.uid.filter(|uid| !uid.is_empty()),
+    })
 }
 
 impl fmt::Debug for Token {
@@ -165,23 +177,57 @@ mod tests {
 
     #[test]
     fn a_service_account_with_our_audience_is_authenticated() {
-        let account = judge(mk_status(true, "identity.l5d.io", "system:serviceaccount:payments:web"));
-        let expected = ServiceAccountRef { namespace: "payments".into(), name: "web".into() };
-        assert_eq!(account.expect("authenticated"), Account { account: expected, uid: Some("1-2-3".into()) });
+        let account = judge(mk_status(
+            true,
+            "identity.l5d.io",
+            "system:serviceaccount:payments:web",
+        ));
+        let expected = ServiceAccountRef {
+            namespace: "payments".into(),
+            name: "web".into(),
+        };
+        assert_eq!(
+            account.expect("authenticated"),
+            Account {
+                account: expected,
+                uid: Some("1-2-3".into())
+            }
+        );
     }
 
     #[test]
     fn anything_less_is_refused() {
         let user = "system:serviceaccount:payments:web";
-        assert!(matches!(judge(mk_status(false, "identity.l5d.io", user)), Err(TokenError::Refused { .. })));
-        assert!(matches!(judge(mk_status(true, "https://kubernetes.default.svc", user)), Err(TokenError::Audience)));
-        let none = TokenReviewStatus { audiences: None, ..mk_status(true, "", user) };
+        assert!(matches!(
+            judge(mk_status(false, "identity.l5d.io", user)),
+            Err(TokenError::Refused { .. })
+        ));
+        assert!(matches!(
+            judge(mk_status(true, "https://kubernetes.default.svc", user)),
+            Err(TokenError::Audience)
+        ));
+        let none = TokenReviewStatus {
+            audiences: None,
+            ..mk_status(true, "", user)
+        };
         assert!(matches!(judge(none), Err(TokenError::Audience)));
-        let silent = TokenReviewStatus { authenticated: None, ..mk_status(true, "identity.l5d.io", user) };
+        let silent = TokenReviewStatus {
+            authenticated: None,
+            ..mk_status(true, "identity.l5d.io", user)
+        };
         assert!(matches!(judge(silent), Err(TokenError::Refused { .. })));
-        for user in ["", "admin", "system:node:n1", "system:serviceaccount:a", "system:serviceaccount:a:b:c"] {
+        for user in [
+            "",
+            "admin",
+            "system:node:n1",
+            "system:serviceaccount:a",
+            "system:serviceaccount:a:b:c",
+        ] {
             let judged = judge(mk_status(true, "identity.l5d.io", user));
-            assert!(matches!(judged, Err(TokenError::NotServiceAccount(_))), "{user:?}");
+            assert!(
+                matches!(judged, Err(TokenError::NotServiceAccount(_))),
+                "{user:?}"
+            );
         }
     }
 
@@ -191,9 +237,18 @@ mod tests {
         assert_eq!(token.secret(), "eyJhbGciOi.J9.x");
         assert_eq!(format!("{token:?}"), "Token(..)");
         assert_eq!(Token::parse(b" \n").expect_err("blank"), InvalidToken::Empty);
-        assert_eq!(Token::parse(b"a b").expect_err("a space"), InvalidToken::Malformed);
-        assert_eq!(Token::parse(&[0xff]).expect_err("no ASCII"), InvalidToken::Malformed);
+        assert_eq!(
+            Token::parse(b"a b").expect_err("a space"),
+            InvalidToken::Malformed
+        );
+        assert_eq!(
+            Token::parse(&[0xff]).expect_err("no ASCII"),
+            InvalidToken::Malformed
+        );
         let long = vec![b'a'; TOKEN_BYTES_MAX + 1];
-        assert_eq!(Token::parse(&long).expect_err("long"), InvalidToken::TooLarge(TOKEN_BYTES_MAX + 1));
+        assert_eq!(
+            Token::parse(&long).expect_err("long"),
+            InvalidToken::TooLarge(TOKEN_BYTES_MAX + 1)
+        );
     }
 }

@@ -113,13 +113,19 @@ impl Keeper {
     fn refresh_roots(&mut self) -> bool {
         let taken = roots::load(&self.roots_path).and_then(|roots| {
             let set = self.own.store().set_roots(roots);
-            set.map_err(|source| RootsError::Use { path: self.roots_path.clone(), source })
+            set.map_err(|source| RootsError::Use {
+                path: self.roots_path.clone(),
+                source,
+            })
         });
         match taken {
             Ok(changed) => {
                 self.roots_complaint = None;
                 if changed {
-                    info!(anchors = self.own.store().roots().certs().len(), "Took new trust anchors");
+                    info!(
+                        anchors = self.own.store().roots().certs().len(),
+                        "Took new trust anchors"
+                    );
                 }
                 changed
             }
@@ -151,7 +157,12 @@ impl Keeper {
             return IssuerChange::Invalid(error);
         }
         self.taken = Some(files);
-        if self.current.load().as_ref().is_some_and(|current| current.same(&issuer)) {
+        if self
+            .current
+            .load()
+            .as_ref()
+            .is_some_and(|current| current.same(&issuer))
+        {
             return IssuerChange::Unchanged;
         }
         self.current.store(Some(Arc::new(issuer)));
@@ -176,23 +187,39 @@ impl Keeper {
         if self.issuer_complaint.as_ref() == Some(&error) {
             return;
         }
-        let old = if self.current.load().is_some() { "keeping the old one" } else { "there is none yet" };
+        let old = if self.current.load().is_some() {
+            "keeping the old one"
+        } else {
+            "there is none yet"
+        };
         warn!(dir = %self.dir.display(), %error, "Did not take an issuer: {old}");
-        self.events.tell(reason, Subject::Service, format!("Did not take an issuer, {old}: {error}"));
+        self.events.tell(
+            reason,
+            Subject::Service,
+            format!("Did not take an issuer, {old}: {error}"),
+        );
         self.issuer_complaint = Some(error);
     }
 
     fn watch(&self, changed: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
         let notify = Arc::clone(changed);
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
-            // Reading the files makes events too.
-            Ok(event) if event.kind.is_access() => {}
-            _ => notify.notify_one(),
-        })
-        .inspect_err(|error| warn!(%error, "Files are looked at by timer only"))
-        .ok()?;
-        for path in [Some(self.dir.as_path()), self.roots_path.parent()].into_iter().flatten() {
-            let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let mut watcher =
+            notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
+                // Reading the files makes events too.
+                Ok(event) if event.kind.is_access() => {}
+                _ => notify.notify_one(),
+            })
+            .inspect_err(|error| warn!(%error, "Files are looked at by timer only"))
+            .ok()?;
+        for path in [Some(self.dir.as_path()), self.roots_path.parent()]
+            .into_iter()
+            .flatten()
+        {
+            let path = if path.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                path
+            };
             if let Err(error) = watcher.watch(path, RecursiveMode::NonRecursive) {
                 debug!(path = %path.display(), %error, "A folder is looked at by timer only");
             }

@@ -65,7 +65,12 @@ pub struct BindError {
 impl Admin {
     /// An admin server for `addr` that serves `registry` and is ready from the start.
     pub fn new(addr: SocketAddr, registry: Registry) -> Self {
-        Self { addr, registry: Arc::new(registry), ready: Arc::new(|| true), routes: None }
+        Self {
+            addr,
+            registry: Arc::new(registry),
+            ready: Arc::new(|| true),
+            routes: None,
+        }
     }
 
     /// Asks `ready` on each `/ready`: 200 when it returns true, else 503. It must not block.
@@ -88,10 +93,17 @@ impl Admin {
     /// # Errors
     /// The address cannot be bound.
     pub async fn bind(self) -> Result<Bound, BindError> {
-        let error = |source| BindError { addr: self.addr, source };
+        let error = |source| BindError {
+            addr: self.addr,
+            source,
+        };
         let listener = TcpListener::bind(self.addr).await.map_err(error)?;
         let addr = listener.local_addr().map_err(error)?;
-        Ok(Bound { admin: self, listener, addr })
+        Ok(Bound {
+            admin: self,
+            listener,
+            addr,
+        })
     }
 
     /// Binds and serves until dropped: probes and scrapes go on while the program drains.
@@ -117,7 +129,9 @@ impl Admin {
         let known = matches!(parts.uri.path(), "/live" | "/ready" | "/metrics");
         if known && !matches!(parts.method, Method::GET | Method::HEAD) {
             let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
-            reply.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            reply
+                .headers_mut()
+                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return reply;
         }
         match parts.uri.path() {
@@ -153,13 +167,20 @@ impl Bound {
 
     /// Serves until dropped.
     pub async fn run(self) -> Infallible {
-        let Self { admin, listener, addr } = self;
+        let Self {
+            admin,
+            listener,
+            addr,
+        } = self;
         info!(%addr, "Serving admin requests");
         let admin = Arc::new(admin);
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut connections = JoinSet::new();
         loop {
-            let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+            let place = Arc::clone(&places)
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 // Reaps ended connections; the accept is simply begun anew.
@@ -202,26 +223,35 @@ async fn connection(admin: Arc<Admin>, stream: TcpStream) -> Result<(), hyper::E
         return ended;
     }
     connection.as_mut().graceful_shutdown();
-    tokio::time::timeout(CONNECTION_END, connection).await.unwrap_or(Ok(()))
+    tokio::time::timeout(CONNECTION_END, connection)
+        .await
+        .unwrap_or(Ok(()))
 }
 
 /// A reply of plain text, for a program's own routes.
 pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Reply {
     let mut reply = Response::new(Full::new(body.into()));
     *reply.status_mut() = status;
-    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    reply.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     reply
 }
 
 impl fmt::Debug for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admin").field("addr", &self.addr).finish_non_exhaustive()
+        f.debug_struct("Admin")
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bound").field("addr", &self.addr).finish_non_exhaustive()
+        f.debug_struct("Bound")
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
     }
 }
 

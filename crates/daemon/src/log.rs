@@ -18,7 +18,9 @@ pub enum Format {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The level is not in the syntax of `RUST_LOG`.
-    #[error("`{level}` is no log level: expected a level such as `info`, or directives such as `info,heddle_proxy=debug`")]
+    #[error(
+        "`{level}` is no log level: expected a level such as `info`, or directives such as `info,heddle_proxy=debug`"
+    )]
     Level {
         /// The level as given.
         level: String,
@@ -43,8 +45,13 @@ pub fn init(level: &str, format: Format) -> Result<(), LogError> {
     let level = if level.trim().is_empty() { "info" } else { level };
     let filter = EnvFilter::builder()
         .parse(level)
-        .map_err(|source| LogError::Level { level: level.to_owned(), source })?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        .map_err(|source| LogError::Level {
+            level: level.to_owned(),
+            source,
+        })?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match format {
         Format::Plain => subscriber.with_ansi(std::io::stderr().is_terminal()).try_init(),
         Format::Json => subscriber.json().flatten_event(true).try_init(),
@@ -80,7 +87,10 @@ mod tests {
     #[test]
     fn a_bad_level_is_named() {
         let error = init("heddle=loud", Format::Plain).expect_err("`loud` is no level");
-        assert!(error.to_string().contains("`heddle=loud` is no log level"), "{error}");
+        assert!(
+            error.to_string().contains("`heddle=loud` is no log level"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -23,18 +23,36 @@ struct Process;
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         if let Some(start) = start_time() {
-            gauge(&mut encoder, "process_start_time_seconds", "Start of the process since the Unix epoch", start)?;
+            gauge(
+                &mut encoder,
+                "process_start_time_seconds",
+                "Start of the process since the Unix epoch",
+                start,
+            )?;
         }
         if let Some(stat) = Stat::read() {
             let cpu = ConstCounter::new(stat.cpu_seconds);
             let help = "User and system CPU time of the process";
             let metric = encoder.encode_descriptor("process_cpu_seconds", help, None, cpu.metric_type())?;
             cpu.encode(metric)?;
-            gauge(&mut encoder, "process_threads", "Threads of the process", stat.threads)?;
+            gauge(
+                &mut encoder,
+                "process_threads",
+                "Threads of the process",
+                stat.threads,
+            )?;
         }
         for (key, name, help) in [
-            ("VmRSS:", "process_resident_memory_bytes", "Resident memory of the process"),
-            ("VmSize:", "process_virtual_memory_bytes", "Virtual memory of the process"),
+            (
+                "VmRSS:",
+                "process_resident_memory_bytes",
+                "Resident memory of the process",
+            ),
+            (
+                "VmSize:",
+                "process_virtual_memory_bytes",
+                "Virtual memory of the process",
+            ),
         ] {
             if let Some(bytes) = memory(key) {
                 gauge(&mut encoder, name, help, bytes)?;
@@ -43,16 +61,31 @@ impl Collector for Process {
         if let Ok(files) = fs::read_dir("/proc/self/fd") {
             // The folder itself is open while it is read.
             let open = files.count().saturating_sub(1);
-            gauge(&mut encoder, "process_open_fds", "Open file descriptors of the process", open as f64)?;
+            gauge(
+                &mut encoder,
+                "process_open_fds",
+                "Open file descriptors of the process",
+                open as f64,
+            )?;
         }
         if let Some(max) = files_max() {
-            gauge(&mut encoder, "process_max_fds", "Limit of open file descriptors", max)?;
+            gauge(
+                &mut encoder,
+                "process_max_fds",
+                "Limit of open file descriptors",
+                max,
+            )?;
         }
         Ok(())
     }
 }
 
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> Result<(), std::fmt::Error> {
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: f64,
+) -> Result<(), std::fmt::Error> {
     let gauge = ConstGauge::new(value);
     let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
     gauge.encode(metric)
@@ -88,7 +121,12 @@ fn start_time() -> Option<f64> {
     static START: OnceLock<Option<f64>> = OnceLock::new();
     *START.get_or_init(|| {
         let stat = fs::read_to_string("/proc/stat").ok()?;
-        let boot: f64 = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+        let boot: f64 = stat
+            .lines()
+            .find_map(|line| line.strip_prefix("btime "))?
+            .trim()
+            .parse()
+            .ok()?;
         Some(boot + Stat::read()?.start_seconds_after_boot)
     })
 }
@@ -102,7 +140,9 @@ fn memory(key: &str) -> Option<f64> {
 
 fn files_max() -> Option<f64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
@@ -114,7 +154,10 @@ mod tests {
     fn reads_stat_of_a_program_with_an_odd_name() {
         let text = "42 (a ) b) S 1 1 1 0 -1 4194560 1 0 0 0 150 50 0 0 20 0 7 0 1000 1 1 1";
         let stat = Stat::parse(text).expect("a stat line");
-        assert_eq!((stat.cpu_seconds, stat.threads, stat.start_seconds_after_boot), (2.0, 7.0, 10.0));
+        assert_eq!(
+            (stat.cpu_seconds, stat.threads, stat.start_seconds_after_boot),
+            (2.0, 7.0, 10.0)
+        );
         assert!(Stat::parse("").is_none() && Stat::parse("1 (x) S").is_none());
     }
 
@@ -132,7 +175,10 @@ mod tests {
             "process_max_fds ",
             "process_threads ",
         ] {
-            assert!(text.lines().any(|line| line.starts_with(name)), "{name} is missing in:\n{text}");
+            assert!(
+                text.lines().any(|line| line.starts_with(name)),
+                "{name} is missing in:\n{text}"
+            );
         }
     }
 }

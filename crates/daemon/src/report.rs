@@ -46,7 +46,10 @@ mod tests {
 
     #[test]
     fn every_cause_is_printed_once() {
-        let error = Read { file: "a.pem", source: Wrapped { source: Cause } };
+        let error = Read {
+            file: "a.pem",
+            source: Wrapped { source: Cause },
+        };
         assert_eq!(chain(&error), "failed to read a.pem: not open: no such file");
         assert_eq!(chain(&Cause), "no such file");
     }

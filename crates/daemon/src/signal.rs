@@ -69,7 +69,13 @@ impl Shutdown {
 
     /// Waits for a signal (or the trigger), then drains for at most `grace`.
     pub async fn drain(self, grace: Duration) -> Drained {
-        let Self { signal, watch, trigger, mut terminate, mut interrupt } = self;
+        let Self {
+            signal,
+            watch,
+            trigger,
+            mut terminate,
+            mut interrupt,
+        } = self;
         // Our own handle would keep the drain waiting for ever.
         drop(watch);
         let cause = tokio::select! {
@@ -86,7 +92,9 @@ impl Shutdown {
         };
         match drained {
             Drained::Clean => info!("Drained"),
-            Drained::Cut => warn!("Ended with work in flight: the grace period is over, or a second signal came"),
+            Drained::Cut => {
+                warn!("Ended with work in flight: the grace period is over, or a second signal came")
+            }
         }
         drained
     }

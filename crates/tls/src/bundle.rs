@@ -67,7 +67,10 @@ impl TrustBundle {
             if certs.len() == ANCHORS_MAX {
                 return Err(TrustError::TooMany);
             }
-            let cert = cert.map_err(|source| TrustError::Pem { number: index + 1, source })?;
+            let cert = cert.map_err(|source| TrustError::Pem {
+                number: index + 1,
+                source,
+            })?;
             // A root that is named twice is one root; concatenated bundles often repeat.
             if !certs.contains(&cert) {
                 certs.push(cert);
@@ -85,13 +88,19 @@ impl TrustBundle {
         let mut expires: Option<SystemTime> = None;
         for (index, cert) in certs.iter().enumerate() {
             let number = index + 1;
-            anchors.add(cert.clone()).map_err(|source| TrustError::Certificate { number, source })?;
+            anchors
+                .add(cert.clone())
+                .map_err(|source| TrustError::Certificate { number, source })?;
             let (_, parsed) = X509Certificate::from_der(cert).map_err(|_| TrustError::Validity(number))?;
             let until = crate::leaf::system_time(parsed.validity().not_after.timestamp());
             expires = Some(expires.map_or(until, |earlier| earlier.min(until)));
         }
         let expires = expires.ok_or(TrustError::Empty)?;
-        Ok(Self { certs: certs.into(), anchors: Arc::new(anchors), expires })
+        Ok(Self {
+            certs: certs.into(),
+            anchors: Arc::new(anchors),
+            expires,
+        })
     }
 
     /// The certificates, in the order of the text, each once.

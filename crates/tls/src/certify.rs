@@ -97,7 +97,10 @@ impl CertifyLoop {
         server_name: Identity,
         token_file: impl Into<PathBuf>,
     ) -> Self {
-        let options = ChannelOptions { idle_timeout: Duration::from_secs(10), ..ChannelOptions::default() };
+        let options = ChannelOptions {
+            idle_timeout: Duration::from_secs(10),
+            ..ChannelOptions::default()
+        };
         Self::with_options(store, key, addr, server_name, token_file, options)
     }
 
@@ -181,8 +184,14 @@ impl CertifyLoop {
             Ok(Err(status)) => return Err(rpc(name, &status)),
             Err(_) => return Err(CertifyError::Timeout { name }),
         };
-        let CertifyResponse { leaf_certificate, intermediate_certificates, valid_until } = response;
-        let chain = std::iter::once(leaf_certificate).chain(intermediate_certificates).map(CertificateDer::from);
+        let CertifyResponse {
+            leaf_certificate,
+            intermediate_certificates,
+            valid_until,
+        } = response;
+        let chain = std::iter::once(leaf_certificate)
+            .chain(intermediate_certificates)
+            .map(CertificateDer::from);
         let credentials = LocalCredentials::new(&self.key, chain.collect())?;
         let mut expires = credentials.expires();
         self.store.set_leaf(credentials)?;
@@ -195,12 +204,21 @@ impl CertifyLoop {
 
     /// Read every time, because the kubelet replaces it.
     async fn token(&self) -> Result<Vec<u8>, CertifyError> {
-        let error = |source| CertifyError::Token { path: self.token_file.clone(), source };
+        let error = |source| CertifyError::Token {
+            path: self.token_file.clone(),
+            source,
+        };
         let file = tokio::fs::File::open(&self.token_file).await.map_err(error)?;
         let mut token = Vec::new();
-        file.take(TOKEN_BYTES_MAX + 1).read_to_end(&mut token).await.map_err(error)?;
+        file.take(TOKEN_BYTES_MAX + 1)
+            .read_to_end(&mut token)
+            .await
+            .map_err(error)?;
         if token.iter().all(u8::is_ascii_whitespace) || token.len() as u64 > TOKEN_BYTES_MAX {
-            return Err(CertifyError::TokenSize { path: self.token_file.clone(), bytes: token.len() });
+            return Err(CertifyError::TokenSize {
+                path: self.token_file.clone(),
+                bytes: token.len(),
+            });
         }
         Ok(token.trim_ascii().to_vec())
     }
@@ -232,7 +250,11 @@ impl CertifyLoop {
 }
 
 fn rpc(name: Identity, status: &Status) -> CertifyError {
-    CertifyError::Rpc { name, code: status.code(), message: status.message().to_owned() }
+    CertifyError::Rpc {
+        name,
+        code: status.code(),
+        message: status.message().to_owned(),
+    }
 }
 
 fn refresh_after(life: Duration, refresh_min: Duration, refresh_max: Duration) -> Duration {
@@ -252,6 +274,9 @@ mod tests {
             assert!((secs(629)..=secs(700)).contains(&wait), "{wait:?}");
         }
         assert_eq!(refresh_after(secs(5), REFRESH_MIN, REFRESH_MAX), REFRESH_MIN);
-        assert_eq!(refresh_after(secs(90 * 24 * 3600), REFRESH_MIN, REFRESH_MAX), REFRESH_MAX);
+        assert_eq!(
+            refresh_after(secs(90 * 24 * 3600), REFRESH_MIN, REFRESH_MAX),
+            REFRESH_MAX
+        );
     }
 }

@@ -110,8 +110,13 @@ struct Shared {
 /// The connection as the driver last saw it.
 #[derive(Clone)]
 enum Link {
-    Down { error: Option<Arc<str>> },
-    Up { generation: u64, sender: SendRequest<Body> },
+    Down {
+        error: Option<Arc<str>>,
+    },
+    Up {
+        generation: u64,
+        sender: SendRequest<Body>,
+    },
 }
 
 /// A response's body; holds the request's place among `requests_max` until it ends.
@@ -136,11 +141,18 @@ impl ControlChannel {
         options: ChannelOptions,
     ) -> Self {
         let plaintext = addr.is_loopback() && !options.always_tls;
-        let authority = addr.authority().parse().expect("a host and a port make an authority: checked in ControlAddr");
+        let authority = addr
+            .authority()
+            .parse()
+            .expect("a host and a port make an authority: checked in ControlAddr");
         let requests_max = options.requests_max.clamp(1, Semaphore::MAX_PERMITS);
         let shared = Arc::new(Shared {
             name: addr.to_string(),
-            scheme: if plaintext { uri::Scheme::HTTP } else { uri::Scheme::HTTPS },
+            scheme: if plaintext {
+                uri::Scheme::HTTP
+            } else {
+                uri::Scheme::HTTPS
+            },
             authority,
             demand: Notify::new(),
             broken: AtomicU64::new(0),
@@ -153,17 +165,28 @@ impl ControlChannel {
         let (publish, link) = watch::channel(Link::Down { error: None });
         let tls = (!plaintext).then_some(driver::Tls { server, store, auth });
         let driver = driver::spawn(Arc::clone(&shared), addr, tls, options, publish);
-        Self { shared, link, _driver: Arc::new(driver) }
+        Self {
+            shared,
+            link,
+            _driver: Arc::new(driver),
+        }
     }
 
     async fn send(self, request: Request<Body>) -> Result<Response<ControlBody>, Status> {
-        let Self { shared, mut link, _driver } = self;
+        let Self {
+            shared,
+            mut link,
+            _driver,
+        } = self;
         let deadline = Instant::now() + shared.wait_timeout;
         let permit = match timeout(shared.wait_timeout, Arc::clone(&shared.limit).acquire_owned()).await {
             Ok(permit) => permit.expect("the semaphore is never closed"),
             Err(_) => {
                 let max = shared.requests_max;
-                return Err(Status::resource_exhausted(format!("{}: {max} requests are in flight", shared.name)));
+                return Err(Status::resource_exhausted(format!(
+                    "{}: {max} requests are in flight",
+                    shared.name
+                )));
             }
         };
         shared.requests.fetch_add(1, Ordering::Relaxed);
@@ -171,7 +194,12 @@ impl ControlChannel {
         for _ in 0..SENDS_MAX {
             let (generation, mut sender) = shared.connected(&mut link, deadline).await?;
             match sender.try_send_request(request).await {
-                Ok(response) => return Ok(response.map(|inner| ControlBody { inner, _permit: permit })),
+                Ok(response) => {
+                    return Ok(response.map(|inner| ControlBody {
+                        inner,
+                        _permit: permit,
+                    }));
+                }
                 Err(mut error) => {
                     shared.broken(generation);
                     match error.take_message() {
@@ -181,7 +209,10 @@ impl ControlChannel {
                 }
             }
         }
-        Err(Status::unavailable(format!("{}: connections close before a request can be sent", shared.name)))
+        Err(Status::unavailable(format!(
+            "{}: connections close before a request can be sent",
+            shared.name
+        )))
     }
 }
 
@@ -207,7 +238,12 @@ impl Shared {
             self.demand.notify_one();
             match timeout_at(deadline, link.changed()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(Status::unavailable(format!("{}: the channel has ended", self.name))),
+                Ok(Err(_)) => {
+                    return Err(Status::unavailable(format!(
+                        "{}: the channel has ended",
+                        self.name
+                    )));
+                }
                 Err(_) => {
                     let error = error.as_deref().unwrap_or("no connection in time");
                     return Err(Status::unavailable(format!("{}: {error}", self.name)));
@@ -228,8 +264,10 @@ fn absolute(request: Request<Body>, shared: &Shared) -> Result<Request<Body>, St
     let mut uri = parts.uri.into_parts();
     uri.scheme = Some(shared.scheme.clone());
     uri.authority = Some(shared.authority.clone());
-    uri.path_and_query.get_or_insert(uri::PathAndQuery::from_static("/"));
-    parts.uri = Uri::from_parts(uri).map_err(|error| Status::internal(format!("invalid request path: {error}")))?;
+    uri.path_and_query
+        .get_or_insert(uri::PathAndQuery::from_static("/"));
+    parts.uri =
+        Uri::from_parts(uri).map_err(|error| Status::internal(format!("invalid request path: {error}")))?;
     parts.version = http::Version::HTTP_2;
     Ok(Request::from_parts(parts, body))
 }
@@ -262,7 +300,10 @@ impl http_body::Body for ControlBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         Poll::Ready(frame.map(|frame| frame.map_err(|error| status("response", error))))
     }
@@ -278,7 +319,9 @@ impl http_body::Body for ControlBody {
 
 impl fmt::Debug for ControlChannel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ControlChannel").field("addr", &self.shared.name).finish_non_exhaustive()
+        f.debug_struct("ControlChannel")
+            .field("addr", &self.shared.name)
+            .finish_non_exhaustive()
     }
 }
 

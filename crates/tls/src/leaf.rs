@@ -97,7 +97,10 @@ impl CertifyKey {
     /// # Errors
     /// The name cannot be written into a request, or there is no randomness.
     pub fn generate(name: &Identity) -> Result<Self, KeyError> {
-        let error = |source| KeyError::Generate { name: name.clone(), source };
+        let error = |source| KeyError::Generate {
+            name: name.clone(),
+            source,
+        };
         let pair = KeyPair::generate().map_err(error)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -107,8 +110,15 @@ impl CertifyKey {
         let key = provider()
             .key_provider
             .load_private_key(der)
-            .map_err(|source| KeyError::Load { name: name.clone(), source })?;
-        Ok(Self { name: name.clone(), csr, key })
+            .map_err(|source| KeyError::Load {
+                name: name.clone(),
+                source,
+            })?;
+        Ok(Self {
+            name: name.clone(),
+            csr,
+            key,
+        })
     }
 
     /// Whose key this is.
@@ -137,15 +147,29 @@ impl LocalCredentials {
                 return Err(LeafError::Malformed);
             }
             let validity = parsed.validity();
-            (system_time(validity.not_before.timestamp()), system_time(validity.not_after.timestamp()))
+            (
+                system_time(validity.not_before.timestamp()),
+                system_time(validity.not_after.timestamp()),
+            )
         };
         let found = peer_identity(&chain);
         if found.as_ref() != Some(&key.name) {
-            return Err(LeafError::Name { expected: key.name.clone(), found });
+            return Err(LeafError::Name {
+                expected: key.name.clone(),
+                found,
+            });
         }
         let certified = CertifiedKey::new(chain, Arc::clone(&key.key));
-        certified.keys_match().map_err(|source| LeafError::Key { name: key.name.clone(), source })?;
-        Ok(Self { name: key.name.clone(), certified: Arc::new(certified), not_before, expires })
+        certified.keys_match().map_err(|source| LeafError::Key {
+            name: key.name.clone(),
+            source,
+        })?;
+        Ok(Self {
+            name: key.name.clone(),
+            certified: Arc::new(certified),
+            not_before,
+            expires,
+        })
     }
 
     /// The identity that the leaf proves.
@@ -173,8 +197,15 @@ impl LocalCredentials {
     /// # Errors
     /// It does not, or is not valid at that time.
     pub fn verify(&self, roots: &TrustBundle, now: SystemTime) -> Result<(), LeafError> {
-        let error = |source| LeafError::Untrusted { name: self.name.clone(), source };
-        let (leaf, intermediates) = self.certified.cert.split_first().expect("the chain has a leaf: checked in new");
+        let error = |source| LeafError::Untrusted {
+            name: self.name.clone(),
+            source,
+        };
+        let (leaf, intermediates) = self
+            .certified
+            .cert
+            .split_first()
+            .expect("the chain has a leaf: checked in new");
         let leaf = webpki::EndEntityCert::try_from(leaf).map_err(error)?;
         let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         for usage in [webpki::KeyUsage::server_auth(), webpki::KeyUsage::client_auth()] {
@@ -205,7 +236,9 @@ pub(crate) fn system_time(unix_seconds: i64) -> SystemTime {
 /// Never prints the key.
 impl fmt::Debug for CertifyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CertifyKey").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("CertifyKey")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 

@@ -58,16 +58,27 @@ impl CertMetrics {
     pub fn renewed(&self, expires: SystemTime) {
         self.expiration.set(unix(expires));
         self.refresh.set(unix(SystemTime::now()));
-        self.refreshes.get_or_create(&Labels { result: RefreshResult::success }).inc();
+        self.refreshes
+            .get_or_create(&Labels {
+                result: RefreshResult::success,
+            })
+            .inc();
     }
 
     /// Counts a renewal that failed.
     pub fn failed(&self) {
-        self.refreshes.get_or_create(&Labels { result: RefreshResult::failure }).inc();
+        self.refreshes
+            .get_or_create(&Labels {
+                result: RefreshResult::failure,
+            })
+            .inc();
     }
 }
 
 fn unix(time: SystemTime) -> i64 {
-    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let seconds = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     i64::try_from(seconds).unwrap_or(i64::MAX)
 }

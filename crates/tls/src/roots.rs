@@ -53,14 +53,23 @@ pub enum RootsError {
 /// # Errors
 /// The file cannot be read, or is no bundle.
 pub fn load(path: &Path) -> Result<TrustBundle, RootsError> {
-    let text = std::fs::read_to_string(path).map_err(|source| RootsError::Read { path: path.into(), source })?;
-    TrustBundle::from_pem(&text).map_err(|source| RootsError::Parse { path: path.into(), source })
+    let text = std::fs::read_to_string(path).map_err(|source| RootsError::Read {
+        path: path.into(),
+        source,
+    })?;
+    TrustBundle::from_pem(&text).map_err(|source| RootsError::Parse {
+        path: path.into(),
+        source,
+    })
 }
 
 impl RootsFile {
     /// Follows `path`, which must have been loaded once already: a file that cannot be read is no reason to forget.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), poll_interval: POLL_INTERVAL }
+        Self {
+            path: path.into(),
+            poll_interval: POLL_INTERVAL,
+        }
     }
 
     /// Reads the file this often.
@@ -95,6 +104,9 @@ impl RootsFile {
 
     fn refresh(&self, store: &Store) -> Result<bool, RootsError> {
         let roots = load(&self.path)?;
-        store.set_roots(roots).map_err(|source| RootsError::Use { path: self.path.clone(), source })
+        store.set_roots(roots).map_err(|source| RootsError::Use {
+            path: self.path.clone(),
+            source,
+        })
     }
 }

@@ -99,13 +99,18 @@ pub struct Server {
 /// # Errors
 /// The address is taken or not ours; the error names it.
 pub async fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(addr).await.map_err(|source| BindError { addr, source })
+    TcpListener::bind(addr)
+        .await
+        .map_err(|source| BindError { addr, source })
 }
 
 impl Server {
     /// Serves `routes` within the default bounds.
     pub fn new(routes: Routes) -> Self {
-        Self { routes: routes.prepare(), limits: Limits::default() }
+        Self {
+            routes: routes.prepare(),
+            limits: Limits::default(),
+        }
     }
 
     /// Sets other bounds.
@@ -124,7 +129,11 @@ impl Server {
     ///
     /// # Errors
     /// The listener is not on loopback.
-    pub async fn serve_plaintext(self, listener: TcpListener, drain: drain::Watch) -> Result<(), NotLoopback> {
+    pub async fn serve_plaintext(
+        self,
+        listener: TcpListener,
+        drain: drain::Watch,
+    ) -> Result<(), NotLoopback> {
         match listener.local_addr() {
             Ok(addr) if !addr.ip().is_loopback() => return Err(NotLoopback(addr)),
             _ => self.accept(listener, None, drain).await,
@@ -135,14 +144,19 @@ impl Server {
     async fn accept(self, listener: TcpListener, store: Option<Store>, drain: drain::Watch) {
         let tls = store.is_some();
         info!(addr = ?listener.local_addr().ok(), tls, "Serving gRPC");
-        let places = Arc::new(Semaphore::new(self.limits.connections_max.clamp(1, Semaphore::MAX_PERMITS)));
+        let places = Arc::new(Semaphore::new(
+            self.limits.connections_max.clamp(1, Semaphore::MAX_PERMITS),
+        ));
         let server = Arc::new(self);
         let mut connections = JoinSet::new();
         let signaled = drain.clone().signaled();
         let mut signaled = std::pin::pin!(signaled);
         let _release = loop {
             let next = async {
-                let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+                let place = Arc::clone(&places)
+                    .acquire_owned()
+                    .await
+                    .expect("the semaphore is never closed");
                 (place, listener.accept().await)
             };
             let (place, accepted) = tokio::select! {
@@ -171,19 +185,33 @@ impl Server {
         while connections.join_next().await.is_some() {}
     }
 
-    async fn connection(&self, stream: TcpStream, addr: SocketAddr, store: Option<Store>, drain: drain::Watch) {
+    async fn connection(
+        &self,
+        stream: TcpStream,
+        addr: SocketAddr,
+        store: Option<Store>,
+        drain: drain::Watch,
+    ) {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "Failed to set TCP_NODELAY");
         }
         let Some(store) = store else {
-            let peer = Peer { addr, identity: None, tls: false };
+            let peer = Peer {
+                addr,
+                identity: None,
+                tls: false,
+            };
             return self.http(TokioIo::new(stream), peer, drain).await;
         };
         let accept = TlsAcceptor::from(store.server_config()).accept(stream);
         match timeout(self.limits.handshake_timeout, accept).await {
             Ok(Ok(stream)) => {
                 let identity = stream.get_ref().1.peer_certificates().and_then(peer_identity);
-                let peer = Peer { addr, identity, tls: true };
+                let peer = Peer {
+                    addr,
+                    identity,
+                    tls: true,
+                };
                 self.http(TokioIo::new(stream), peer, drain).await;
             }
             Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
@@ -199,7 +227,14 @@ impl Server {
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
             let routes = routes.clone();
-            async move { Ok::<_, Infallible>(routes.oneshot(request).await.unwrap_or_else(|never| match never {})) }
+            async move {
+                Ok::<_, Infallible>(
+                    routes
+                        .oneshot(request)
+                        .await
+                        .unwrap_or_else(|never| match never {}),
+                )
+            }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())

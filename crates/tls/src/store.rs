@@ -13,8 +13,12 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use heddle_mesh::Identity;
 use rustls::{
     ClientConfig, ServerConfig, SignatureScheme, SupportedProtocolVersion,
-    client::{ResolvesClientCert, Resumption, VerifierBuilderError as ClientVerifierError, WebPkiServerVerifier},
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier},
+    client::{
+        ResolvesClientCert, Resumption, VerifierBuilderError as ClientVerifierError, WebPkiServerVerifier,
+    },
+    server::{
+        ClientHello, NoServerSessionStorage, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier,
+    },
     sign::CertifiedKey,
 };
 use tokio::sync::watch;
@@ -98,12 +102,23 @@ impl Store {
     /// No key can be made, or rustls refuses the anchors.
     pub fn new(name: Identity, roots: TrustBundle) -> Result<(Self, CertifyKey), StoreError> {
         let key = CertifyKey::generate(&name)?;
-        let leaf =
-            Arc::new(Leaf { certified: ArcSwapOption::empty(), credentials: ArcSwapOption::empty() });
+        let leaf = Arc::new(Leaf {
+            certified: ArcSwapOption::empty(),
+            credentials: ArcSwapOption::empty(),
+        });
         let configs = ArcSwap::from_pointee(Configs::new(roots, &leaf)?);
         let (ready, _) = watch::channel(Readiness::Pending);
         let (roots_changed, _) = watch::channel(0);
-        Ok((Self(Arc::new(Inner { name, leaf, configs, ready, roots_changed })), key))
+        Ok((
+            Self(Arc::new(Inner {
+                name,
+                leaf,
+                configs,
+                ready,
+                roots_changed,
+            })),
+            key,
+        ))
     }
 
     /// This process' identity.
@@ -118,7 +133,10 @@ impl Store {
     pub fn set_leaf(&self, credentials: LocalCredentials) -> Result<(), LeafError> {
         if *credentials.name() != self.0.name {
             let found = Some(credentials.name().clone());
-            return Err(LeafError::Name { expected: self.0.name.clone(), found });
+            return Err(LeafError::Name {
+                expected: self.0.name.clone(),
+                found,
+            });
         }
         credentials.verify(&self.0.configs.load().roots, SystemTime::now())?;
         let expires = credentials.expires();
@@ -212,11 +230,18 @@ impl Configs {
             .with_protocol_versions(VERSIONS)
             .map_err(StoreError::Config)?
             .with_webpki_verifier(servers);
-        let mut client = builder.clone().with_client_cert_resolver(Arc::clone(leaf) as Arc<dyn ResolvesClientCert>);
+        let mut client = builder
+            .clone()
+            .with_client_cert_resolver(Arc::clone(leaf) as Arc<dyn ResolvesClientCert>);
         client.resumption = Resumption::disabled();
         let mut anonymous = builder.with_no_client_auth();
         anonymous.resumption = Resumption::disabled();
-        Ok(Self { roots, server: Arc::new(server), client: Arc::new(client), anonymous: Arc::new(anonymous) })
+        Ok(Self {
+            roots,
+            server: Arc::new(server),
+            client: Arc::new(client),
+            anonymous: Arc::new(anonymous),
+        })
     }
 }
 

@@ -32,22 +32,37 @@ fn p256(sans: Vec<SanType>, common_name: Option<&str>) -> Vec<u8> {
 }
 
 fn mismatch(der: &[u8]) -> MismatchError {
-    parse(der).expect("well-formed").for_identity(&identity()).expect_err("must be refused")
+    parse(der)
+        .expect("well-formed")
+        .for_identity(&identity())
+        .expect_err("must be refused")
 }
 
 #[test]
 fn the_request_that_proxies_send_is_valid() {
-    let csr = parse(&p256(vec![dns(NAME)], None)).expect("well-formed").for_identity(&identity()).expect("valid");
+    let csr = parse(&p256(vec![dns(NAME)], None))
+        .expect("well-formed")
+        .for_identity(&identity())
+        .expect("valid");
     assert_eq!(csr.identity(), &identity());
-    let csr = parse(&p256(vec![dns(NAME)], Some(NAME))).expect("well-formed").for_identity(&identity());
+    let csr = parse(&p256(vec![dns(NAME)], Some(NAME)))
+        .expect("well-formed")
+        .for_identity(&identity());
     csr.expect("an equal common name is fine");
 }
 
 #[test]
 fn keys_of_other_good_kinds_are_taken() {
-    for algorithm in [&rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519, &rcgen::PKCS_RSA_SHA256] {
+    for algorithm in [
+        &rcgen::PKCS_ECDSA_P384_SHA384,
+        &rcgen::PKCS_ED25519,
+        &rcgen::PKCS_RSA_SHA256,
+    ] {
         let der = mk_csr(vec![dns(NAME)], None, algorithm);
-        parse(&der).expect("taken").for_identity(&identity()).expect("valid");
+        parse(&der)
+            .expect("taken")
+            .for_identity(&identity())
+            .expect("valid");
     }
 }
 
@@ -60,33 +75,73 @@ fn weak_and_unusual_keys_are_refused() {
 #[test]
 fn two_names_are_refused() {
     let der = p256(vec![dns(NAME), dns("other.example")], None);
-    assert_eq!(mismatch(&der), MismatchError::DnsNames { found: 2, expected: identity() });
+    assert_eq!(
+        mismatch(&der),
+        MismatchError::DnsNames {
+            found: 2,
+            expected: identity()
+        }
+    );
     let der = p256(vec![dns(NAME), dns(NAME)], None);
-    assert_eq!(mismatch(&der), MismatchError::DnsNames { found: 2, expected: identity() });
+    assert_eq!(
+        mismatch(&der),
+        MismatchError::DnsNames {
+            found: 2,
+            expected: identity()
+        }
+    );
 }
 
 #[test]
 fn no_name_is_refused() {
-    assert_eq!(mismatch(&p256(vec![], None)), MismatchError::DnsNames { found: 0, expected: identity() });
-    assert_eq!(mismatch(&p256(vec![], Some(NAME))), MismatchError::DnsNames { found: 0, expected: identity() });
+    assert_eq!(
+        mismatch(&p256(vec![], None)),
+        MismatchError::DnsNames {
+            found: 0,
+            expected: identity()
+        }
+    );
+    assert_eq!(
+        mismatch(&p256(vec![], Some(NAME))),
+        MismatchError::DnsNames {
+            found: 0,
+            expected: identity()
+        }
+    );
 }
 
 #[test]
 fn the_name_of_another_is_refused() {
     let found = Text("db.payments.serviceaccount.identity.linkerd.cluster.local".into());
     let der = p256(vec![dns(&found.0)], None);
-    assert_eq!(mismatch(&der), MismatchError::DnsName { found, expected: identity() });
-    let der = p256(vec![dns("*.payments.serviceaccount.identity.linkerd.cluster.local")], None);
+    assert_eq!(
+        mismatch(&der),
+        MismatchError::DnsName {
+            found,
+            expected: identity()
+        }
+    );
+    let der = p256(
+        vec![dns("*.payments.serviceaccount.identity.linkerd.cluster.local")],
+        None,
+    );
     assert!(matches!(mismatch(&der), MismatchError::DnsName { .. }));
 }
 
 #[test]
 fn names_of_other_kinds_are_refused() {
-    let uri = SanType::URI("spiffe://cluster.local/ns/payments/sa/web".try_into().expect("ASCII"));
+    let uri = SanType::URI(
+        "spiffe://cluster.local/ns/payments/sa/web"
+            .try_into()
+            .expect("ASCII"),
+    );
     let mail = SanType::Rfc822Name("web@example.org".try_into().expect("ASCII"));
     let ip = SanType::IpAddress([127, 0, 0, 1].into());
     for (name, kind) in [(uri, "URI"), (mail, "e-mail"), (ip, "IP address")] {
-        assert_eq!(mismatch(&p256(vec![dns(NAME), name.clone()], None)), MismatchError::OtherName(kind));
+        assert_eq!(
+            mismatch(&p256(vec![dns(NAME), name.clone()], None)),
+            MismatchError::OtherName(kind)
+        );
         assert_eq!(mismatch(&p256(vec![name], None)), MismatchError::OtherName(kind));
     }
 }
@@ -94,14 +149,23 @@ fn names_of_other_kinds_are_refused() {
 #[test]
 fn another_common_name_is_refused() {
     let der = p256(vec![dns(NAME)], Some("admin"));
-    let expected = MismatchError::CommonName { found: Text("admin".into()), expected: identity() };
+    let expected = MismatchError::CommonName {
+        found: Text("admin".into()),
+        expected: identity(),
+    };
     assert_eq!(mismatch(&der), expected);
 }
 
 #[test]
-fn any_changed_byte_is_noticed() {
+fn any_changed_byte_of_what_is_signed_is_noticed() {
     let der = p256(vec![dns(NAME)], None);
-    for index in 0..der.len() {
+    let (_, csr) = X509CertificationRequest::from_der(&der).expect("well-formed");
+    let signed = csr.certification_request_info.raw;
+    let start = der
+        .windows(signed.len())
+        .position(|window| window == signed)
+        .expect("a part of it");
+    for index in start..start + signed.len() {
         let mut changed = der.clone();
         changed[index] ^= 0x01;
         let valid = parse(&changed).is_ok_and(|csr| csr.for_identity(&identity()).is_ok());
@@ -121,14 +185,23 @@ fn a_request_signed_by_another_key_is_refused() {
         out.extend_from_slice(&[0x30, 0x0a, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2]);
         crate::der::bits(out, &second.signature_value.data);
     });
-    assert_eq!(parse(&forged).expect_err("the signature is another's"), CsrError::Signature);
+    assert_eq!(
+        parse(&forged).expect_err("the signature is another's"),
+        CsrError::Signature
+    );
 }
 
 #[test]
 fn what_is_no_request_is_refused() {
     assert_eq!(parse(&[]).expect_err("empty"), CsrError::Empty);
-    assert_eq!(parse(&vec![0x30; CSR_BYTES_MAX + 1]).expect_err("huge"), CsrError::TooLarge(CSR_BYTES_MAX + 1));
-    assert_eq!(parse(b"-----BEGIN CERTIFICATE REQUEST-----").expect_err("PEM"), CsrError::Malformed);
+    assert_eq!(
+        parse(&vec![0x30; CSR_BYTES_MAX + 1]).expect_err("huge"),
+        CsrError::TooLarge(CSR_BYTES_MAX + 1)
+    );
+    assert_eq!(
+        parse(b"-----BEGIN CERTIFICATE REQUEST-----").expect_err("PEM"),
+        CsrError::Malformed
+    );
     let mut der = p256(vec![dns(NAME)], None);
     der.push(0);
     assert_eq!(parse(&der).expect_err("trailing bytes"), CsrError::Malformed);

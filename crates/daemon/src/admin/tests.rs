@@ -20,19 +20,28 @@ async fn start(configure: impl FnOnce(Admin) -> Admin) -> Running {
     crate::process::register(&mut registry);
     let admin = configure(Admin::new(SocketAddr::from(([127, 0, 0, 1], 0)), registry));
     let bound = admin.bind().await.expect("loopback can be bound");
-    Running { addr: bound.local_addr(), task: tokio::spawn(bound.run()) }
+    Running {
+        addr: bound.local_addr(),
+        task: tokio::spawn(bound.run()),
+    }
 }
 
 async fn exchange(addr: SocketAddr, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(addr).await.expect("connects");
     stream.write_all(request).await.expect("sends");
     let mut reply = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut reply)).await.expect("ends");
+    let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut reply))
+        .await
+        .expect("ends");
     String::from_utf8_lossy(&reply).into_owned()
 }
 
 async fn get(addr: SocketAddr, path: &str) -> String {
-    exchange(addr, format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await
+    exchange(
+        addr,
+        format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes(),
+    )
+    .await
 }
 
 #[tokio::test]
@@ -50,8 +59,14 @@ async fn ready_follows_the_check() {
 async fn metrics_are_openmetrics_text() {
     let server = start(|admin| admin).await;
     let reply = get(server.addr, "/metrics").await;
-    assert!(reply.contains("application/openmetrics-text; version=1.0.0"), "{reply}");
-    assert!(reply.contains("process_cpu_seconds_total") && reply.ends_with("# EOF\n"), "{reply}");
+    assert!(
+        reply.contains("application/openmetrics-text; version=1.0.0"),
+        "{reply}"
+    );
+    assert!(
+        reply.contains("process_cpu_seconds_total") && reply.ends_with("# EOF\n"),
+        "{reply}"
+    );
 }
 
 #[tokio::test]
@@ -60,7 +75,10 @@ async fn other_paths_and_methods_are_refused() {
     assert!(get(server.addr, "/").await.starts_with("HTTP/1.1 404"));
     let post = b"POST /ready HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     let reply = exchange(server.addr, post).await;
-    assert!(reply.starts_with("HTTP/1.1 405") && reply.contains("GET, HEAD"), "{reply}");
+    assert!(
+        reply.starts_with("HTTP/1.1 405") && reply.contains("GET, HEAD"),
+        "{reply}"
+    );
 }
 
 #[tokio::test]
@@ -80,10 +98,24 @@ async fn a_program_adds_routes() {
 #[tokio::test]
 async fn oversized_headers_and_garbage_do_not_harm() {
     let server = start(|admin| admin).await;
-    let long = format!("GET /live HTTP/1.1\r\nhost: x\r\na: {}\r\n\r\n", "a".repeat(HEADER_BYTES_MAX * 2));
-    assert!(!exchange(server.addr, long.as_bytes()).await.starts_with("HTTP/1.1 200"));
-    let many = format!("GET /live HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(HEADERS_MAX + 1));
-    assert!(!exchange(server.addr, many.as_bytes()).await.starts_with("HTTP/1.1 200"));
+    let long = format!(
+        "GET /live HTTP/1.1\r\nhost: x\r\na: {}\r\n\r\n",
+        "a".repeat(HEADER_BYTES_MAX * 2)
+    );
+    assert!(
+        !exchange(server.addr, long.as_bytes())
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
+    let many = format!(
+        "GET /live HTTP/1.1\r\nhost: x\r\n{}\r\n",
+        "a: b\r\n".repeat(HEADERS_MAX + 1)
+    );
+    assert!(
+        !exchange(server.addr, many.as_bytes())
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
     exchange(server.addr, b"\x16\x03\x01\x00\x05hello\r\n\r\n").await;
     assert!(get(server.addr, "/live").await.starts_with("HTTP/1.1 200"));
 }
@@ -91,6 +123,9 @@ async fn oversized_headers_and_garbage_do_not_harm() {
 #[tokio::test]
 async fn a_taken_port_is_named() {
     let server = start(|admin| admin).await;
-    let error = Admin::new(server.addr, Registry::default()).bind().await.expect_err("the port is taken");
+    let error = Admin::new(server.addr, Registry::default())
+        .bind()
+        .await
+        .expect_err("the port is taken");
     assert!(error.to_string().contains(&server.addr.to_string()), "{error}");
 }

@@ -17,7 +17,9 @@ pub(crate) enum Host {
 
 /// A text that is no `host:port`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no address: expected `host:port`, such as `linkerd-dst-headless.linkerd.svc.cluster.local:8086`")]
+#[error(
+    "`{0}` is no address: expected `host:port`, such as `linkerd-dst-headless.linkerd.svc.cluster.local:8086`"
+)]
 pub struct InvalidAddr(String);
 
 impl ControlAddr {
@@ -58,21 +60,37 @@ impl FromStr for ControlAddr {
         let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(invalid)?;
         if let Some(ip) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             let ip = ip.parse().map_err(|_| invalid())?;
-            return Ok(Self { host: Host::Ip(IpAddr::V6(ip)), port });
+            return Ok(Self {
+                host: Host::Ip(IpAddr::V6(ip)),
+                port,
+            });
         }
         if let Ok(ip) = host.parse() {
-            return Ok(Self { host: Host::Ip(IpAddr::V4(ip)), port });
+            return Ok(Self {
+                host: Host::Ip(IpAddr::V4(ip)),
+                port,
+            });
         }
         // What Identity takes as a name is what DNS can hold; a name of digits and dots only is a mistyped address.
         let fine = host.parse::<heddle_mesh::Identity>().is_ok()
             && !host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-        if fine { Ok(Self { host: Host::Name(host.to_ascii_lowercase()), port }) } else { Err(invalid()) }
+        if fine {
+            Ok(Self {
+                host: Host::Name(host.to_ascii_lowercase()),
+                port,
+            })
+        } else {
+            Err(invalid())
+        }
     }
 }
 
 impl From<std::net::SocketAddr> for ControlAddr {
     fn from(addr: std::net::SocketAddr) -> Self {
-        Self { host: Host::Ip(addr.ip()), port: addr.port() }
+        Self {
+            host: Host::Ip(addr.ip()),
+            port: addr.port(),
+        }
     }
 }
 
@@ -92,7 +110,10 @@ mod tests {
     #[test]
     fn reads_names_and_addresses() {
         let cases = [
-            ("linkerd-dst-headless.linkerd.svc.cluster.local.:8086", "linkerd-dst-headless.linkerd.svc.cluster.local:8086"),
+            (
+                "linkerd-dst-headless.linkerd.svc.cluster.local.:8086",
+                "linkerd-dst-headless.linkerd.svc.cluster.local:8086",
+            ),
             ("127.0.0.1:80", "127.0.0.1:80"),
             ("[::1]:80", "[::1]:80"),
             ("LocalHost:1", "localhost:1"),
@@ -104,15 +125,37 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_address() {
-        for bad in ["", "host", "host:", "host:0", "host:65536", ":80", "a b:80", "::1:80", "[::1:80", "1.2.3:80", "http://h:80"] {
+        for bad in [
+            "",
+            "host",
+            "host:",
+            "host:0",
+            "host:65536",
+            ":80",
+            "a b:80",
+            "::1:80",
+            "[::1:80",
+            "1.2.3:80",
+            "http://h:80",
+        ] {
             assert!(bad.parse::<ControlAddr>().is_err(), "{bad:?} was taken");
         }
     }
 
     #[test]
     fn only_the_text_decides_what_is_loopback() {
-        for (text, loopback) in [("127.0.0.1:1", true), ("[::1]:1", true), ("localhost.:1", true), ("10.0.0.1:1", false), ("localhost.example:1", false)] {
-            assert_eq!(text.parse::<ControlAddr>().expect(text).is_loopback(), loopback, "{text}");
+        for (text, loopback) in [
+            ("127.0.0.1:1", true),
+            ("[::1]:1", true),
+            ("localhost.:1", true),
+            ("10.0.0.1:1", false),
+            ("localhost.example:1", false),
+        ] {
+            assert_eq!(
+                text.parse::<ControlAddr>().expect(text).is_loopback(),
+                loopback,
+                "{text}"
+            );
         }
     }
 }

@@ -13,7 +13,11 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(wait_min: Duration, wait_max: Duration) -> Self {
-        Self { wait_min, wait_max, next: wait_min }
+        Self {
+            wait_min,
+            wait_max,
+            next: wait_min,
+        }
     }
 
     pub(crate) fn reset(&mut self) {
@@ -37,7 +41,10 @@ mod tests {
         let mut backoff = Backoff::new(ms(100), ms(300));
         for upper in [100, 200, 300, 300] {
             let wait = backoff.wait();
-            assert!(wait >= ms(upper) / 2 && wait <= ms(upper), "{wait:?} for {upper} ms");
+            assert!(
+                wait >= ms(upper) / 2 && wait <= ms(upper),
+                "{wait:?} for {upper} ms"
+            );
         }
         backoff.reset();
         assert!(backoff.wait() <= ms(100));

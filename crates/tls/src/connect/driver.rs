@@ -148,7 +148,9 @@ impl Driver {
                     Err(error) => {
                         let text = chain(&error);
                         debug!(error = %text, "Failed to connect");
-                        self.publish.send_replace(Link::Down { error: Some(text.into()) });
+                        self.publish.send_replace(Link::Down {
+                            error: Some(text.into()),
+                        });
                         tokio::time::sleep(self.backoff.wait()).await;
                     }
                 }
@@ -247,7 +249,10 @@ impl Driver {
         };
         let name = ServerName::try_from(server.as_str().to_owned())
             .map_err(|_| ConnectError::ServerName(server.clone()))?;
-        let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(failed)?;
+        let tls = TlsConnector::from(config)
+            .connect(name, tcp)
+            .await
+            .map_err(failed)?;
         handshake(addr, TokioIo::new(tls)).await
     }
 }

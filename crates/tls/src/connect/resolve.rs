@@ -52,8 +52,15 @@ impl Resolver {
             let ips = resolver
                 .lookup_ip(name.as_str())
                 .await
-                .map_err(|source| ResolveError::Lookup { name: name.clone(), source })?;
-            found = ips.iter().take(ADDRESSES_MAX).map(|ip| SocketAddr::new(ip, addr.port())).collect();
+                .map_err(|source| ResolveError::Lookup {
+                    name: name.clone(),
+                    source,
+                })?;
+            found = ips
+                .iter()
+                .take(ADDRESSES_MAX)
+                .map(|ip| SocketAddr::new(ip, addr.port()))
+                .collect();
         }
         if found.is_empty() {
             return Err(ResolveError::Empty(name));
@@ -80,7 +87,9 @@ impl Resolver {
 /// A headless Service's name has SRV records that name each pod, with the pod's own port. Those of other ports of the
 /// same Service are passed over; without any of ours, the caller asks for plain addresses.
 async fn srv(resolver: &TokioResolver, name: &str, port: u16) -> Vec<SocketAddr> {
-    let Ok(records) = resolver.lookup(name, RecordType::SRV).await else { return Vec::new() };
+    let Ok(records) = resolver.lookup(name, RecordType::SRV).await else {
+        return Vec::new();
+    };
     let mut found = Vec::new();
     for record in records.answers() {
         let RData::SRV(srv) = &record.data else { continue };
@@ -98,5 +107,9 @@ async fn srv(resolver: &TokioResolver, name: &str, port: u16) -> Vec<SocketAddr>
 /// The name of a Service is complete as it stands; with a dot at its end the resolver does not try the search domains
 /// of the pod first, which would be three queries for nothing.
 fn absolute(name: &str) -> String {
-    if name.contains(".svc.") && !name.ends_with('.') { format!("{name}.") } else { name.to_owned() }
+    if name.contains(".svc.") && !name.ends_with('.') {
+        format!("{name}.")
+    } else {
+        name.to_owned()
+    }
 }
