@@ -278,12 +278,12 @@ impl Cluster {
         let client = self.client().await?;
         let crds = blocking(crate::crds::cert_manager).await?;
         crate::crds::apply(&client, &crds).await?;
-        let kubeconfig = self.kubeconfig_path().to_string_lossy().into_owned();
+        let kubeconfig = self.kubeconfig_path();
         let daemon = Daemon {
             name: "cert-manager",
             program: tools.path(Program::CertManager).to_path_buf(),
-            args: vec![format!("--kubeconfig={kubeconfig}")],
-            env: Vec::new(),
+            args: vec![format!("--kubeconfig={}", kubeconfig.display())],
+            files: vec![kubeconfig],
             in_netns: self.record.mode == Mode::Full,
         };
         let layout = self.layout.clone();

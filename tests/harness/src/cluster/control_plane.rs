@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -62,7 +63,7 @@ impl ControlPlane<'_> {
             ("unsafe-no-fsync", "true".into()),
             ("log-level", "warn".into()),
         ]);
-        self.daemon("etcd", Program::Etcd, flags)
+        self.daemon("etcd", Program::Etcd, flags, None)
     }
 
     /// The API server.
@@ -112,15 +113,15 @@ impl ControlPlane<'_> {
                 ("disable-admission-plugins", "ServiceAccount".into()),
             ]));
         }
-        Ok(self.daemon("kube-apiserver", Program::KubeApiserver, arguments))
+        Ok(self.daemon("kube-apiserver", Program::KubeApiserver, arguments, Some(audit_policy)))
     }
 
     /// The controllers.
     pub(super) fn controller_manager(&self) -> Daemon {
-        let kubeconfig = pki::kubeconfig(self.layout, "controller-manager").to_string_lossy().into_owned();
+        let kubeconfig = pki::kubeconfig(self.layout, "controller-manager");
         let pki = |file: &str| self.path(&format!("pki/{file}"));
         let flags = flags([
-            ("kubeconfig", kubeconfig),
+            ("kubeconfig", kubeconfig.to_string_lossy().into_owned()),
             ("bind-address", "127.0.0.1".into()),
             ("use-service-account-credentials", "true".into()),
             ("root-ca-file", pki("ca.crt")),
@@ -132,23 +133,23 @@ impl ControlPlane<'_> {
             ("service-cluster-ip-range", self.slot.services().to_string()),
             ("leader-elect", "false".into()),
         ]);
-        self.daemon("kube-controller-manager", Program::KubeControllerManager, flags)
+        self.daemon("kube-controller-manager", Program::KubeControllerManager, flags, Some(kubeconfig))
     }
 
     /// The scheduler.
     pub(super) fn scheduler(&self) -> Daemon {
-        let kubeconfig = pki::kubeconfig(self.layout, "scheduler").to_string_lossy().into_owned();
+        let kubeconfig = pki::kubeconfig(self.layout, "scheduler");
         let flags = flags([
-            ("kubeconfig", kubeconfig),
+            ("kubeconfig", kubeconfig.to_string_lossy().into_owned()),
             ("bind-address", "127.0.0.1".into()),
             ("leader-elect", "false".into()),
         ]);
-        self.daemon("kube-scheduler", Program::KubeScheduler, flags)
+        self.daemon("kube-scheduler", Program::KubeScheduler, flags, Some(kubeconfig))
     }
 
-    fn daemon(&self, name: &'static str, program: Program, args: Vec<String>) -> Daemon {
+    fn daemon(&self, name: &'static str, program: Program, args: Vec<String>, file: Option<PathBuf>) -> Daemon {
         let program = self.tools.path(program).to_path_buf();
-        Daemon { name, program, args, env: Vec::new(), in_netns: self.with_node }
+        Daemon { name, program, args, files: file.into_iter().collect(), in_netns: self.with_node }
     }
 
     fn path(&self, relative: &str) -> String {

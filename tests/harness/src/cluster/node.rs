@@ -44,7 +44,7 @@ impl Node<'_> {
         let sockets = self.layout.shim_sockets();
         fs::create_dir_all(&sockets).with_context(|| format!("failed to make {}", sockets.display()))?;
         let args = flags([("config", config.to_string_lossy().into_owned()), ("log-level", "warn".into())]);
-        Ok(self.daemon("containerd", Program::Containerd, args))
+        Ok(self.daemon("containerd", Program::Containerd, args, vec![config]))
     }
 
     /// Where the runtime listens.
@@ -127,15 +127,16 @@ conf_dir = {cni}
         write(&resolv_conf, &format!("nameserver {}\n", self.slot.dns_service()))?;
         let config = self.layout.at("conf/kubelet.yaml");
         write_yaml(&config, &self.kubelet_config())?;
+        let kubeconfig = pki::kubeconfig(self.layout, "kubelet");
         let args = flags([
             ("config", config.to_string_lossy().into_owned()),
-            ("kubeconfig", pki::kubeconfig(self.layout, "kubelet").to_string_lossy().into_owned()),
+            ("kubeconfig", kubeconfig.to_string_lossy().into_owned()),
             ("root-dir", self.layout.at("kubelet").to_string_lossy().into_owned()),
             ("cert-dir", self.layout.at("kubelet/pki").to_string_lossy().into_owned()),
             ("hostname-override", self.layout.name().to_owned()),
             ("node-ip", self.slot.node().to_string()),
         ]);
-        Ok(self.daemon("kubelet", Program::Kubelet, args))
+        Ok(self.daemon("kubelet", Program::Kubelet, args, vec![config, kubeconfig, resolv_conf]))
     }
 
     fn kubelet_config(&self) -> serde_json::Value {
@@ -179,8 +180,9 @@ conf_dir = {cni}
 
     /// Services.
     pub(super) fn kube_proxy(&self) -> Daemon {
+        let kubeconfig = pki::kubeconfig(self.layout, "kube-proxy");
         let args = flags([
-            ("kubeconfig", pki::kubeconfig(self.layout, "kube-proxy").to_string_lossy().into_owned()),
+            ("kubeconfig", kubeconfig.to_string_lossy().into_owned()),
             ("proxy-mode", "iptables".into()),
             ("cluster-cidr", self.slot.pods().to_string()),
             ("hostname-override", self.layout.name().to_owned()),
@@ -189,32 +191,50 @@ conf_dir = {cni}
             // Endpoints change often in tests, and the rules are few.
             ("iptables-min-sync-period", "100ms".into()),
         ]);
-        self.daemon("kube-proxy", Program::KubeProxy, args)
+        self.daemon("kube-proxy", Program::KubeProxy, args, vec![kubeconfig])
     }
 
     /// The cluster's DNS server, on the node's address.
     pub(super) fn coredns(&self) -> Result<Daemon> {
         let corefile = self.layout.at("conf/Corefile");
         let kubeconfig = pki::kubeconfig(self.layout, "coredns");
-        let text = format!(
-            ".:53 {{\n    bind {node}\n    errors\n    ready {node}:8181\n    kubernetes {domain} in-addr.arpa ip6.arpa {{\n        \
-             kubeconfig {kubeconfig} {cluster}\n        pods insecure\n        ttl 5\n    }}\n    \
-             # Nothing outside the cluster can be reached, so nothing outside it has a name.\n    \
-             template ANY ANY {{\n        rcode NXDOMAIN\n    }}\n}}\n",
-            node = self.slot.node(),
-            domain = self.cluster_domain,
-            kubeconfig = kubeconfig.display(),
-            cluster = self.layout.name(),
-        );
+        let text = corefile_text(self.slot.node(), self.cluster_domain, &kubeconfig, self.layout.name());
         write(&corefile, &text)?;
         let args = vec!["-conf".to_owned(), corefile.to_string_lossy().into_owned()];
-        Ok(self.daemon("coredns", Program::CoreDns, args))
+        Ok(self.daemon("coredns", Program::CoreDns, args, vec![corefile, kubeconfig]))
     }
 
-    fn daemon(&self, name: &'static str, program: Program, args: Vec<String>) -> Daemon {
+    fn daemon(&self, name: &'static str, program: Program, args: Vec<String>, files: Vec<PathBuf>) -> Daemon {
         let program = self.tools.path(program).to_path_buf();
-        Daemon { name, program, args, env: Vec::new(), in_netns: true }
+        Daemon { name, program, args, files, in_netns: true }
     }
+}
+
+/// The DNS server's configuration. Two servers on one address, since within one the order of plugins is fixed.
+fn corefile_text(node: std::net::Ipv4Addr, domain: &str, kubeconfig: &std::path::Path, cluster: &str) -> String {
+    let kubeconfig = kubeconfig.display();
+    format!(
+        r"{domain}:53 in-addr.arpa:53 ip6.arpa:53 {{
+    bind {node}
+    errors
+    ready {node}:8181
+    kubernetes {domain} in-addr.arpa ip6.arpa {{
+        kubeconfig {kubeconfig} {cluster}
+        pods insecure
+        ttl 5
+    }}
+}}
+
+# Nothing outside the cluster can be reached, so nothing outside it has a name.
+.:53 {{
+    bind {node}
+    errors
+    template ANY ANY {{
+        rcode NXDOMAIN
+    }}
+}}
+"
+    )
 }
 
 /// Where a cluster's container runtime listens.

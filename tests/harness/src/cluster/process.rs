@@ -34,8 +34,8 @@ pub(super) struct Daemon {
     pub(super) name: &'static str,
     pub(super) program: PathBuf,
     pub(super) args: Vec<String>,
-    /// Besides what every daemon gets.
-    pub(super) env: Vec<(&'static str, String)>,
+    /// Configuration files: when one changes, the daemon is replaced.
+    pub(super) files: Vec<PathBuf>,
     /// Whether it runs in the cluster's network namespace.
     pub(super) in_netns: bool,
 }
@@ -97,7 +97,6 @@ impl Daemon {
             .env(MARKER, layout.state())
             .env(NAME_VARIABLE, self.name)
             .env(SPEC_VARIABLE, spec)
-            .envs(self.env.iter().map(|(key, value)| (key, value)))
             .current_dir(layout.state())
             .stdin(Stdio::null())
             .stdout(open()?)
@@ -138,8 +137,9 @@ impl Daemon {
             hash.update(part.as_bytes());
             hash.update([0]);
         }
-        for (key, value) in &self.env {
-            hash.update(format!("{key}={value}\0"));
+        for file in &self.files {
+            // One that cannot be read is a failure that the daemon reports better.
+            hash.update(Sha256::digest(fs::read(file).unwrap_or_default()));
         }
         hex::encode(hash.finalize())
     }
