@@ -93,10 +93,10 @@ where
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_failure_names_the_condition_and_what_was_seen_last() {
         let mut looks = 0;
-        let error = until::<(), _, _>("the third replica", Duration::from_secs(2), || {
+        let error = until::<(), _, _>("the third replica", Duration::from_millis(350), || {
             looks += 1;
             let seen = format!("{} of 3 ready", looks.min(2));
             async move { Look::NotYet(seen) }
@@ -108,13 +108,13 @@ mod tests {
         assert!(text.ends_with("last seen: 2 of 3 ready"), "{text}");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_look_that_hangs_ends_at_the_deadline() {
-        let error = until::<(), _, _>("a reply", Duration::from_secs(1), || std::future::pending()).await.unwrap_err();
+        let error = until::<(), _, _>("a reply", Duration::from_millis(50), || std::future::pending()).await.unwrap_err();
         assert!(error.to_string().contains("did not return"), "{error}");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn an_impossible_condition_ends_the_wait_at_once() {
         let error = until::<(), _, _>("a pod", Duration::from_secs(60), || async {
             Look::Never("the pod failed".into())

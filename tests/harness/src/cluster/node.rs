@@ -91,6 +91,8 @@ SystemdCgroup = false
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = ["{CNI_BIN_DIR}"]
 conf_dir = {cni}
+# Else every pod leaves a file in a cache of the whole machine.
+use_internal_loopback = true
 "#,
             root = path("containerd/root"),
             state = path("containerd/state"),

@@ -105,7 +105,7 @@ impl Daemon {
             .process_group(0);
         let mut child = command.spawn().with_context(|| format!("failed to start {}", self.name))?;
         let pid_file = layout.at(&format!("run/{}.pid", self.name));
-        fs::write(&pid_file, child.id().to_string()).with_context(|| format!("failed to write {}", pid_file.display()))?;
+        fs::write(&pid_file, format!("{}\n", child.id())).with_context(|| format!("failed to write {}", pid_file.display()))?;
         // It usually outlives this process. If it does not, somebody must collect it.
         std::thread::spawn(move || child.wait());
         Ok(())
