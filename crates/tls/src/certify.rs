@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use heddle_daemon::report::chain;
 use heddle_mesh::Identity;
 use linkerd2_proxy_api::identity::{CertifyRequest, CertifyResponse, identity_client::IdentityClient};
 use rustls::pki_types::CertificateDer;
@@ -16,7 +17,6 @@ use tracing::{info, warn};
 use crate::{
     CertMetrics, CertifyKey, ClientAuth, ControlAddr, ControlChannel, LeafError, LocalCredentials, Store,
     connect::{Backoff, ChannelOptions},
-    report::chain,
 };
 
 /// Renewal at this share of the remaining life, as Linkerd's proxy does; a tenth of it earlier at random, so that

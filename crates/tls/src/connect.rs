@@ -274,7 +274,7 @@ fn absolute(request: Request<Body>, shared: &Shared) -> Result<Request<Body>, St
 
 /// What the library cannot tell the code of is a connection that failed.
 fn status(name: &str, error: hyper::Error) -> Status {
-    let text = format!("{name}: {}", crate::report::chain(&error));
+    let text = format!("{name}: {}", heddle_daemon::report::chain(&error));
     match Status::from_error(Box::new(error)).code() {
         tonic::Code::Unknown => Status::unavailable(text),
         code => Status::new(code, text),

@@ -14,7 +14,6 @@ pub mod connect;
 pub mod leaf;
 pub mod metrics;
 pub mod peer;
-mod report;
 pub mod roots;
 pub mod serve;
 pub mod store;

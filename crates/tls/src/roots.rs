@@ -5,9 +5,10 @@ use std::{
     time::Duration,
 };
 
+use heddle_daemon::report::chain;
 use tracing::{info, warn};
 
-use crate::{Store, StoreError, TrustBundle, TrustError, report::chain};
+use crate::{Store, StoreError, TrustBundle, TrustError};
 
 /// The kubelet itself updates mounts once a minute or so; reading a few kilobytes this often costs nothing.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(10);

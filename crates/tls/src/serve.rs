@@ -5,6 +5,7 @@
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use heddle_daemon::report::chain;
 use heddle_mesh::Identity;
 use http::Request;
 use hyper::{
@@ -25,7 +26,7 @@ use tonic::service::Routes;
 use tower::ServiceExt;
 use tracing::{Instrument, debug, debug_span, info, warn};
 
-use crate::{Store, peer_identity, report::chain};
+use crate::{Store, peer_identity};
 
 /// Who is at the other end of a request's connection; in the request's extensions.
 #[derive(Clone, Debug, PartialEq, Eq)]

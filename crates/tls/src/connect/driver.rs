@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use heddle_daemon::report::chain;
 use heddle_mesh::Identity;
 use hyper::{
     client::conn::http2::{Builder, Connection, SendRequest},
@@ -29,7 +30,7 @@ use super::{
     Backoff, ChannelOptions, ClientAuth, ControlAddr, Link, Shared,
     resolve::{ResolveError, Resolver},
 };
-use crate::{Store, report::chain};
+use crate::Store;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
