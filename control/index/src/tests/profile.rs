@@ -1,0 +1,107 @@
+//! Profiles of service addresses, pod addresses and strangers.
+
+use heddle_control_core::{
+    ResourceRef,
+    discover::{DiscoverProfiles as _, ServiceTarget, Target},
+    profile::Profile,
+};
+
+use super::fixtures::*;
+
+#[test]
+fn a_cluster_ip_is_its_services() {
+    let cluster = web();
+    let expected = Profile {
+        fully_qualified_name: Some("web.ns.svc.cluster.local".into()),
+        parent: Some(ResourceRef::service("ns", "web", 80)),
+        ..Profile::unknown(false)
+    };
+    assert_eq!(*cluster.profile_of(addr("10.96.0.1:80")), expected);
+    assert_eq!(*cluster.profile_of(Target::Service(target("ns", "web", 80))), expected);
+}
+
+#[test]
+fn a_port_that_the_service_does_not_declare_has_an_empty_profile() {
+    let cluster = web();
+    assert_eq!(*cluster.profile_of(addr("10.96.0.1:81")), Profile::unknown(false));
+}
+
+#[test]
+fn a_pods_address_is_the_pods_own_endpoint() {
+    let cluster = web();
+    let profile = cluster.profile_of(addr("10.1.0.1:8080"));
+    let (at, endpoint) = profile.endpoint.clone().expect("an endpoint");
+    assert_eq!(at, socket("10.1.0.1:8080"));
+    assert!(endpoint.identity.is_some());
+    assert_eq!(endpoint.labels.get("namespace").map(String::as_str), Some("ns"));
+    assert_eq!(profile.fully_qualified_name, None);
+}
+
+#[test]
+fn strangers_are_opaque_by_port_alone() {
+    let cluster = web();
+    assert_eq!(*cluster.profile_of(addr("192.0.2.1:443")), Profile::unknown(false));
+    assert_eq!(*cluster.profile_of(addr("192.0.2.1:3306")), Profile::unknown(true));
+    assert_eq!(*cluster.profile_of(Target::Service(target("ns", "nope", 80))), Profile::unknown(false));
+}
+
+#[test]
+fn an_open_watch_follows_an_address_from_one_owner_to_the_next() {
+    let cluster = web();
+    let mut watch = cluster.profile("client", &addr("10.96.0.2:80"));
+    assert_eq!(**watch.borrow_and_update(), Profile::unknown(false));
+    cluster.apply(&mk_service("ns", "late", "10.96.0.2"));
+    assert_eq!(watch.borrow_and_update().fully_qualified_name.as_deref(), Some("late.ns.svc.cluster.local"));
+    cluster.remove::<Service>("ns", "late");
+    assert_eq!(**watch.borrow_and_update(), Profile::unknown(false));
+    cluster.apply(&mk_pod("ns", "p", "10.96.0.2"));
+    assert!(watch.borrow_and_update().endpoint.is_some());
+}
+
+#[test]
+fn a_reused_address_is_the_running_pods() {
+    let cluster = web();
+    cluster.apply(&mk_pod_with("ns", "web-0", "10.1.0.1", j!({"status": {"phase": "Succeeded"}})));
+    assert_eq!(cluster.profile_of(addr("10.1.0.1:80")).endpoint, None);
+    cluster.apply(&mk_pod("other", "new", "10.1.0.1"));
+    let profile = cluster.profile_of(addr("10.1.0.1:80"));
+    assert_eq!(profile.endpoint.as_ref().expect("an endpoint").1.labels.get("pod").map(String::as_str), Some("new"));
+}
+
+#[test]
+fn pods_on_the_hosts_network_do_not_own_its_address() {
+    let cluster = cluster();
+    cluster.apply(&mk_pod_with("ns", "a", "10.0.0.5", j!({"spec": {"hostNetwork": true}})));
+    assert_eq!(cluster.profile_of(addr("10.0.0.5:80")).endpoint, None);
+}
+
+#[test]
+fn opaque_ports_of_services_come_from_service_namespace_or_default() {
+    let cluster = web();
+    let mut watch = cluster.profile("client", &addr("10.96.0.1:80"));
+    cluster.apply(&mk_namespace("ns", j!({"config.linkerd.io/opaque-ports": "80"})));
+    assert!(watch.borrow_and_update().opaque, "the namespace's");
+    let own = j!({"metadata": {"annotations": {"config.linkerd.io/opaque-ports": "81"}}});
+    cluster.apply(&mk_service_with("ns", "web", "10.96.0.1", own));
+    assert!(!watch.borrow_and_update().opaque, "the service's own comes first");
+}
+
+#[test]
+fn the_name_of_a_headless_pod_is_that_pods_profile() {
+    let cluster = cluster();
+    cluster.apply(&mk_service("ns", "db", "None"));
+    cluster.apply(&mk_meshed_pod("ns", "db-0", "10.1.0.1"));
+    let named = Target::Service(ServiceTarget { instance: Some("db-0".into()), ..target("ns", "db", 80) });
+    let mut watch = cluster.profile("client", &named);
+    assert!(watch.borrow_and_update().endpoint.is_none(), "not in a slice yet");
+    cluster.apply(&mk_slice("ns", "db", &[("db-0", "10.1.0.1")]));
+    assert_eq!(watch.borrow_and_update().endpoint.as_ref().expect("an endpoint").0, socket("10.1.0.1:8080"));
+}
+
+#[test]
+fn a_wrong_annotation_counts_as_absent() {
+    let cluster = web();
+    let wrong = j!({"metadata": {"annotations": {"config.linkerd.io/opaque-ports": "eighty"}}});
+    cluster.apply(&mk_service_with("ns", "web", "10.96.0.1", wrong));
+    assert!(!cluster.profile_of(addr("10.96.0.1:80")).opaque);
+}

@@ -1,0 +1,153 @@
+//! One admission: from the request's bytes to the answer's.
+//!
+//! Nothing here waits for the API server, except for what it was asked about a moment too early: a namespace that the
+//! watch has not brought yet, and the owner of a Job or a bare ReplicaSet.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use heddle_daemon::report;
+use heddle_inject::{Decision, Injection, Owner, SkipReason, decide, decide_service};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use kube::{
+    Api, Client,
+    runtime::reflector::{ObjectRef, Store},
+};
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use super::{
+    events::{Happening, Reason, Sink},
+    files::Settings,
+    metrics::{Metrics, RequestLabels, ResponseLabels, owner_kind},
+    owners::Owners,
+    review::{self, Answer, Request, ReviewError},
+};
+
+const NAMESPACE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// All that an admission needs.
+pub(super) struct Admission {
+    pub(super) settings: Arc<ArcSwap<Settings>>,
+    pub(super) namespaces: Store<Namespace>,
+    pub(super) client: Client,
+    pub(super) owners: Arc<Owners>,
+    pub(super) events: Sink,
+    pub(super) metrics: Metrics,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AdmitError {
+    #[error("the request cannot be read")]
+    Review(#[from] ReviewError),
+    /// The API server then goes by the webhook's failurePolicy, rather than take a pod for unmeshed.
+    #[error("failed to read namespace {name}, which decides whether the pod is injected")]
+    Namespace { name: String, source: kube::Error },
+    #[error("failed to read namespace {name}, which decides whether the pod is injected: no answer within {} s", NAMESPACE_TIMEOUT.as_secs())]
+    NamespaceTimeout { name: String },
+}
+
+impl Admission {
+    /// Answers one AdmissionReview.
+    pub(super) async fn answer(&self, body: &[u8]) -> Result<Vec<u8>, AdmitError> {
+        let request = Request::read(body)?;
+        let core = request.kind.group.is_empty() && request.kind.version == "v1" && request.operation == "CREATE";
+        let answer = match request.kind.kind.as_str() {
+            "Pod" if core => self.pod(&request, body).await?,
+            "Service" if core => self.service(&request, body).await?,
+            kind => {
+                debug!(kind, operation = request.operation, "Asked about what is not injected");
+                Answer::default()
+            }
+        };
+        Ok(answer.to_json(&request.uid))
+    }
+
+    async fn pod(&self, request: &Request, body: &[u8]) -> Result<Answer, AdmitError> {
+        let pod: Pod = review::object(body, "Pod")?;
+        let namespace = self.namespace(&request.namespace).await?;
+        let owner = self.owners.of(&request.namespace, &pod).await;
+        let owner_kind = owner_kind(owner.as_ref().map(|owner| owner.kind.as_str()));
+        let labels = RequestLabels { owner_kind, namespace: request.namespace.clone() };
+        self.metrics.requests.get_or_create(&labels).inc();
+
+        let settings = self.settings.load();
+        let decision = decide(&settings.defaults, &view(&request.namespace, &namespace), &pod, owner.as_ref());
+        let RequestLabels { owner_kind, namespace } = labels;
+        let (skip, skip_reason) = match &decision {
+            Decision::Inject(_) => ("false", ""),
+            Decision::Skip(reason) => ("true", reason.key()),
+        };
+        let labels = ResponseLabels { owner_kind, namespace, skip, skip_reason };
+        self.metrics.responses.get_or_create(&labels).inc();
+        let name = pod.metadata.name.or(pod.metadata.generate_name).unwrap_or_else(|| request.name.clone());
+        Ok(match decision {
+            Decision::Inject(injection) => self.inject(request, &name, owner, &injection, &settings.trust_anchors_pem),
+            Decision::Skip(reason) => self.skip(request, &name, owner, &reason),
+        })
+    }
+
+    fn inject(&self, request: &Request, pod: &str, owner: Option<Owner>, injection: &Injection, anchors: &str) -> Answer {
+        let stamp = injection.stamp();
+        info!(namespace = request.namespace, pod, %stamp, "Injected");
+        self.record(request, owner, Reason::Injected, || "Linkerd sidecar proxy injected".to_owned());
+        Answer {
+            patch: Some(injection.patch(anchors)),
+            warnings: injection.warnings().to_vec(),
+            audit: Some(format!("injected, stamp {stamp}")),
+        }
+    }
+
+    fn skip(&self, request: &Request, pod: &str, owner: Option<Owner>, reason: &SkipReason) -> Answer {
+        let mut warnings = Vec::new();
+        if reason.is_surprising() {
+            let text = format!("Linkerd sidecar proxy injection skipped: {reason}");
+            warn!(namespace = request.namespace, pod, %reason, "Not injected, although asked for");
+            warnings.push(text.clone());
+            self.record(request, owner, Reason::InjectionSkipped, || text);
+        } else {
+            debug!(namespace = request.namespace, pod, %reason, "Not injected");
+        }
+        Answer { patch: None, warnings, audit: Some(format!("skipped: {}", reason.key())) }
+    }
+
+    fn record(&self, request: &Request, owner: Option<Owner>, reason: Reason, note: impl FnOnce() -> String) {
+        // A dry run has no side effects, and a pod of its own does not exist yet.
+        if let (Some(owner), false) = (owner, request.dry_run.unwrap_or(false)) {
+            self.events.record(Happening { namespace: request.namespace.clone(), owner, reason, note: note() });
+        }
+    }
+
+    async fn service(&self, request: &Request, body: &[u8]) -> Result<Answer, AdmitError> {
+        let service: Service = review::object(body, "Service")?;
+        let namespace = self.namespace(&request.namespace).await?;
+        let settings = self.settings.load();
+        let patch = decide_service(&settings.defaults, &view(&request.namespace, &namespace), &service);
+        Ok(Answer { patch, ..Answer::default() })
+    }
+
+    async fn namespace(&self, name: &str) -> Result<Arc<Namespace>, AdmitError> {
+        if let Some(known) = self.namespaces.get(&ObjectRef::new(name)) {
+            return Ok(known);
+        }
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        match timeout(NAMESPACE_TIMEOUT, api.get(name)).await {
+            Ok(Ok(found)) => Ok(Arc::new(found)),
+            Ok(Err(source)) => {
+                warn!(namespace = name, error = %report::chain(&source), "Failed to read a namespace");
+                Err(AdmitError::Namespace { name: name.to_owned(), source })
+            }
+            Err(_) => Err(AdmitError::NamespaceTimeout { name: name.to_owned() }),
+        }
+    }
+}
+
+fn view<'a>(name: &'a str, namespace: &'a Namespace) -> heddle_inject::Namespace<'a> {
+    static NONE: BTreeMap<String, String> = BTreeMap::new();
+    heddle_inject::Namespace {
+        name,
+        annotations: namespace.metadata.annotations.as_ref().unwrap_or(&NONE),
+        labels: namespace.metadata.labels.as_ref().unwrap_or(&NONE),
+    }
+}

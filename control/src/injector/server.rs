@@ -1,0 +1,221 @@
+//! The webhook's HTTPS listener. Every connection gets the newest certificate; everything has a bound.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use heddle_daemon::report;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, info, warn};
+
+use super::{
+    admit::{Admission, AdmitError},
+    certificate::Serving,
+    metrics::RefusedLabels,
+};
+
+/// The API server takes objects of up to 3 MiB; a review holds one of them and a little more.
+const BODY_BYTES_MAX: usize = 5 << 20;
+/// API servers hold a few connections each.
+const CONNECTIONS_MAX: usize = 512;
+/// Reviews that are read at a time: with the bound of a body, the bound of memory.
+const REVIEWS_MAX: usize = 64;
+const STREAMS_MAX: u32 = 100;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// An API server waits 10 s by default, and 30 s at most.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+const IDLE_PING: Duration = Duration::from_secs(30);
+/// API servers keep coming until they know that this pod ends.
+const LINGER: Duration = Duration::from_secs(3);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+type Reply = Response<Full<Bytes>>;
+
+/// The listener and what it serves.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) admission: Arc<Admission>,
+    pub(super) presented: watch::Receiver<Option<Arc<Serving>>>,
+    pub(super) linger: Duration,
+}
+
+impl Server {
+    pub(super) fn new(admission: Arc<Admission>, presented: watch::Receiver<Option<Arc<Serving>>>) -> Self {
+        Self { admission, presented, linger: LINGER }
+    }
+
+    /// Serves until `drain` is signalled, a little longer, and until what is in flight has ended.
+    pub(super) async fn run(self, listener: TcpListener, drain: heddle_daemon::Watch) {
+        info!(addr = ?listener.local_addr().ok(), "Serving admissions");
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let reviews = Arc::new(Semaphore::new(REVIEWS_MAX));
+        let graceful = GracefulShutdown::new();
+        let mut connections = JoinSet::new();
+        let stop = async {
+            let release = drain.signaled().await;
+            tokio::time::sleep(self.linger).await;
+            release
+        };
+        tokio::pin!(stop);
+        let release = loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                Some(_) = connections.join_next() => continue,
+                release = &mut stop => break release,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(%error, "Failed to accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                warn!(%peer, "Refused a connection: {CONNECTIONS_MAX} are open");
+                continue;
+            };
+            let Some(serving) = self.presented.borrow().clone() else {
+                debug!(%peer, "Refused a connection: there is no certificate yet");
+                continue;
+            };
+            let connection = Connection {
+                admission: Arc::clone(&self.admission),
+                reviews: Arc::clone(&reviews),
+                peer,
+            };
+            let watcher = graceful.watcher();
+            connections.spawn(async move {
+                connection.serve(stream, serving, watcher).await;
+                drop(place);
+            });
+        };
+        drop(listener);
+        if timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
+            warn!("Ended with admissions in flight");
+        }
+        connections.shutdown().await;
+        drop(release);
+    }
+}
+
+struct Connection {
+    admission: Arc<Admission>,
+    reviews: Arc<Semaphore>,
+    peer: SocketAddr,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream, serving: Arc<Serving>, watcher: hyper_util::server::graceful::Watcher) {
+        let peer = self.peer;
+        let acceptor = TlsAcceptor::from(Arc::clone(&serving.config));
+        let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return debug!(%peer, %error, "TLS handshake failed"),
+            Err(_) => return debug!(%peer, "TLS handshake timed out"),
+        };
+        let this = Arc::new(self);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let this = Arc::clone(&this);
+            async move { Ok::<_, Infallible>(this.reply(request).await) }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .keep_alive_interval(IDLE_PING)
+            .keep_alive_timeout(IDLE_PING);
+        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        if let Err(error) = watcher.watch(connection).await {
+            debug!(%peer, error = %report::chain(error.as_ref()), "Connection failed");
+        }
+    }
+
+    async fn reply(&self, request: Request<Incoming>) -> Reply {
+        let start = Instant::now();
+        match self.review(request).await {
+            Ok(body) => {
+                self.admission.metrics.seconds.observe(start.elapsed().as_secs_f64());
+                let mut reply = Response::new(Full::from(body));
+                reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                reply
+            }
+            Err(refusal) => {
+                let (status, text) = refusal.status();
+                warn!(peer = %self.peer, status = status.as_u16(), reason = text, "Refused a request");
+                self.admission.metrics.refused.get_or_create(&RefusedLabels { status: status.as_u16() }).inc();
+                let mut reply = Response::new(Full::from(format!("{text}\n")));
+                *reply.status_mut() = status;
+                let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+                reply.headers_mut().insert(header::CONTENT_TYPE, plain);
+                reply
+            }
+        }
+    }
+
+    async fn review(&self, request: Request<Incoming>) -> Result<Vec<u8>, Refusal> {
+        if request.method() != Method::POST {
+            return Err(Refusal::Method);
+        }
+        let kind = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+        if !kind.eq_ignore_ascii_case(b"application/json") {
+            return Err(Refusal::ContentType(String::from_utf8_lossy(kind).into_owned()));
+        }
+        let _place = self.reviews.acquire().await.expect("the semaphore is never closed");
+        let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
+        let body = match timeout(BODY_TIMEOUT, body).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Refusal::TooLarge),
+            Ok(Err(error)) => return Err(Refusal::Body(error.to_string())),
+            Err(_) => return Err(Refusal::Slow),
+        };
+        self.admission.answer(&body).await.map_err(Refusal::Admit)
+    }
+}
+
+/// Why a request gets no answer.
+enum Refusal {
+    Method,
+    ContentType(String),
+    TooLarge,
+    Slow,
+    Body(String),
+    Admit(AdmitError),
+}
+
+impl Refusal {
+    /// The one place that turns refusals into HTTP.
+    fn status(&self) -> (StatusCode, String) {
+        match self {
+            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "expected POST".to_owned()),
+            Self::ContentType(kind) => {
+                (StatusCode::BAD_REQUEST, format!("content type `{kind}`: expected application/json"))
+            }
+            Self::TooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {BODY_BYTES_MAX} bytes"))
+            }
+            Self::Slow => {
+                (StatusCode::REQUEST_TIMEOUT, format!("the body did not come within {} s", BODY_TIMEOUT.as_secs()))
+            }
+            Self::Body(problem) => (StatusCode::BAD_REQUEST, format!("the body cannot be read: {problem}")),
+            Self::Admit(error @ AdmitError::Review(_)) => (StatusCode::BAD_REQUEST, report::chain(error)),
+            Self::Admit(error) => (StatusCode::INTERNAL_SERVER_ERROR, report::chain(error)),
+        }
+    }
+}
