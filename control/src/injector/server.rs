@@ -45,7 +45,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 type Reply = Response<Full<Bytes>>;
 
 /// The listener and what it serves.
-#[derive(Debug)]
 pub(super) struct Server {
     pub(super) admission: Arc<Admission>,
     pub(super) presented: watch::Receiver<Option<Arc<Serving>>>,
