@@ -188,17 +188,28 @@ impl IssuerFiles {
     /// # Errors
     /// They are not there, not readable, or too long.
     pub fn read(dir: &Path) -> Result<Self, LoadError> {
-        let there = |name: &str| dir.join(name).exists();
+        // A volume that is swapped in between takes its old files away: the second look finds the new ones.
+        Self::read_version(dir).or_else(|_| Self::read_version(dir))
+    }
+
+    /// Reads both files from one version of the volume: `..data` is what Kubernetes swaps.
+    fn read_version(dir: &Path) -> Result<Self, LoadError> {
+        let version = std::fs::canonicalize(dir.join("..data")).unwrap_or_else(|_| dir.into());
+        let there = |name: &str| version.join(name).exists();
         let (crt, key) = FILES
             .into_iter()
             .find(|(crt, key)| there(crt) && there(key))
             .ok_or_else(|| LoadError::NotFound(dir.into()))?;
-        let (crt_path, key_path) = (dir.join(crt), dir.join(key));
+        let read = |name: &str| {
+            let path = dir.join(name);
+            read(&version.join(name), &path).map(|bytes| (path, bytes))
+        };
+        let ((crt_path, crt), (key_path, key)) = (read(crt)?, read(key)?);
         Ok(Self {
-            crt: read(&crt_path)?,
-            key: read(&key_path)?,
             crt_path,
+            crt,
             key_path,
+            key,
         })
     }
 
@@ -448,7 +459,7 @@ fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
     let mut bytes = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(file, FILE_BYTES_MAX + 1), &mut bytes).map_err(error)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(LoadError::TooLarge(path.into()));
+        return Err(LoadError::TooLarge(shown.into()));
     }
     Ok(bytes)
 }

@@ -221,7 +221,12 @@ async fn token(client: &Client, namespace: &str, name: &str, audience: &str) -> 
     let answer = accounts
         .create_token_request(name, &PostParams::default(), &request)
         .await;
-    answer.expect("a token").status.expect("a status").token.expect("a text")
+    answer
+        .expect("a token")
+        .status
+        .expect("a status")
+        .token
+        .expect("a text")
 }
 
 async fn mk_account(client: &Client, namespace: &str, name: &str) {

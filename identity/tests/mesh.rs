@@ -269,6 +269,19 @@ async fn a_token_of_another_account_buys_nothing() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_replaced_is_read_again() {
+    let root = mk_root("root");
+    let mut mesh = Mesh::start(&root, Duration::from_secs(24 * 3600)).await;
+    let web = mesh.workload("payments", "web", "expired");
+    let honest = mesh.workload("payments", "db", "payments/db");
+    certified(&honest).await;
+    assert!(!web.ready().borrow().is_ready());
+    std::fs::write(mesh.dir.path().join("token-payments-web"), "payments/web\n").expect("writes");
+    certified(&web).await;
+    mesh.stop().await;
+}
+
+#[tokio::test]
 async fn leaves_are_renewed_before_they_end() {
     let root = mk_root("root");
     let mut mesh = Mesh::start(&root, Duration::from_secs(10)).await;

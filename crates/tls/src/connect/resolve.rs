@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, sync::OnceLock, time::Duration};
 
 use hickory_resolver::{
-    TokioResolver,
-    net::NetError,
+    ResolverBuilder, TokioResolver,
+    net::{NetError, runtime::TokioRuntimeProvider},
     proto::rr::{RData, RecordType},
 };
 
@@ -72,16 +72,20 @@ impl Resolver {
         if let Some(resolver) = self.0.get() {
             return Ok(resolver);
         }
-        let mut builder = TokioResolver::builder_tokio().map_err(ResolveError::Config)?;
-        let options = builder.options_mut();
-        options.timeout = QUERY_TIMEOUT;
-        options.attempts = QUERY_ATTEMPTS;
-        options.cache_size = 64;
-        options.positive_max_ttl = Some(TTL_MAX);
-        options.negative_max_ttl = Some(TTL_MAX);
-        let resolver = builder.build().map_err(ResolveError::Config)?;
+        let builder = TokioResolver::builder_tokio().map_err(ResolveError::Config)?;
+        let resolver = build(builder).map_err(ResolveError::Config)?;
         Ok(self.0.get_or_init(|| resolver))
     }
+}
+
+fn build(mut builder: ResolverBuilder<TokioRuntimeProvider>) -> Result<TokioResolver, NetError> {
+    let options = builder.options_mut();
+    options.timeout = QUERY_TIMEOUT;
+    options.attempts = QUERY_ATTEMPTS;
+    options.cache_size = 64;
+    options.positive_max_ttl = Some(TTL_MAX);
+    options.negative_max_ttl = Some(TTL_MAX);
+    builder.build()
 }
 
 /// A headless Service's name has SRV records that name each pod, with the pod's own port. Those of other ports of the
@@ -113,3 +117,6 @@ fn absolute(name: &str) -> String {
         name.to_owned()
     }
 }
+
+#[cfg(test)]
+mod tests;
