@@ -2,9 +2,12 @@
 
 use gateway_api::apis::standard::{grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute};
 use heddle_control_index::watcher::Watchers;
-use heddle_k8s::policy::{
-    AuthorizationPolicy, HttpLocalRateLimitPolicy, HttpRoute, MeshTLSAuthentication, NetworkAuthentication, Server,
-    ServerAuthorization,
+use heddle_k8s::{
+    policy::{
+        AuthorizationPolicy, HttpLocalRateLimitPolicy, HttpRoute, MeshTLSAuthentication, NetworkAuthentication, Server,
+        ServerAuthorization,
+    },
+    service_profile::ServiceProfile,
 };
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, Pod, Service},
@@ -24,6 +27,7 @@ pub(crate) fn common(watchers: &mut Watchers) {
 pub(crate) fn destination(watchers: &mut Watchers) {
     watchers.watch::<Node>();
     watchers.watch::<EndpointSlice>();
+    watchers.watch::<ServiceProfile>();
 }
 
 /// What the policy service needs besides.

@@ -19,7 +19,7 @@ use kube::{
     core::{ApiResource, GroupVersionKind},
 };
 use linkerd2_proxy_api::{
-    destination::{DestinationProfile, GetDestination, Update, destination_client::DestinationClient, update},
+    destination::{DestinationProfile, GetDestination, Update, destination_client::DestinationClient, protocol_hint, update},
     inbound::{PortSpec, Server, inbound_server_policies_client::InboundServerPoliciesClient},
     outbound::{OutboundPolicy, TrafficSpec, outbound_policies_client::OutboundPoliciesClient, proxy_protocol, traffic_spec},
 };
@@ -72,6 +72,22 @@ impl Program {
         let mut reply = String::new();
         stream.read_to_string(&mut reply).await?;
         Ok(reply)
+    }
+
+    /// Asks the program to end, and waits until it has: well before its clients would be cut off.
+    async fn terminate(mut self) -> anyhow::Result<std::process::ExitStatus> {
+        heddle_tests_harness::command::run_args("kill", ["-TERM".to_owned(), self.child.id().to_string()])?;
+        let ended = wait::until("the program to end", Duration::from_secs(10), || {
+            let state = self.child.try_wait();
+            async move {
+                match state {
+                    Ok(Some(status)) => wait::Look::Done(status),
+                    Ok(None) => wait::Look::NotYet("running".to_owned()),
+                    Err(error) => wait::Look::Never(error.to_string()),
+                }
+            }
+        });
+        Ok(ended.await?)
     }
 
     fn destination(&self) -> DestinationClient<Channel> {
@@ -198,6 +214,20 @@ async fn web_service(writer: &Writer) -> anyhow::Result<String> {
     Ok(live.data["spec"]["clusterIP"].as_str().context("no cluster IP")?.to_owned())
 }
 
+async fn policy_crds(writer: &Writer) -> anyhow::Result<()> {
+    let crds: Vec<Value> = heddle_k8s::crds().iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+    heddle_tests_harness::crds::apply(&writer.0, &crds).await
+}
+
+fn policy(kind: &str, version: &str, name: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": format!("policy.linkerd.io/{version}"),
+        "kind": kind,
+        "metadata": {"namespace": "shop", "name": name},
+        "spec": spec,
+    })
+}
+
 const IDENTITY: &str = "default.shop.serviceaccount.identity.linkerd.cluster.local";
 
 #[tokio::test]
@@ -234,6 +264,14 @@ async fn endpoints_and_profiles_follow_the_cluster() -> anyhow::Result<()> {
     let gone = kind(next(&mut endpoints).await?)?;
     assert!(matches!(&gone, update::Update::Remove(set) if set.addrs.len() == 1), "{gone:?}");
 
+    // A kind that comes later is found, and reaches streams that are open.
+    policy_crds(&writer).await?;
+    let opaque = json!({"podSelector": {}, "port": "http", "proxyProtocol": "opaque"});
+    writer.apply(policy("Server", "v1beta3", "web", opaque)).await?;
+    let update::Update::Add(set) = kind(next(&mut endpoints).await?)? else { bail!("not an addition") };
+    let hint = set.addrs[0].protocol_hint.clone().and_then(|hint| hint.protocol);
+    assert!(matches!(hint, Some(protocol_hint::Protocol::Opaque(_))), "{hint:?}");
+
     let mut profile = client.get_profile(get(&format!("{cluster_ip}:80"))).await?.into_inner();
     let DestinationProfile { fully_qualified_name, opaque_protocol, .. } = next(&mut profile).await?;
     assert_eq!((fully_qualified_name.as_str(), opaque_protocol), ("web.shop.svc.cluster.local", false));
@@ -258,14 +296,18 @@ async fn endpoints_and_profiles_follow_the_cluster() -> anyhow::Result<()> {
     for line in ["grpc_streams_open{method=\"Get\"} 1", "index_pods 2", "watch_restarts_total{kind=\"Pod\"}"] {
         assert!(metrics.contains(line), "{line} is missing in:\n{metrics}");
     }
+
+    let status = program.terminate().await?;
+    assert!(status.success(), "{status}");
+    let ended = tokio::time::timeout(LIMIT, endpoints.message()).await.context("the stream goes on")?;
+    assert!(matches!(ended, Ok(None)), "the stream ends in order: {ended:?}");
     Ok(())
 }
 
 #[tokio::test]
 async fn policies_follow_the_cluster_and_are_revoked() -> anyhow::Result<()> {
     let (cluster, writer) = cluster("control-pol").await?;
-    let crds: Vec<Value> = heddle_k8s::crds().iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
-    heddle_tests_harness::crds::apply(&writer.0, &crds).await?;
+    policy_crds(&writer).await?;
     writer.pod("web-0", "10.1.0.1").await?;
     let cluster_ip = web_service(&writer).await?;
     let program = Program::start("policy", &cluster).await?;
@@ -277,9 +319,6 @@ async fn policies_follow_the_cluster_and_are_revoked() -> anyhow::Result<()> {
     let first = next(&mut servers).await?;
     assert_eq!((first.labels["name"].as_str(), authorizations(&first)), ("all-unauthenticated", vec!["all-unauthenticated".to_owned()]));
 
-    let policy = |kind: &str, version: &str, name: &str, spec: Value| {
-        json!({"apiVersion": format!("policy.linkerd.io/{version}"), "kind": kind, "metadata": {"namespace": "shop", "name": name}, "spec": spec})
-    };
     writer.apply(policy("Server", "v1beta3", "web", json!({"podSelector": {"matchLabels": {"app": "web"}}, "port": 8080, "proxyProtocol": "HTTP/2"}))).await?;
     let server = next(&mut servers).await?;
     assert_eq!((server.labels["name"].as_str(), authorizations(&server)), ("web", vec![]), "a Server closes the port");

@@ -37,7 +37,7 @@ pub struct Cluster {
 struct State {
     store: Store,
     endpoints: Watches<ServiceTarget, Endpoints>,
-    profiles: Watches<Target, Profile>,
+    profiles: Watches<(String, Target), Profile>,
     inbound: Watches<(PodName, u16), InboundServer>,
     outbound: Watches<(String, Target), OutboundPolicy>,
 }
@@ -162,7 +162,10 @@ impl State {
             |target| dirty.has_endpoints(target),
             |target, old| Some(endpoints::compute(store, config, target, Some(old))),
         );
-        profiles.refresh(|target| dirty.has_profile(target, store), |target, _| Some(profile::compute(store, config, target)));
+        profiles.refresh(
+            |(_, target)| dirty.has_profile(target, store),
+            |(namespace, target), _| Some(profile::compute(store, config, namespace, target)),
+        );
         inbound.refresh(
             |(pod, _)| dirty.has_inbound(pod),
             |(pod, port), _| inbound::compute(store, config, &ObjectKey::new(&pod.namespace, &pod.name), *port),
@@ -194,10 +197,11 @@ impl DiscoverEndpoints for Cluster {
 }
 
 impl DiscoverProfiles for Cluster {
-    fn profile(&self, _client_namespace: &str, target: &Target) -> Watched<Profile> {
+    fn profile(&self, client_namespace: &str, target: &Target) -> Watched<Profile> {
         let mut state = self.state.write();
         let State { store, profiles, .. } = &mut *state;
-        profiles.subscribe(target, || profile::compute(store, &self.config, target))
+        let key = (client_namespace.to_owned(), target.clone());
+        profiles.subscribe(&key, || profile::compute(store, &self.config, client_namespace, target))
     }
 }
 

@@ -9,6 +9,7 @@ mod rate_limit;
 mod route;
 mod server;
 mod service;
+mod service_profile;
 mod slice;
 
 use kube::{Resource, ResourceExt as _};
@@ -23,6 +24,7 @@ pub(crate) use self::{
     route::{BackendRef, GrpcRouteFacts, HttpRouteFacts, RouteFacts, RouteKind, RuleFacts},
     server::ServerFacts,
     service::{PortFacts, ServiceFacts},
+    service_profile::ProfileFacts,
     slice::SliceFacts,
 };
 use crate::store::{Store, Table};

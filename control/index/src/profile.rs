@@ -15,17 +15,18 @@ use crate::{
     store::Store,
 };
 
-pub(crate) fn compute(store: &Store, config: &Config, target: &Target) -> Profile {
+/// The profile of a target, for clients in a namespace.
+pub(crate) fn compute(store: &Store, config: &Config, client_namespace: &str, target: &Target) -> Profile {
     match target {
-        Target::Addr(addr) => of_addr(store, config, *addr),
-        Target::Service(target) => of_name(store, config, target),
+        Target::Addr(addr) => of_addr(store, config, client_namespace, *addr),
+        Target::Service(target) => of_name(store, config, client_namespace, target),
     }
 }
 
-fn of_addr(store: &Store, config: &Config, addr: SocketAddr) -> Profile {
+fn of_addr(store: &Store, config: &Config, client_namespace: &str, addr: SocketAddr) -> Profile {
     let (ip, port) = (addr.ip(), addr.port());
     if let Some((key, facts)) = store.services_by_ip.get(&ip).and_then(|key| Some((key, store.services.get(key)?))) {
-        return of_service(store, config, key, facts, port);
+        return of_service(store, config, client_namespace, key, facts, port);
     }
     if let Some((key, pod)) = store.pod_at(ip) {
         let mut endpoint = endpoints::of_pod(store, config, key, pod, port);
@@ -39,7 +40,7 @@ fn of_addr(store: &Store, config: &Config, addr: SocketAddr) -> Profile {
     Profile::unknown(config.opaque_ports.contains(port))
 }
 
-fn of_name(store: &Store, config: &Config, target: &ServiceTarget) -> Profile {
+fn of_name(store: &Store, config: &Config, client_namespace: &str, target: &ServiceTarget) -> Profile {
     let ServiceTarget { service, port, instance } = target;
     let key = ObjectKey::new(&service.namespace, &service.name);
     let Some(facts) = store.services.get(&key) else { return Profile::unknown(config.opaque_ports.contains(*port)) };
@@ -47,21 +48,44 @@ fn of_name(store: &Store, config: &Config, target: &ServiceTarget) -> Profile {
         // The name of one pod behind a headless service: the pod's own profile.
         let all = endpoints::compute(store, config, target, None);
         if let Some((addr, _)) = all.addresses.first_key_value() {
-            return of_addr(store, config, *addr);
+            return of_addr(store, config, client_namespace, *addr);
         }
     }
-    of_service(store, config, &key, facts, *port)
+    of_service(store, config, client_namespace, &key, facts, *port)
 }
 
-fn of_service(store: &Store, config: &Config, key: &ObjectKey, facts: &ServiceFacts, port: u16) -> Profile {
+fn of_service(store: &Store, config: &Config, client_namespace: &str, key: &ObjectKey, facts: &ServiceFacts, port: u16) -> Profile {
     if facts.port(port).is_none() && !facts.headless() {
         // Linkerd: nothing is said of a port that the service does not declare.
         return Profile::unknown(config.opaque_ports.contains(port));
     }
     let ObjectKey { namespace, name } = key;
-    Profile {
-        fully_qualified_name: Some(format!("{name}.{namespace}.svc.{}", config.cluster_domain)),
+    let fqdn = format!("{name}.{namespace}.svc.{}", config.cluster_domain);
+    let plain = Profile {
+        fully_qualified_name: Some(fqdn.clone()),
         parent: Some(ResourceRef::service(namespace, name, port)),
         ..Profile::unknown(store.is_opaque_on_service(config, key, port))
+    };
+    // Linkerd: the client's namespace may have a profile of its own for the service.
+    let own = |namespace| Some((namespace, store.service_profiles.find(namespace, &fqdn)?));
+    let Some((found_in, profile)) = own(client_namespace).or_else(|| own(namespace.as_str())) else { return plain };
+    let authority = |text: &String| match text.contains(':') {
+        true => text.clone(),
+        false => format!("{text}:{port}"),
+    };
+    Profile {
+        opaque: plain.opaque || profile.opaque_ports.contains(port),
+        profile: Some(ResourceRef {
+            group: "linkerd.io",
+            kind: "ServiceProfile",
+            namespace: found_in.to_owned(),
+            name: fqdn,
+            section: String::new(),
+            port: None,
+        }),
+        routes: profile.routes.clone(),
+        retry_budget: profile.budget,
+        overrides: profile.overrides.iter().map(|(text, weight)| (authority(text), *weight)).collect(),
+        ..plain
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     config::Config,
     facts::{
         GrpcRouteFacts, HttpRouteFacts, MeshTlsFacts, NamespaceFacts, NetworkFacts, NodeFacts, ObjectKey, PodFacts, PolicyFacts,
-        RateLimitFacts, ServerAuthorizationFacts, ServerFacts, ServiceFacts, SliceFacts,
+        ProfileFacts, RateLimitFacts, ServerAuthorizationFacts, ServerFacts, ServiceFacts, SliceFacts,
     },
 };
 
@@ -37,6 +37,7 @@ pub struct Store {
     pub(crate) policy_http_routes: Table<HttpRouteFacts>,
     pub(crate) gateway_http_routes: Table<HttpRouteFacts>,
     pub(crate) grpc_routes: Table<GrpcRouteFacts>,
+    pub(crate) service_profiles: Table<ProfileFacts>,
 
     pub(crate) pods_by_ip: AHashMap<IpAddr, BTreeSet<ObjectKey>>,
     pub(crate) services_by_ip: AHashMap<IpAddr, ObjectKey>,

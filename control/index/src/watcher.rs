@@ -1,7 +1,7 @@
 //! Watches of an API server that feed a [`Cluster`]: one task for each kind.
 //!
 //! One object that cannot be read does not stop the others. A kind that the cluster does not have (its CRD is not
-//! installed, yet) counts as a kind without objects, and is tried again.
+//! installed, yet) counts as a kind without objects, and is looked for again and again.
 
 use std::{
     fmt::Debug,
@@ -34,6 +34,9 @@ const WATCH_SECS: u32 = 290;
 
 /// Objects in one page of a list: bounds the memory that a relist takes.
 const PAGE_SIZE: u32 = 500;
+
+/// How often a kind that the cluster does not have is looked for.
+const MISSING_POLL: Duration = Duration::from_secs(5);
 
 /// Running watches. Dropping it ends them.
 pub struct Watchers {
@@ -82,9 +85,8 @@ impl Watchers {
         K: Tracked + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
         self.pending.fetch_add(1, Ordering::AcqRel);
-        let api: Api<DeserializeGuard<K>> = Api::all(self.client.clone());
         let kind = Kind { kind: K::kind(&()).into_owned() };
-        let watch = Watch {
+        let watch = Watch::<K> {
             cluster: self.cluster.clone(),
             group: K::group(&()).into_owned(),
             pending: Some(self.pending.clone()),
@@ -93,7 +95,7 @@ impl Watchers {
             list: Vec::new(),
             missing: false,
         };
-        self.tasks.spawn(watch.run(api));
+        self.tasks.spawn(watch.run(self.client.clone()));
     }
 
     /// Waits until one of the watches ends, which only a bug makes it do.
@@ -130,14 +132,36 @@ impl<K> Watch<K>
 where
     K: Tracked + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    async fn run(mut self, api: Api<DeserializeGuard<K>>) {
-        let config = watcher::Config::default().timeout(WATCH_SECS).page_size(PAGE_SIZE);
-        let mut events = watcher::watcher(api, config).default_backoff().boxed();
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => self.event(event),
-                Err(error) => self.failed(&error).await,
+    async fn run(mut self, client: Client) {
+        let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
+        loop {
+            self.wait_for_kind(&client).await;
+            let config = watcher::Config::default().timeout(WATCH_SECS).page_size(PAGE_SIZE);
+            let mut events = watcher::watcher(api.clone(), config).default_backoff().boxed();
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(event) => self.event(event),
+                    Err(error) if is_missing(&error) => break,
+                    Err(error) => {
+                        let Self { group, kind, .. } = &self;
+                        warn!(group, kind = kind.kind, error = %chain(&error), "A watch failed: it begins anew");
+                    }
+                }
             }
+        }
+    }
+
+    /// Waits until the cluster has the kind. When discovery itself fails, the watch will say why.
+    async fn wait_for_kind(&mut self, client: &Client) {
+        while matches!(is_served::<K>(client).await, Ok(false)) {
+            if !self.missing {
+                let Self { group, kind, .. } = self;
+                warn!(group, kind = kind.kind, "The cluster does not have this kind: going on without until it does");
+                self.missing = true;
+                self.cluster.reset::<K>(&[]);
+                self.ready();
+            }
+            tokio::time::sleep(MISSING_POLL).await;
         }
     }
 
@@ -191,22 +215,25 @@ where
             debug!(group = self.group, kind = self.kind.kind, "Synced");
         }
     }
+}
 
-    async fn failed(&mut self, error: &watcher::Error) {
-        let Self { group, kind, .. } = self;
-        if !is_missing(error) {
-            warn!(group, kind = kind.kind, error = %chain(error), "A watch failed: it begins anew");
-            return;
-        }
-        if !self.missing {
-            warn!(group, kind = kind.kind, "The cluster does not have this kind: going on without until it does");
-            self.missing = true;
-            self.cluster.reset::<K>(&[]);
-            self.ready();
-        }
-        // The backoff between attempts grows to half a minute only for a while; a missing CRD is worth no more requests.
-        tokio::time::sleep(Duration::from_secs(5)).await;
+/// Whether the cluster has a kind; kinds of Kubernetes' own core always are there.
+///
+/// Asked by discovery, because a watch that is refused costs an error in the client's log each time.
+async fn is_served<K: Tracked>(client: &Client) -> kube::Result<bool> {
+    let group = K::group(&());
+    if group.is_empty() {
+        return Ok(true);
     }
+    let groups = client.list_api_groups().await?;
+    let version = K::version(&());
+    let served = groups.groups.iter().any(|one| one.name == group && one.versions.iter().any(|v| v.version == version));
+    if !served {
+        return Ok(false);
+    }
+    let plural = K::plural(&());
+    let resources = client.list_api_group_resources(&K::api_version(&())).await?;
+    Ok(resources.resources.iter().any(|resource| resource.name == plural))
 }
 
 /// Whether the API server says that there is no such kind.

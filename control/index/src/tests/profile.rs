@@ -1,10 +1,13 @@
 //! Profiles of service addresses, pod addresses and strangers.
 
+use std::time::Duration;
+
 use heddle_control_core::{
     ResourceRef,
     discover::{DiscoverProfiles as _, ServiceTarget, Target},
-    profile::Profile,
+    profile::{Profile, RequestMatch, RetryBudget},
 };
+use heddle_k8s::service_profile::ServiceProfile;
 
 use super::fixtures::*;
 
@@ -104,4 +107,43 @@ fn a_wrong_annotation_counts_as_absent() {
     let wrong = j!({"metadata": {"annotations": {"config.linkerd.io/opaque-ports": "eighty"}}});
     cluster.apply(&mk_service_with("ns", "web", "10.96.0.1", wrong));
     assert!(!cluster.profile_of(addr("10.96.0.1:80")).opaque);
+}
+
+#[test]
+fn a_service_profile_gives_routes_budget_and_split() {
+    let cluster = web();
+    let mut watch = cluster.profile("client", &addr("10.96.0.1:80"));
+    watch.mark_unchanged();
+    let spec = j!({"spec": {
+        "routes": [
+            {"name": "GET /a", "condition": {"method": "GET", "pathRegex": "/a"}, "isRetryable": true, "timeout": "300ms"},
+            {"name": "broken", "condition": {"pathRegex": "("}},
+            {"name": "empty", "condition": {}},
+        ],
+        "retryBudget": {"retryRatio": 0.5, "minRetriesPerSecond": 3, "ttl": "1m"},
+        "dstOverrides": [{"authority": "web-v2.ns.svc.cluster.local", "weight": "500m"}, {"authority": "web.ns.svc.cluster.local:81", "weight": 1}],
+        "opaquePorts": ["80"],
+    }});
+    cluster.apply(&mk::<ServiceProfile>("ns", "web.ns.svc.cluster.local", spec));
+    let profile = watch.borrow_and_update().clone();
+    assert!(profile.opaque);
+    assert_eq!(profile.retry_budget, RetryBudget { ratio: 0.5, min_per_second: 3, ttl: Duration::from_secs(60) });
+    let split = [("web-v2.ns.svc.cluster.local:80".to_owned(), 500), ("web.ns.svc.cluster.local:81".to_owned(), 1000)];
+    assert_eq!(profile.overrides, split);
+    assert_eq!(profile.routes.len(), 1, "broken routes are left out");
+    let expected = RequestMatch::All(vec![RequestMatch::PathRegex("/a".into()), RequestMatch::Method(http::Method::GET)]);
+    assert_eq!(profile.routes[0].condition, expected);
+    assert_eq!((profile.routes[0].retryable, profile.routes[0].timeout), (true, Some(Duration::from_millis(300))));
+    cluster.remove::<ServiceProfile>("ns", "web.ns.svc.cluster.local");
+    assert_eq!(watch.borrow_and_update().routes, []);
+}
+
+#[test]
+fn a_clients_own_service_profile_comes_first() {
+    let cluster = web();
+    let named = |route: &str| j!({"spec": {"routes": [{"name": route, "condition": {"pathRegex": "/"}}]}});
+    cluster.apply(&mk::<ServiceProfile>("ns", "web.ns.svc.cluster.local", named("server")));
+    cluster.apply(&mk::<ServiceProfile>("client", "web.ns.svc.cluster.local", named("client")));
+    let route = |namespace: &str| cluster.profile(namespace, &addr("10.96.0.1:80")).borrow().routes[0].name.clone();
+    assert_eq!((route("client"), route("other")), ("client".to_owned(), "server".to_owned()));
 }
