@@ -39,5 +39,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
             }
         }
     }
-    if failed.is_empty() { Ok(()) } else { Err(anyhow!(failed.join("; "))) }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(anyhow!(failed.join("; ")))
+    }
 }

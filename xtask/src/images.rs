@@ -28,7 +28,12 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
-    let Arguments { profile, cluster, output, only } = arguments;
+    let Arguments {
+        profile,
+        cluster,
+        output,
+        only,
+    } = arguments;
     // A wrong name is found before the build rather than after it.
     let target = match output {
         Some(folder) => Target::Folder(folder),
@@ -49,9 +54,16 @@ pub(crate) async fn build_and_load(profile: &str, target: Target, only: &[String
     let known = image::HEDDLE_IMAGES;
     for name in only {
         let names: Vec<&str> = known.iter().map(|image| image.name).collect();
-        names.contains(&name.as_str()).then_some(()).with_context(|| format!("no image {name}; there are {}", names.join(", ")))?;
+        names
+            .contains(&name.as_str())
+            .then_some(())
+            .with_context(|| format!("no image {name}; there are {}", names.join(", ")))?;
     }
-    let images: Vec<_> = known.iter().copied().filter(|image| only.is_empty() || only.iter().any(|name| name == image.name)).collect();
+    let images: Vec<_> = known
+        .iter()
+        .copied()
+        .filter(|image| only.is_empty() || only.iter().any(|name| name == image.name))
+        .collect();
     let start = Instant::now();
     let (profile, wanted) = (profile.to_owned(), images.clone());
     let programs = tokio::task::spawn_blocking(move || image::build_programs(&wanted, &profile)).await??;
@@ -64,7 +76,8 @@ pub(crate) async fn build_and_load(profile: &str, target: Target, only: &[String
     for image in images {
         let step = Progress::Shown.step(image.reference());
         let (programs, folder) = (programs.clone(), folder.clone());
-        let tars = tokio::task::spawn_blocking(move || image::write_images(&[image], &programs, &folder)).await??;
+        let tars =
+            tokio::task::spawn_blocking(move || image::write_images(&[image], &programs, &folder)).await??;
         if let Target::Cluster(cluster) = &target {
             for tar in &tars {
                 cluster.load_image(tar).await?;

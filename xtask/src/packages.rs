@@ -19,7 +19,10 @@ pub(crate) fn ensure(packages: &[Package], progress: Progress) -> Result<()> {
     }
     let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
     if !host::is_root() || host::find_program("apt-get").is_none() {
-        let list: Vec<String> = missing.iter().map(|package| format!("{} ({})", package.name, package.purpose)).collect();
+        let list: Vec<String> = missing
+            .iter()
+            .map(|package| format!("{} ({})", package.name, package.purpose))
+            .collect();
         bail!(
             "these are not installed: {}; hint: on Debian and Ubuntu run this as root, or `sudo apt-get install {}`; \
              elsewhere install what provides the same programs",
@@ -30,10 +33,20 @@ pub(crate) fn ensure(packages: &[Package], progress: Progress) -> Result<()> {
     let step = progress.step(format!("Installing {}", names.join(", ")));
     run_within(&mut apt(&["update", "--quiet"]), INSTALL_LIMIT)?;
     let arguments = ["install", "--quiet", "--yes", "--no-install-recommends"];
-    run_within(&mut apt(&arguments.iter().chain(&names).copied().collect::<Vec<_>>()), INSTALL_LIMIT)?;
+    run_within(
+        &mut apt(&arguments.iter().chain(&names).copied().collect::<Vec<_>>()),
+        INSTALL_LIMIT,
+    )?;
     let still = host::missing(&missing);
     if !still.is_empty() {
-        bail!("installed, but not found afterwards: {}", still.iter().map(|package| package.name).collect::<Vec<_>>().join(", "));
+        bail!(
+            "installed, but not found afterwards: {}",
+            still
+                .iter()
+                .map(|package| package.name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
     }
     step.done();
     Ok(())

@@ -14,13 +14,23 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     if !arguments.list {
-        let programs: Vec<Program> = Program::NODE.iter().copied().chain([Program::CertManager]).collect();
+        let programs: Vec<Program> = Program::NODE
+            .iter()
+            .copied()
+            .chain([Program::CertManager])
+            .collect();
         tokio::task::spawn_blocking(move || Tools::ensure(&programs, Progress::Shown)).await??;
     }
     for &project in Project::ALL {
         let target = project.target()?;
         let state = if target.is_built() { "built" } else { "missing" };
-        println!("{:<12} {:<10} {state:<8} {} {}", target.name(), target.version(), target.dir().display(), target.key());
+        println!(
+            "{:<12} {:<10} {state:<8} {} {}",
+            target.name(),
+            target.version(),
+            target.dir().display(),
+            target.key()
+        );
     }
     Ok(())
 }

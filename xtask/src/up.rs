@@ -60,7 +60,12 @@ enum ModeArgument {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
-    let Arguments { name, mode, crds: wanted, cert_manager } = arguments;
+    let Arguments {
+        name,
+        mode,
+        crds: wanted,
+        cert_manager,
+    } = arguments;
     let start = Instant::now();
     let mode = match mode {
         ModeArgument::Full => {
@@ -71,7 +76,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     };
     let cluster = Cluster::up(ClusterOptions::new(name, mode).with_progress(Progress::Shown)).await?;
     for wanted in wanted {
-        let name = wanted.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        let name = wanted
+            .to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default();
         let step = Progress::Shown.step(format!("Applying the CRDs of {name}"));
         let objects = tokio::task::spawn_blocking(move || wanted.load()).await??;
         crds::apply(&cluster.client().await?, &objects).await?;
@@ -84,8 +92,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         cluster.start_cert_manager().await?;
         step.done();
     }
-    eprintln!("Cluster {} is up after {:.1} s. To use it:", cluster.name(), start.elapsed().as_secs_f64());
+    eprintln!(
+        "Cluster {} is up after {:.1} s. To use it:",
+        cluster.name(),
+        start.elapsed().as_secs_f64()
+    );
     println!("export KUBECONFIG={}", cluster.kubeconfig_path().display());
-    eprintln!("with {}; its logs are in {}.", cluster.kubectl_path()?.display(), cluster.state_dir().join("log").display());
+    eprintln!(
+        "with {}; its logs are in {}.",
+        cluster.kubectl_path()?.display(),
+        cluster.state_dir().join("log").display()
+    );
     Ok(())
 }

@@ -36,7 +36,10 @@ pub fn run_within(command: &mut Command, limit: Duration) -> Result<String> {
     let stderr = drain(child.stderr.take());
     let deadline = Instant::now() + limit;
     let status = loop {
-        if let Some(status) = child.try_wait().with_context(|| format!("failed to wait for `{shown}`"))? {
+        if let Some(status) = child
+            .try_wait()
+            .with_context(|| format!("failed to wait for `{shown}`"))?
+        {
             break status;
         }
         if Instant::now() > deadline {
@@ -49,8 +52,15 @@ pub fn run_within(command: &mut Command, limit: Duration) -> Result<String> {
     };
     let (stdout, stderr) = (collect(stdout), collect(stderr));
     if !status.success() {
-        let said = if stderr.trim().is_empty() { stdout.trim() } else { stderr.trim() };
-        bail!("`{shown}` failed ({status}): {}", if said.is_empty() { "it said nothing" } else { said });
+        let said = if stderr.trim().is_empty() {
+            stdout.trim()
+        } else {
+            stderr.trim()
+        };
+        bail!(
+            "`{shown}` failed ({status}): {}",
+            if said.is_empty() { "it said nothing" } else { said }
+        );
     }
     Ok(stdout)
 }
@@ -89,8 +99,13 @@ mod tests {
 
     #[test]
     fn a_failure_carries_the_command_and_what_it_said() {
-        let error = run_args("sh", ["-c", "echo no such luck >&2; exit 3"]).unwrap_err().to_string();
-        assert!(error.contains("sh -c") && error.contains("no such luck") && error.contains('3'), "{error}");
+        let error = run_args("sh", ["-c", "echo no such luck >&2; exit 3"])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("sh -c") && error.contains("no such luck") && error.contains('3'),
+            "{error}"
+        );
     }
 
     #[test]

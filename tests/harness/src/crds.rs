@@ -41,8 +41,14 @@ pub fn cert_manager() -> Result<Vec<Value>> {
 /// The Prometheus operator's PodMonitor and ServiceMonitor.
 pub fn prometheus_operator() -> Result<Vec<Value>> {
     let all = from_folder(PROMETHEUS_OPERATOR, "example/prometheus-operator-crd")?;
-    let wanted = ["podmonitors.monitoring.coreos.com", "servicemonitors.monitoring.coreos.com"];
-    Ok(all.into_iter().filter(|crd| wanted.contains(&name(crd))).collect())
+    let wanted = [
+        "podmonitors.monitoring.coreos.com",
+        "servicemonitors.monitoring.coreos.com",
+    ];
+    Ok(all
+        .into_iter()
+        .filter(|crd| wanted.contains(&name(crd)))
+        .collect())
 }
 
 /// Applies CRDs and waits until the API server serves them.
@@ -51,11 +57,16 @@ pub async fn apply(client: &kube::Client, crds: &[Value]) -> Result<()> {
     let params = PatchParams::apply("heddle-tests").force();
     for crd in crds {
         let name = name(crd);
-        api.patch(name, &params, &Patch::Apply(crd)).await.with_context(|| format!("failed to apply CRD {name}"))?;
+        api.patch(name, &params, &Patch::Apply(crd))
+            .await
+            .with_context(|| format!("failed to apply CRD {name}"))?;
     }
     for crd in crds {
         let name = name(crd);
-        wait::until(format!("CRD {name} to be established"), ESTABLISHED_LIMIT, || established(&api, name)).await?;
+        wait::until(format!("CRD {name} to be established"), ESTABLISHED_LIMIT, || {
+            established(&api, name)
+        })
+        .await?;
     }
     Ok(())
 }
@@ -65,24 +76,37 @@ async fn established(api: &Api<CustomResourceDefinition>, name: &str) -> Look<()
         Ok(crd) => crd,
         Err(error) => return Look::NotYet(error.to_string()),
     };
-    let conditions = crd.status.and_then(|status| status.conditions).unwrap_or_default();
-    if conditions.iter().any(|condition| condition.type_ == "Established" && condition.status == "True") {
+    let conditions = crd
+        .status
+        .and_then(|status| status.conditions)
+        .unwrap_or_default();
+    if conditions
+        .iter()
+        .any(|condition| condition.type_ == "Established" && condition.status == "True")
+    {
         return Look::Done(());
     }
-    let shown = conditions.iter().map(|condition| format!("{}={}", condition.type_, condition.status));
+    let shown = conditions
+        .iter()
+        .map(|condition| format!("{}={}", condition.type_, condition.status));
     Look::NotYet(format!("conditions: {}", shown.collect::<Vec<_>>().join(", ")))
 }
 
 /// All CRDs in the YAML files of a module's folder.
 fn from_folder(module: &str, folder: &str) -> Result<Vec<Value>> {
     let folder = download(module)?.join(folder);
-    let entries = std::fs::read_dir(&folder).with_context(|| format!("failed to list {}", folder.display()))?;
+    let entries =
+        std::fs::read_dir(&folder).with_context(|| format!("failed to list {}", folder.display()))?;
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
     files.sort();
     let mut crds = Vec::new();
     for file in files {
-        crds.extend(documents(&file)?.into_iter().filter(|object| object["kind"] == "CustomResourceDefinition"));
+        crds.extend(
+            documents(&file)?
+                .into_iter()
+                .filter(|object| object["kind"] == "CustomResourceDefinition"),
+        );
     }
     if crds.is_empty() {
         bail!("{module} has no CRDs in {}", folder.display());
@@ -93,7 +117,9 @@ fn from_folder(module: &str, folder: &str) -> Result<Vec<Value>> {
 fn documents(file: &Path) -> Result<Vec<Value>> {
     let shown = || format!("failed to read {}", file.display());
     let text = std::fs::read_to_string(file).with_context(shown)?;
-    serde_yaml::Deserializer::from_str(&text).map(|document| Value::deserialize(document).with_context(shown)).collect()
+    serde_yaml::Deserializer::from_str(&text)
+        .map(|document| Value::deserialize(document).with_context(shown))
+        .collect()
 }
 
 /// The folder of a module in Go's cache, fetched if it is not there.
@@ -105,10 +131,13 @@ fn download(module: &str) -> Result<PathBuf> {
     }
     // Outside any module: the versions are those named here, whatever a go.mod around this process says.
     let mut go = Command::new("go");
-    go.args(["mod", "download", "-json", module]).current_dir(std::env::temp_dir()).env("GOWORK", "off");
-    let answer = run_within(&mut go, DOWNLOAD_LIMIT).with_context(|| format!("failed to fetch the Go module {module}"))?;
-    let downloaded: Downloaded =
-        serde_json::from_str(&answer).with_context(|| format!("failed to understand what go says of {module}"))?;
+    go.args(["mod", "download", "-json", module])
+        .current_dir(std::env::temp_dir())
+        .env("GOWORK", "off");
+    let answer = run_within(&mut go, DOWNLOAD_LIMIT)
+        .with_context(|| format!("failed to fetch the Go module {module}"))?;
+    let downloaded: Downloaded = serde_json::from_str(&answer)
+        .with_context(|| format!("failed to understand what go says of {module}"))?;
     Ok(downloaded.dir)
 }
 

@@ -27,7 +27,11 @@ pub const CLUSTER_PACKAGES: &[Package] = &[
     program("util-linux", "nsenter", "entering network namespaces"),
     program("mount", "umount", "the kubelet's volumes"),
     program("runc", "runc", "running containers"),
-    Package { name: "containernetworking-plugins", purpose: "pod networks", needs: Needs::Path("/usr/lib/cni/ptp") },
+    Package {
+        name: "containernetworking-plugins",
+        purpose: "pod networks",
+        needs: Needs::Path("/usr/lib/cni/ptp"),
+    },
     program("iptables", "iptables", "Services (kube-proxy)"),
     program("conntrack", "conntrack", "Services (kube-proxy)"),
     program("ipset", "ipset", "Services (kube-proxy)"),
@@ -40,7 +44,11 @@ pub const BUILD_PACKAGES: &[Package] = &[
     program("git", "git", "serving test repositories"),
     program("gcc", "cc", "linking Rust programs"),
     program("tcpdump", "tcpdump", "looking at pods' traffic"),
-    Package { name: "ca-certificates", purpose: "fetching modules", needs: Needs::Path("/etc/ssl/certs") },
+    Package {
+        name: "ca-certificates",
+        purpose: "fetching modules",
+        needs: Needs::Path("/etc/ssl/certs"),
+    },
 ];
 
 /// What the benchmarks need besides: the peer, the application and the generator that proxies are measured with.
@@ -55,7 +63,11 @@ pub const BENCH_PACKAGES: &[Package] = &[
 ];
 
 const fn program(name: &'static str, program: &'static str, purpose: &'static str) -> Package {
-    Package { name, purpose, needs: Needs::Program(program) }
+    Package {
+        name,
+        purpose,
+        needs: Needs::Program(program),
+    }
 }
 
 impl Package {
@@ -70,7 +82,11 @@ impl Package {
 
 /// Those of `packages` that are not installed.
 pub fn missing(packages: &[Package]) -> Vec<Package> {
-    packages.iter().copied().filter(|package| !package.is_installed()).collect()
+    packages
+        .iter()
+        .copied()
+        .filter(|package| !package.is_installed())
+        .collect()
 }
 
 /// Finds a program in PATH, or where root's programs are: PATH may lack the sbin folders.

@@ -9,6 +9,7 @@ mod elf;
 mod tarball;
 
 pub use catalog::{
-    HEDDLE_IMAGES, PAUSE_IMAGE, ProgramImage, TEST_HTTP_IMAGE, VERSION, build_programs, pause_tar, write_images,
+    HEDDLE_IMAGES, PAUSE_IMAGE, ProgramImage, TEST_HTTP_IMAGE, VERSION, build_programs, pause_tar,
+    write_images,
 };
 pub use tarball::{Capabilities, Entry, Image, Layer};

@@ -3,6 +3,7 @@
 //! - [`tools`] builds the Kubernetes programs from Go modules, once per machine and version.
 //! - [`cluster`] runs them: a whole single-node Kubernetes in a network namespace of its own, or etcd and
 //!   an API server alone.
+//! - [`audit`] reads what an API server was asked to write, and by whom.
 //! - [`image`] turns built binaries into images that a cluster loads without a registry.
 //! - [`git`] serves bare repositories over HTTP to whatever runs in a cluster.
 //! - [`crds`] gets other projects' CRDs out of their Go modules.
@@ -10,6 +11,7 @@
 //!
 //! Nothing here knows what Heddle's programs do; they come in as binaries and go out as images.
 
+pub mod audit;
 pub mod cluster;
 pub mod command;
 pub mod crds;

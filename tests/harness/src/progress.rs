@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// How long a step may take before it says, as a line of its own, how far it is.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// Where progress is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -31,14 +34,21 @@ impl Progress {
         let mut shown = None;
         if self == Self::Shown && terminal {
             let bar = ProgressBar::new_spinner();
-            let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("the template is constant and valid");
+            let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}")
+                .expect("the template is constant and valid");
             bar.set_style(style);
             bar.set_message(label.clone());
             bar.enable_steady_tick(Duration::from_millis(120));
             shown = Some(bar);
         }
         let lines = self == Self::Shown && !terminal;
-        Step { label, start: Instant::now(), shown, lines, ended: false }
+        Step {
+            label,
+            start: Instant::now(),
+            shown,
+            lines,
+            ended: false,
+        }
     }
 
     /// Says one sentence.
@@ -54,7 +64,7 @@ impl Step {
     pub fn detail(&self, detail: impl AsRef<str>) {
         if let Some(bar) = &self.shown {
             bar.set_message(format!("{} ({})", self.label, detail.as_ref()));
-        } else if self.lines {
+        } else if self.lines && self.start.elapsed() > PATIENCE {
             let elapsed = self.start.elapsed().as_secs_f64();
             eprintln!("  … {} ({}) {elapsed:.0} s", self.label, detail.as_ref());
         }
@@ -67,7 +77,11 @@ impl Step {
 
     fn end(&mut self, mark: &str) {
         self.ended = true;
-        let line = format!("  {mark} {} {:.1} s", self.label, self.start.elapsed().as_secs_f64());
+        let line = format!(
+            "  {mark} {} {:.1} s",
+            self.label,
+            self.start.elapsed().as_secs_f64()
+        );
         if let Some(bar) = self.shown.take() {
             bar.finish_and_clear();
             eprintln!("{line}");

@@ -94,13 +94,21 @@ impl Program {
         if !matches!(self, Self::Etcd | Self::KubeApiserver | Self::Kubectl) {
             return None;
         }
-        assets.map(|folder| folder.join(self.file_name())).filter(|path| path.is_file())
+        assets
+            .map(|folder| folder.join(self.file_name()))
+            .filter(|path| path.is_file())
     }
 }
 
 impl Project {
     /// Every project a cluster can need, those that a build should begin with first.
-    pub const ALL: &[Self] = &[Self::Kubernetes, Self::Etcd, Self::Containerd, Self::CoreDns, Self::CertManager];
+    pub const ALL: &[Self] = &[
+        Self::Kubernetes,
+        Self::Etcd,
+        Self::Containerd,
+        Self::CoreDns,
+        Self::CertManager,
+    ];
 
     /// Its name in messages and in the cache.
     pub fn name(self) -> &'static str {
@@ -168,7 +176,14 @@ impl Project {
         let version = gomod::required_version(&text, self.module())
             .with_context(|| format!("{} does not require {}", gomod.display(), self.module()))?;
         let flags = self.linker_flags(&version);
-        Target::new(self.name(), &version, source, flags, self.packages(), cache_dir()?.join("tools"))
+        Target::new(
+            self.name(),
+            &version,
+            source,
+            flags,
+            self.packages(),
+            cache_dir()?.join("tools"),
+        )
     }
 }
 
@@ -192,14 +207,16 @@ impl Tools {
         }
         for project in wanted {
             let bin = project.target()?.ensure(progress)?;
-            for &program in programs.iter().filter(|program| program.project() == project) {
+            let built = programs
+                .iter()
+                .copied()
+                .filter(|program| program.project() == project);
+            for program in built.filter(|program| program.in_assets(assets.as_deref()).is_none()) {
                 let path = bin.join(program.file_name());
-                if !found.contains_key(&program) {
-                    if !path.is_file() {
-                        bail!("the build of {} made no {}", project.name(), path.display());
-                    }
-                    found.insert(program, path);
+                if !path.is_file() {
+                    bail!("the build of {} made no {}", project.name(), path.display());
                 }
+                found.insert(program, path);
             }
         }
         Ok(Self { programs: found })
@@ -207,18 +224,25 @@ impl Tools {
 
     /// The path of `program`, which must be among those asked for.
     pub fn path(&self, program: Program) -> &Path {
-        self.programs.get(&program).expect("a program is used only after Tools::ensure was asked for it")
+        self.programs
+            .get(&program)
+            .expect("a program is used only after Tools::ensure was asked for it")
     }
 }
 
 /// Where built things are kept between runs and checkouts: `HEDDLE_CACHE`, or `heddle` in the user's cache folder.
 pub fn cache_dir() -> Result<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     if let Some(own) = variable("HEDDLE_CACHE") {
         return Ok(own.join("heddle"));
     }
     let user = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
-    let user = user.context("none of HEDDLE_CACHE, XDG_CACHE_HOME and HOME is set: no place for built tools")?;
+    let user =
+        user.context("none of HEDDLE_CACHE, XDG_CACHE_HOME and HOME is set: no place for built tools")?;
     Ok(user.join("heddle"))
 }
 
@@ -234,13 +258,21 @@ mod tests {
     fn every_project_of_a_cluster_names_a_pinned_version() {
         for &project in Project::ALL {
             let target = project.target().unwrap();
-            assert!(target.version().starts_with('v'), "{project:?}: {}", target.version());
+            assert!(
+                target.version().starts_with('v'),
+                "{project:?}: {}",
+                target.version()
+            );
         }
     }
 
     #[test]
     fn kubernetes_is_told_its_version() {
         let flags = Project::Kubernetes.linker_flags("v1.36.3");
-        assert!(flags.contains("gitVersion=v1.36.3") && flags.contains("gitMajor=1") && flags.contains("gitMinor=36"));
+        assert!(
+            flags.contains("gitVersion=v1.36.3")
+                && flags.contains("gitMajor=1")
+                && flags.contains("gitMinor=36")
+        );
     }
 }

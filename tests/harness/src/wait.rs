@@ -38,9 +38,22 @@ pub struct WaitError {
 
 impl fmt::Display for WaitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verb = if self.impossible { "it became impossible" } else { "gave up" };
-        let Self { what, waited, last_seen, .. } = self;
-        write!(f, "{verb} after {:.1} s waiting for {what}; last seen: {last_seen}", waited.as_secs_f64())
+        let verb = if self.impossible {
+            "it became impossible"
+        } else {
+            "gave up"
+        };
+        let Self {
+            what,
+            waited,
+            last_seen,
+            ..
+        } = self;
+        write!(
+            f,
+            "{verb} after {:.1} s waiting for {what}; last seen: {last_seen}",
+            waited.as_secs_f64()
+        )
     }
 }
 
@@ -59,19 +72,33 @@ where
             Ok(Look::Done(value)) => return Ok(value),
             Ok(Look::NotYet(seen)) => last_seen = seen,
             Ok(Look::Never(seen)) => {
-                return Err(WaitError { what, waited: start.elapsed(), last_seen: seen, impossible: true });
+                return Err(WaitError {
+                    what,
+                    waited: start.elapsed(),
+                    last_seen: seen,
+                    impossible: true,
+                });
             }
             Err(_) => last_seen.push_str(" (and the last look did not return)"),
         }
         if Instant::now() + POLL_INTERVAL >= deadline {
-            return Err(WaitError { what, waited: start.elapsed(), last_seen, impossible: false });
+            return Err(WaitError {
+                what,
+                waited: start.elapsed(),
+                last_seen,
+                impossible: false,
+            });
         }
         sleep(POLL_INTERVAL).await;
     }
 }
 
 /// As [`until`], for checks that return a `Result`: an error means "not yet", its chain is what was seen.
-pub async fn until_ok<T, E, F, Fut>(what: impl Into<String>, limit: Duration, mut check: F) -> Result<T, WaitError>
+pub async fn until_ok<T, E, F, Fut>(
+    what: impl Into<String>,
+    limit: Duration,
+    mut check: F,
+) -> Result<T, WaitError>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, E>>,
@@ -110,7 +137,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_look_that_hangs_ends_at_the_deadline() {
-        let error = until::<(), _, _>("a reply", Duration::from_millis(50), || std::future::pending()).await.unwrap_err();
+        let error = until::<(), _, _>("a reply", Duration::from_millis(50), std::future::pending)
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("did not return"), "{error}");
     }
 

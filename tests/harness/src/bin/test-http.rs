@@ -125,7 +125,10 @@ type Answer = Response<Full<Bytes>>;
 async fn serve(arguments: Serve) -> Result<()> {
     let port = arguments.port;
     let arguments = Arc::new(arguments);
-    listen(port, move |request, peer| describe(arguments.clone(), request, peer)).await
+    listen(port, move |request, peer| {
+        describe(arguments.clone(), request, peer)
+    })
+    .await
 }
 
 async fn describe(arguments: Arc<Serve>, request: Request<Incoming>, peer: SocketAddr) -> Answer {
@@ -135,17 +138,35 @@ async fn describe(arguments: Arc<Serve>, request: Request<Incoming>, peer: Socke
     if arguments.delay_ms > 0 {
         tokio::time::sleep(Duration::from_millis(arguments.delay_ms)).await;
     }
-    let status = request.uri().path().strip_prefix("/status/").and_then(|status| status.parse::<u16>().ok());
-    let status = status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(StatusCode::OK);
+    let status = request
+        .uri()
+        .path()
+        .strip_prefix("/status/")
+        .and_then(|status| status.parse::<u16>().ok());
+    let status = status
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .unwrap_or(StatusCode::OK);
     let (parts, body) = request.into_parts();
     let received = match Limited::new(body, BODY_MAX_BYTES).collect().await {
         Ok(body) => body.to_bytes(),
-        Err(error) => return answer(StatusCode::PAYLOAD_TOO_LARGE, format!("failed to read the body: {error}\n")),
+        Err(error) => {
+            return answer(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("failed to read the body: {error}\n"),
+            );
+        }
     };
     let mut headers = Map::new();
     for name in parts.headers.keys() {
-        let values = parts.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
-        headers.insert(name.to_string(), Value::from(values.collect::<Vec<_>>().join(", ")));
+        let values = parts
+            .headers
+            .get_all(name)
+            .iter()
+            .map(|value| String::from_utf8_lossy(value.as_bytes()));
+        headers.insert(
+            name.to_string(),
+            Value::from(values.collect::<Vec<_>>().join(", ")),
+        );
     }
     let described = json!({
         "name": arguments.name,
@@ -158,12 +179,20 @@ async fn describe(arguments: Arc<Serve>, request: Request<Incoming>, peer: Socke
         "body": arguments.body,
     });
     let mut answer = answer(status, format!("{described}\n"));
-    answer.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static("application/json"));
+    answer.headers_mut().insert(
+        "content-type",
+        hyper::header::HeaderValue::from_static("application/json"),
+    );
     answer
 }
 
 async fn load(arguments: Load) -> Result<()> {
-    let Load { target, rate, concurrency, port } = arguments;
+    let Load {
+        target,
+        rate,
+        concurrency,
+        port,
+    } = arguments;
     if rate == 0 || rate > 100_000 {
         bail!("--rate must be between 1 and 100000 requests per second");
     }
@@ -229,11 +258,18 @@ impl Counts {
     fn fail(&self, error: String) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         // A poisoned lock means that a holder panicked while replacing a text, which cannot leave it half written.
-        *self.last_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(error);
+        *self
+            .last_error
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(error);
     }
 
     fn to_json(&self) -> Value {
-        let last_error = self.last_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        let last_error = self
+            .last_error
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone();
         json!({
             "sent": self.sent.load(Ordering::Relaxed),
             "succeeded": self.succeeded.load(Ordering::Relaxed),
@@ -257,11 +293,20 @@ impl Sender {
         if target.no_keep_alive {
             builder.pool_max_idle_per_host(0);
         }
-        Self { client: builder.build(connector), target }
+        Self {
+            client: builder.build(connector),
+            target,
+        }
     }
 
     async fn send(&self) -> Result<Bytes> {
-        let Target { url, body, http2, timeout_ms, .. } = &self.target;
+        let Target {
+            url,
+            body,
+            http2,
+            timeout_ms,
+            ..
+        } = &self.target;
         let request = Request::builder()
             .method(if body.is_some() { Method::POST } else { Method::GET })
             .uri(url.clone())
@@ -269,17 +314,28 @@ impl Sender {
             .body(Full::from(body.clone().unwrap_or_default()))
             .context("the request cannot be made")?;
         let exchange = async {
-            let response = self.client.request(request).await.with_context(|| format!("no answer from {url}"))?;
+            let response = self
+                .client
+                .request(request)
+                .await
+                .with_context(|| format!("no answer from {url}"))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), BODY_MAX_BYTES).collect().await;
-            let body = body.map_err(|error| anyhow::anyhow!("failed to read the answer of {url}: {error}"))?.to_bytes();
+            let body = body
+                .map_err(|error| anyhow::anyhow!("failed to read the answer of {url}: {error}"))?
+                .to_bytes();
             if !status.is_success() {
-                bail!("{url} answered {status}: {}", String::from_utf8_lossy(&body).trim());
+                bail!(
+                    "{url} answered {status}: {}",
+                    String::from_utf8_lossy(&body).trim()
+                );
             }
             Ok(body)
         };
         let limit = Duration::from_millis(*timeout_ms);
-        tokio::time::timeout(limit, exchange).await.with_context(|| format!("{url} did not answer within {timeout_ms} ms"))?
+        tokio::time::timeout(limit, exchange)
+            .await
+            .with_context(|| format!("{url} did not answer within {timeout_ms} ms"))?
     }
 }
 
@@ -289,7 +345,9 @@ where
     F: Fn(Request<Incoming>, SocketAddr) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = Answer> + Send + 'static,
 {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await.with_context(|| format!("failed to listen on port {port}"))?;
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+        .await
+        .with_context(|| format!("failed to listen on port {port}"))?;
     let mut terminate = signal(SignalKind::terminate()).context("failed to watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("failed to watch for SIGINT")?;
     let (draining, _) = tokio::sync::watch::channel(());
@@ -311,15 +369,21 @@ where
     }
     drop(listener);
     draining.send_replace(());
-    let drained = tokio::time::timeout(DRAIN_LIMIT, async { while connections.join_next().await.is_some() {} });
+    let drained = tokio::time::timeout(DRAIN_LIMIT, async {
+        while connections.join_next().await.is_some() {}
+    });
     if drained.await.is_err() {
         eprintln!("{} connections were cut at the end", connections.len());
     }
     Ok(())
 }
 
-async fn connection<F, Fut>(stream: TcpStream, peer: SocketAddr, handle: F, mut draining: tokio::sync::watch::Receiver<()>)
-where
+async fn connection<F, Fut>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    handle: F,
+    mut draining: tokio::sync::watch::Receiver<()>,
+) where
     F: Fn(Request<Incoming>, SocketAddr) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = Answer> + Send + 'static,
 {

@@ -47,22 +47,34 @@ impl Slot {
 
     /// The network of the veth pair.
     pub fn link(self) -> Cidr {
-        Cidr { base: Ipv4Addr::new(100, 100, 0, self.0 * 4), prefix: 30 }
+        Cidr {
+            base: Ipv4Addr::new(100, 100, 0, self.0 * 4),
+            prefix: 30,
+        }
     }
 
     /// Addresses of pods.
     pub fn pods(self) -> Cidr {
-        Cidr { base: Ipv4Addr::new(10, 244 - self.0, 0, 0), prefix: 16 }
+        Cidr {
+            base: Ipv4Addr::new(10, 244 - self.0, 0, 0),
+            prefix: 16,
+        }
     }
 
     /// Addresses of the pods of the only node: the first /24 of [`Slot::pods`], as the controller manager assigns it.
     pub fn node_pods(self) -> Cidr {
-        Cidr { prefix: 24, ..self.pods() }
+        Cidr {
+            prefix: 24,
+            ..self.pods()
+        }
     }
 
     /// Addresses of Services.
     pub fn services(self) -> Cidr {
-        Cidr { base: Ipv4Addr::new(10, 96 + self.0, 0, 0), prefix: 16 }
+        Cidr {
+            base: Ipv4Addr::new(10, 96 + self.0, 0, 0),
+            prefix: 16,
+        }
     }
 
     /// The Service `default/kubernetes`, which the API server gives the first address.
@@ -100,7 +112,9 @@ mod tests {
 
     #[test]
     fn no_two_clusters_share_an_address() {
-        let networks: Vec<Cidr> = all().flat_map(|slot| [slot.link(), slot.pods(), slot.services()]).collect();
+        let networks: Vec<Cidr> = all()
+            .flat_map(|slot| [slot.link(), slot.pods(), slot.services()])
+            .collect();
         for (i, a) in networks.iter().enumerate() {
             for b in &networks[i + 1..] {
                 assert!(!a.contains(b.base) && !b.contains(a.base), "{a} and {b} overlap");

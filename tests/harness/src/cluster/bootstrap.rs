@@ -16,20 +16,34 @@ const FIELD_MANAGER: &str = "heddle-test-cluster";
 /// Applies them all. They stay as they are when nothing changed.
 pub(super) async fn apply(client: &kube::Client, slot: Slot) -> Result<()> {
     for object in objects(slot) {
-        let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text = |pointer: &str| {
+            object
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
         let (group, version) = match text("/apiVersion").split_once('/') {
             Some((group, version)) => (group.to_owned(), version.to_owned()),
             None => (String::new(), text("/apiVersion")),
         };
         let (kind, name, namespace) = (text("/kind"), text("/metadata/name"), text("/metadata/namespace"));
-        let resource = ApiResource::from_gvk(&GroupVersionKind { group, version, kind: kind.clone() });
+        let resource = ApiResource::from_gvk(&GroupVersionKind {
+            group,
+            version,
+            kind: kind.clone(),
+        });
         let api: Api<DynamicObject> = match namespace.is_empty() {
             true => Api::all_with(client.clone(), &resource),
             false => Api::namespaced_with(client.clone(), &namespace, &resource),
         };
-        api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&object))
-            .await
-            .with_context(|| format!("failed to apply {kind} {name}"))?;
+        api.patch(
+            &name,
+            &PatchParams::apply(FIELD_MANAGER).force(),
+            &Patch::Apply(&object),
+        )
+        .await
+        .with_context(|| format!("failed to apply {kind} {name}"))?;
     }
     Ok(())
 }

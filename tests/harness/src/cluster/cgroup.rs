@@ -30,7 +30,10 @@ pub(super) fn ensure(layout: &Layout) -> Result<()> {
         }
         // In the second version a group's controllers are those that its parent hands down.
         if let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) {
-            let all: String = controllers.split_whitespace().map(|name| format!("+{name} ")).collect();
+            let all: String = controllers
+                .split_whitespace()
+                .map(|name| format!("+{name} "))
+                .collect();
             for group in [&root, &own] {
                 // A controller that cannot be handed down is one that the kubelet will name if it needs it.
                 let _ = fs::write(group.join("cgroup.subtree_control"), all.trim_end());
@@ -45,7 +48,11 @@ pub(super) fn processes(layout: &Layout) -> BTreeSet<u32> {
     let mut found = BTreeSet::new();
     for group in groups(layout) {
         let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-        found.extend(text.lines().filter_map(|line| line.trim().parse::<u32>().ok()).filter(|pid| *pid > 0));
+        found.extend(
+            text.lines()
+                .filter_map(|line| line.trim().parse::<u32>().ok())
+                .filter(|pid| *pid > 0),
+        );
     }
     found
 }
@@ -54,7 +61,10 @@ pub(super) fn processes(layout: &Layout) -> BTreeSet<u32> {
 pub(super) fn remove(layout: &Layout) -> Vec<PathBuf> {
     let mut groups = groups(layout);
     groups.sort_by_key(|group| std::cmp::Reverse(group.components().count()));
-    groups.into_iter().filter(|group| fs::remove_dir(group).is_err() && group.exists()).collect()
+    groups
+        .into_iter()
+        .filter(|group| fs::remove_dir(group).is_err() && group.exists())
+        .collect()
 }
 
 /// All groups of the cluster, in every hierarchy.
@@ -63,7 +73,12 @@ fn groups(layout: &Layout) -> Vec<PathBuf> {
     let mut open: Vec<PathBuf> = hierarchies().map(|root| root.join(layout.cgroup())).collect();
     while let Some(group) = open.pop() {
         if let Ok(entries) = fs::read_dir(&group) {
-            open.extend(entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+            open.extend(
+                entries
+                    .flatten()
+                    .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                    .map(|entry| entry.path()),
+            );
             found.push(group);
         }
     }
@@ -77,8 +92,14 @@ fn hierarchies() -> impl Iterator<Item = PathBuf> {
     if unified {
         found.push(PathBuf::from(ROOT));
     } else if let Ok(entries) = fs::read_dir(ROOT) {
-        let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        found.extend(folders.map(|entry| entry.path()).filter(|path| path.join("cgroup.procs").exists()));
+        let folders = entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        found.extend(
+            folders
+                .map(|entry| entry.path())
+                .filter(|path| path.join("cgroup.procs").exists()),
+        );
     }
     found.into_iter()
 }

@@ -23,15 +23,31 @@ pub(super) struct Ports {
 
 impl Ports {
     /// In a network namespace of the cluster's own.
-    pub(super) const OWN_NAMESPACE: Self = Self { api: 6443, etcd_client: 2379, etcd_peer: 2380 };
+    pub(super) const OWN_NAMESPACE: Self = Self {
+        api: 6443,
+        etcd_client: 2379,
+        etcd_peer: 2380,
+    };
 
     /// Ports of the host's loopback that are free now.
     pub(super) fn free() -> Result<Self> {
         // All are bound at once, so that they differ.
-        let bind = || std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("failed to find a free loopback port");
+        let bind = || {
+            std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+                .context("failed to find a free loopback port")
+        };
         let listeners = [bind()?, bind()?, bind()?];
-        let port = |index: usize| listeners[index].local_addr().map(|addr| addr.port()).context("failed to read a port");
-        Ok(Self { api: port(0)?, etcd_client: port(1)?, etcd_peer: port(2)? })
+        let port = |index: usize| {
+            listeners[index]
+                .local_addr()
+                .map(|addr| addr.port())
+                .context("failed to read a port")
+        };
+        Ok(Self {
+            api: port(0)?,
+            etcd_client: port(1)?,
+            etcd_peer: port(2)?,
+        })
     }
 }
 
@@ -72,7 +88,10 @@ impl ControlPlane<'_> {
         write_yaml(&audit_policy, &audit_policy_object())?;
         let pki = |file: &str| self.path(&format!("pki/{file}"));
         let mut arguments = flags([
-            ("etcd-servers", format!("http://127.0.0.1:{}", self.ports.etcd_client)),
+            (
+                "etcd-servers",
+                format!("http://127.0.0.1:{}", self.ports.etcd_client),
+            ),
             ("secure-port", self.ports.api.to_string()),
             ("authorization-mode", "Node,RBAC".into()),
             ("allow-privileged", "true".into()),
@@ -82,7 +101,10 @@ impl ControlPlane<'_> {
             ("tls-private-key-file", pki("apiserver.key")),
             ("service-account-key-file", pki("sa.pub")),
             ("service-account-signing-key-file", pki("sa.key")),
-            ("service-account-issuer", format!("https://kubernetes.default.svc.{}", self.cluster_domain)),
+            (
+                "service-account-issuer",
+                format!("https://kubernetes.default.svc.{}", self.cluster_domain),
+            ),
             ("kubelet-client-certificate", pki("apiserver-kubelet-client.crt")),
             ("kubelet-client-key", pki("apiserver-kubelet-client.key")),
             // Else logs, exec and port-forward look the node's name up in DNS.
@@ -95,13 +117,19 @@ impl ControlPlane<'_> {
             ("proxy-client-cert-file", pki("front-proxy-client.crt")),
             ("proxy-client-key-file", pki("front-proxy-client.key")),
             ("audit-policy-file", audit_policy.to_string_lossy().into_owned()),
-            ("audit-log-path", self.layout.audit_log().to_string_lossy().into_owned()),
+            (
+                "audit-log-path",
+                self.layout.audit_log().to_string_lossy().into_owned(),
+            ),
             // Written as it happens: a test that counts writes must not have to wait for a buffer.
             ("audit-log-mode", "blocking".into()),
         ]);
         if self.with_node {
             let node = self.slot.node();
-            arguments.extend(flags([("bind-address", "0.0.0.0".into()), ("advertise-address", node.to_string())]));
+            arguments.extend(flags([
+                ("bind-address", "0.0.0.0".into()),
+                ("advertise-address", node.to_string()),
+            ]));
             arguments.extend(flags([("enable-admission-plugins", "NodeRestriction".into())]));
         } else {
             arguments.extend(flags([
@@ -113,7 +141,12 @@ impl ControlPlane<'_> {
                 ("disable-admission-plugins", "ServiceAccount".into()),
             ]));
         }
-        Ok(self.daemon("kube-apiserver", Program::KubeApiserver, arguments, Some(audit_policy)))
+        Ok(self.daemon(
+            "kube-apiserver",
+            Program::KubeApiserver,
+            arguments,
+            Some(audit_policy),
+        ))
     }
 
     /// The controllers.
@@ -133,7 +166,12 @@ impl ControlPlane<'_> {
             ("service-cluster-ip-range", self.slot.services().to_string()),
             ("leader-elect", "false".into()),
         ]);
-        self.daemon("kube-controller-manager", Program::KubeControllerManager, flags, Some(kubeconfig))
+        self.daemon(
+            "kube-controller-manager",
+            Program::KubeControllerManager,
+            flags,
+            Some(kubeconfig),
+        )
     }
 
     /// The scheduler.
@@ -147,9 +185,21 @@ impl ControlPlane<'_> {
         self.daemon("kube-scheduler", Program::KubeScheduler, flags, Some(kubeconfig))
     }
 
-    fn daemon(&self, name: &'static str, program: Program, args: Vec<String>, file: Option<PathBuf>) -> Daemon {
+    fn daemon(
+        &self,
+        name: &'static str,
+        program: Program,
+        args: Vec<String>,
+        file: Option<PathBuf>,
+    ) -> Daemon {
         let program = self.tools.path(program).to_path_buf();
-        Daemon { name, program, args, files: file.into_iter().collect(), in_netns: self.with_node }
+        Daemon {
+            name,
+            program,
+            args,
+            files: file.into_iter().collect(),
+            in_netns: self.with_node,
+        }
     }
 
     fn path(&self, relative: &str) -> String {
@@ -173,7 +223,10 @@ fn audit_policy_object() -> serde_json::Value {
 
 /// Command line flags from names and values.
 pub(super) fn flags<const N: usize>(flags: [(&str, String); N]) -> Vec<String> {
-    flags.into_iter().map(|(name, value)| format!("--{name}={value}")).collect()
+    flags
+        .into_iter()
+        .map(|(name, value)| format!("--{name}={value}"))
+        .collect()
 }
 
 /// Writes `value` as YAML.

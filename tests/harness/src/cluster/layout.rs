@@ -26,14 +26,19 @@ pub(super) struct Layout {
 impl Layout {
     /// Checks that `name` is a DNS label of bounded length.
     pub(super) fn new(name: &str) -> Result<Self> {
-        let label = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        let label = name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
         let ends = !name.starts_with('-') && !name.ends_with('-');
         if name.is_empty() || name.len() > NAME_MAX_CHARS || !label || !ends {
             bail!(
                 "`{name}` cannot name a cluster: expected 1 to {NAME_MAX_CHARS} lower-case letters, digits and inner hyphens"
             );
         }
-        Ok(Self { name: name.to_owned(), clusters: clusters_dir() })
+        Ok(Self {
+            name: name.to_owned(),
+            clusters: clusters_dir(),
+        })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -106,12 +111,17 @@ impl Layout {
 
 /// Where clusters keep their state: `HEDDLE_STATE`, or the system's place for root and the user's place for others.
 pub(super) fn clusters_dir() -> PathBuf {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let state = variable("HEDDLE_STATE").unwrap_or_else(|| {
         if host::is_root() {
             return PathBuf::from("/var/lib/heddle");
         }
-        let user = variable("XDG_STATE_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/state")));
+        let user =
+            variable("XDG_STATE_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/state")));
         user.unwrap_or_else(std::env::temp_dir).join("heddle")
     });
     state.join("clusters")
@@ -123,7 +133,16 @@ mod tests {
 
     #[test]
     fn names_that_could_leave_the_state_folder_are_refused() {
-        for name in ["", "..", "a/b", "A", "-a", "a-", "a b", &"a".repeat(NAME_MAX_CHARS + 1)] {
+        for name in [
+            "",
+            "..",
+            "a/b",
+            "A",
+            "-a",
+            "a-",
+            "a b",
+            &"a".repeat(NAME_MAX_CHARS + 1),
+        ] {
             assert!(Layout::new(name).is_err(), "{name}");
         }
         assert!(Layout::new("heddle").is_ok() && Layout::new("e2e-2").is_ok());

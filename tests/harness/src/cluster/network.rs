@@ -22,8 +22,13 @@ pub(super) fn ensure(layout: &Layout, slot: Slot) -> Result<()> {
         run_args("ip", ["netns", "add", &netns]).context("failed to make the cluster's network namespace")?;
     }
     if !Path::new("/sys/class/net").join(&outer).exists() {
-        run_args("ip", ["link", "add", &outer, "type", "veth", "peer", "name", INNER_LINK, "netns", &netns])
-            .context("failed to join the cluster's network namespace to the host")?;
+        run_args(
+            "ip",
+            [
+                "link", "add", &outer, "type", "veth", "peer", "name", INNER_LINK, "netns", &netns,
+            ],
+        )
+        .context("failed to join the cluster's network namespace to the host")?;
     }
     let inside = |arguments: &[&str]| run_args("ip", ["-netns", &netns].iter().chain(arguments));
     let (host, node) = (slot.host().to_string(), slot.node().to_string());
@@ -36,7 +41,10 @@ pub(super) fn ensure(layout: &Layout, slot: Slot) -> Result<()> {
     for network in [slot.pods(), slot.services()] {
         // Best effort: only for people who want to look at pods from the host. `add` never replaces a route
         // that the host already has.
-        let _ = run_args("ip", ["route", "add", &network.to_string(), "via", &node, "dev", &outer]);
+        let _ = run_args(
+            "ip",
+            ["route", "add", &network.to_string(), "via", &node, "dev", &outer],
+        );
     }
     let sysctls = [
         "ipv4/ip_forward=1",
@@ -92,7 +100,8 @@ pub(super) fn remove(layout: &Layout) -> Result<()> {
         }
     }
     if exists(layout) {
-        run_args("ip", ["netns", "delete", &layout.netns()]).context("failed to remove the network namespace")?;
+        run_args("ip", ["netns", "delete", &layout.netns()])
+            .context("failed to remove the network namespace")?;
     }
     Ok(())
 }

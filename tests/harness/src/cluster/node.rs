@@ -43,7 +43,10 @@ impl Node<'_> {
         write_json(&conf_dir.join("10-heddle.conflist"), &self.cni_config())?;
         let sockets = self.layout.shim_sockets();
         fs::create_dir_all(&sockets).with_context(|| format!("failed to make {}", sockets.display()))?;
-        let args = flags([("config", config.to_string_lossy().into_owned()), ("log-level", "warn".into())]);
+        let args = flags([
+            ("config", config.to_string_lossy().into_owned()),
+            ("log-level", "warn".into()),
+        ]);
         Ok(self.daemon("containerd", Program::Containerd, args, vec![config]))
     }
 
@@ -133,12 +136,23 @@ use_internal_loopback = true
         let args = flags([
             ("config", config.to_string_lossy().into_owned()),
             ("kubeconfig", kubeconfig.to_string_lossy().into_owned()),
-            ("root-dir", self.layout.at("kubelet").to_string_lossy().into_owned()),
-            ("cert-dir", self.layout.at("kubelet/pki").to_string_lossy().into_owned()),
+            (
+                "root-dir",
+                self.layout.at("kubelet").to_string_lossy().into_owned(),
+            ),
+            (
+                "cert-dir",
+                self.layout.at("kubelet/pki").to_string_lossy().into_owned(),
+            ),
             ("hostname-override", self.layout.name().to_owned()),
             ("node-ip", self.slot.node().to_string()),
         ]);
-        Ok(self.daemon("kubelet", Program::Kubelet, args, vec![config, kubeconfig, resolv_conf]))
+        Ok(self.daemon(
+            "kubelet",
+            Program::Kubelet,
+            args,
+            vec![config, kubeconfig, resolv_conf],
+        ))
     }
 
     fn kubelet_config(&self) -> serde_json::Value {
@@ -177,6 +191,8 @@ use_internal_loopback = true
             "maxPods": PODS_MAX,
             "syncFrequency": SYNC_INTERVAL,
             "serializeImagePulls": false,
+            // A benchmark sets its pods' congestion control; the network namespace it concerns is the pod's.
+            "allowedUnsafeSysctls": ["net.core.*", "net.ipv4.*"],
         })
     }
 
@@ -200,7 +216,12 @@ use_internal_loopback = true
     pub(super) fn coredns(&self) -> Result<Daemon> {
         let corefile = self.layout.at("conf/Corefile");
         let kubeconfig = pki::kubeconfig(self.layout, "coredns");
-        let text = corefile_text(self.slot.node(), self.cluster_domain, &kubeconfig, self.layout.name());
+        let text = corefile_text(
+            self.slot.node(),
+            self.cluster_domain,
+            &kubeconfig,
+            self.layout.name(),
+        );
         write(&corefile, &text)?;
         let args = vec!["-conf".to_owned(), corefile.to_string_lossy().into_owned()];
         Ok(self.daemon("coredns", Program::CoreDns, args, vec![corefile, kubeconfig]))
@@ -208,12 +229,23 @@ use_internal_loopback = true
 
     fn daemon(&self, name: &'static str, program: Program, args: Vec<String>, files: Vec<PathBuf>) -> Daemon {
         let program = self.tools.path(program).to_path_buf();
-        Daemon { name, program, args, files, in_netns: true }
+        Daemon {
+            name,
+            program,
+            args,
+            files,
+            in_netns: true,
+        }
     }
 }
 
 /// The DNS server's configuration. Two servers on one address, since within one the order of plugins is fixed.
-fn corefile_text(node: std::net::Ipv4Addr, domain: &str, kubeconfig: &std::path::Path, cluster: &str) -> String {
+fn corefile_text(
+    node: std::net::Ipv4Addr,
+    domain: &str,
+    kubeconfig: &std::path::Path,
+    cluster: &str,
+) -> String {
     let kubeconfig = kubeconfig.display();
     format!(
         r"{domain}:53 in-addr.arpa:53 ip6.arpa:53 {{

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use serde_json::json;
 use time::{Duration, OffsetDateTime};
@@ -53,32 +54,58 @@ pub(super) fn ensure(layout: &Layout, names: &Names<'_>) -> Result<()> {
     write(&pki.join("sa.key"), &service_accounts.serialize_pem())?;
     write(&pki.join("sa.pub"), &service_accounts.public_key_pem())?;
 
-    let mut server = vec!["localhost".to_owned(), "kubernetes".into(), "kubernetes.default".into()];
+    let mut server = vec![
+        "localhost".to_owned(),
+        "kubernetes".into(),
+        "kubernetes.default".into(),
+    ];
     server.push("kubernetes.default.svc".into());
     server.push(format!("kubernetes.default.svc.{}", names.cluster_domain));
-    ca.leaf("kube-apiserver", None, &server, names.server_ips)?.write(&pki, "apiserver")?;
-    ca.leaf("kube-apiserver-kubelet-client", Some("system:masters"), &[], &[])?.write(&pki, "apiserver-kubelet-client")?;
-    front.leaf("front-proxy-client", None, &[], &[])?.write(&pki, "front-proxy-client")?;
+    ca.leaf("kube-apiserver", None, &server, names.server_ips)?
+        .write(&pki, "apiserver")?;
+    ca.leaf("kube-apiserver-kubelet-client", Some("system:masters"), &[], &[])?
+        .write(&pki, "apiserver-kubelet-client")?;
+    front
+        .leaf("front-proxy-client", None, &[], &[])?
+        .write(&pki, "front-proxy-client")?;
     if let Some((node, ip)) = names.node {
-        ca.leaf(&format!("system:node:{node}"), Some("system:nodes"), &[node.to_owned()], &[ip])?
-            .write(&pki, "kubelet-server")?;
+        ca.leaf(
+            &format!("system:node:{node}"),
+            Some("system:nodes"),
+            &[node.to_owned()],
+            &[ip],
+        )?
+        .write(&pki, "kubelet-server")?;
     }
     for client in clients(names.node.map(|(name, _)| name)) {
-        ca.leaf(&client.user, client.group, &[], &[])?.write(&pki, client.file)?;
+        ca.leaf(&client.user, client.group, &[], &[])?
+            .write(&pki, client.file)?;
     }
     write(&finished, "")
 }
 
 /// The components that get a kubeconfig.
 pub(super) fn clients(node: Option<&str>) -> Vec<ClientIdentity<'static>> {
-    let client = |file, user: &str, group| ClientIdentity { file, user: user.to_owned(), group };
+    let client = |file, user: &str, group| ClientIdentity {
+        file,
+        user: user.to_owned(),
+        group,
+    };
     let mut clients = vec![client("admin", "heddle-test-admin", Some("system:masters"))];
     if let Some(node) = node {
-        clients.push(client("controller-manager", "system:kube-controller-manager", None));
+        clients.push(client(
+            "controller-manager",
+            "system:kube-controller-manager",
+            None,
+        ));
         clients.push(client("scheduler", "system:kube-scheduler", None));
         clients.push(client("kube-proxy", "system:kube-proxy", None));
         clients.push(client("coredns", super::bootstrap::COREDNS_USER, None));
-        clients.push(client("kubelet", &format!("system:node:{node}"), Some("system:nodes")));
+        clients.push(client(
+            "kubelet",
+            &format!("system:node:{node}"),
+            Some("system:nodes"),
+        ));
     }
     clients
 }
@@ -90,7 +117,9 @@ pub(super) fn write_kubeconfigs(layout: &Layout, server: &str, node: Option<&str
     fs::create_dir_all(&conf).with_context(|| format!("failed to make {}", conf.display()))?;
     let read = |name: String| {
         let path = pki.join(name);
-        fs::read(&path).map(|bytes| BASE64.encode(bytes)).with_context(|| format!("failed to read {}", path.display()))
+        fs::read(&path)
+            .map(|bytes| BASE64.encode(bytes))
+            .with_context(|| format!("failed to read {}", path.display()))
     };
     let ca = read("ca.crt".into())?;
     for client in clients(node) {
@@ -134,25 +163,49 @@ impl Authority {
     fn new(name: &str) -> Result<Self> {
         let mut params = params(name, None)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign];
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::CrlSign,
+        ];
         let key = KeyPair::generate().with_context(|| format!("failed to make the key of {name}"))?;
-        let pem = params.self_signed(&key).with_context(|| format!("failed to sign {name}"))?.pem();
-        Ok(Self { issuer: Issuer::new(params, key), pem })
+        let pem = params
+            .self_signed(&key)
+            .with_context(|| format!("failed to sign {name}"))?
+            .pem();
+        Ok(Self {
+            issuer: Issuer::new(params, key),
+            pem,
+        })
     }
 
     fn leaf(&self, name: &str, group: Option<&str>, dns: &[String], ips: &[Ipv4Addr]) -> Result<Leaf> {
         let mut params = params(name, group)?;
         for dns in dns {
-            let dns = dns.as_str().try_into().with_context(|| format!("`{dns}` is no DNS name"))?;
+            let dns = dns
+                .as_str()
+                .try_into()
+                .with_context(|| format!("`{dns}` is no DNS name"))?;
             params.subject_alt_names.push(SanType::DnsName(dns));
         }
-        params.subject_alt_names.extend(ips.iter().map(|ip| SanType::IpAddress((*ip).into())));
+        params
+            .subject_alt_names
+            .extend(ips.iter().map(|ip| SanType::IpAddress((*ip).into())));
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let key = KeyPair::generate().with_context(|| format!("failed to make the key of {name}"))?;
-        let certificate = params.signed_by(&key, &self.issuer).with_context(|| format!("failed to sign {name}"))?.pem();
-        Ok(Leaf { certificate, key: key.serialize_pem() })
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .with_context(|| format!("failed to sign {name}"))?
+            .pem();
+        Ok(Leaf {
+            certificate,
+            key: key.serialize_pem(),
+        })
     }
 }
 
@@ -180,7 +233,12 @@ fn params(name: &str, group: Option<&str>) -> Result<CertificateParams> {
 /// Writes a file that only its owner may read: most files here hold keys.
 fn write(path: &Path, text: &str) -> Result<()> {
     let shown = || format!("failed to write {}", path.display());
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).with_context(shown)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(shown)?;
     file.write_all(text.as_bytes()).with_context(shown)
 }

@@ -44,8 +44,10 @@ impl Daemon {
     /// Starts it unless exactly this already runs; one that runs with another command line is replaced.
     pub(super) fn ensure(&self, layout: &Layout) -> Result<()> {
         let spec = self.spec();
-        let (same, other): (Vec<_>, Vec<_>) =
-            self.find(layout).into_iter().partition(|found| variable(*found, SPEC_VARIABLE).as_deref() == Some(&*spec));
+        let (same, other): (Vec<_>, Vec<_>) = self
+            .find(layout)
+            .into_iter()
+            .partition(|found| variable(*found, SPEC_VARIABLE).as_deref() == Some(&*spec));
         kill(&other.into_iter().collect()).with_context(|| format!("failed to replace {}", self.name))?;
         if same.is_empty() {
             self.start(layout, &spec)?;
@@ -56,7 +58,12 @@ impl Daemon {
     /// Whether it runs; an error with the end of its log if not.
     pub(super) fn check(&self, layout: &Layout) -> Result<()> {
         if self.find(layout).is_empty() {
-            bail!("{} ended; the end of {}:\n{}", self.name, self.log(layout).display(), self.log_tail(layout));
+            bail!(
+                "{} ended; the end of {}:\n{}",
+                self.name,
+                self.log(layout).display(),
+                self.log_tail(layout)
+            );
         }
         Ok(())
     }
@@ -79,14 +86,28 @@ impl Daemon {
             fs::create_dir_all(&folder).with_context(|| format!("failed to make {}", folder.display()))?;
         }
         let open = || {
-            File::options().create(true).append(true).open(&log).with_context(|| format!("failed to open {}", log.display()))
+            File::options()
+                .create(true)
+                .append(true)
+                .open(&log)
+                .with_context(|| format!("failed to open {}", log.display()))
         };
         let mut command = match self.in_netns {
             true => network::command_in(layout, &self.program),
             false => Command::new(&self.program),
         };
         let mut path = vec![self.program.parent().map(PathBuf::from).unwrap_or_default()];
-        path.extend(["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from));
+        path.extend(
+            [
+                "/usr/local/sbin",
+                "/usr/local/bin",
+                "/usr/sbin",
+                "/usr/bin",
+                "/sbin",
+                "/bin",
+            ]
+            .map(PathBuf::from),
+        );
         let path = std::env::join_paths(path).context("the tools' folder has a colon in its path")?;
         command
             .args(&self.args)
@@ -103,9 +124,12 @@ impl Daemon {
             .stderr(open()?)
             // A group of its own: Ctrl-C at the terminal is not meant for it.
             .process_group(0);
-        let mut child = command.spawn().with_context(|| format!("failed to start {}", self.name))?;
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("failed to start {}", self.name))?;
         let pid_file = layout.at(&format!("run/{}.pid", self.name));
-        fs::write(&pid_file, format!("{}\n", child.id())).with_context(|| format!("failed to write {}", pid_file.display()))?;
+        fs::write(&pid_file, format!("{}\n", child.id()))
+            .with_context(|| format!("failed to write {}", pid_file.display()))?;
         // It usually outlives this process. If it does not, somebody must collect it.
         std::thread::spawn(move || child.wait());
         Ok(())
@@ -114,7 +138,8 @@ impl Daemon {
     /// Processes that are this daemon, and not children that inherited its environment.
     fn find(&self, layout: &Layout) -> Vec<u32> {
         let state = layout.state();
-        all().into_iter()
+        all()
+            .into_iter()
             .filter(|pid| {
                 variable(*pid, MARKER).is_some_and(|value| state.as_os_str() == &*value)
                     && variable(*pid, NAME_VARIABLE).as_deref() == Some(self.name)
@@ -124,7 +149,9 @@ impl Daemon {
     }
 
     fn is_program(&self, pid: u32) -> bool {
-        let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
+        let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) else {
+            return false;
+        };
         // The program may have been built anew since, or may still be on its way through nsenter.
         let exe = exe.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
         let is = |name: &std::ffi::OsStr| std::path::Path::new(&exe).file_name() == Some(name);
@@ -133,7 +160,10 @@ impl Daemon {
 
     fn spec(&self) -> String {
         let mut hash = Sha256::new();
-        for part in [self.program.to_string_lossy().as_ref()].into_iter().chain(self.args.iter().map(String::as_str)) {
+        for part in [self.program.to_string_lossy().as_ref()]
+            .into_iter()
+            .chain(self.args.iter().map(String::as_str))
+        {
             hash.update(part.as_bytes());
             hash.update([0]);
         }
@@ -145,11 +175,31 @@ impl Daemon {
     }
 }
 
+/// Fails if the cluster's network namespace is that of a cluster with the same name in another state folder.
+pub(super) fn check_owner(layout: &Layout) -> Result<()> {
+    let netns = netns_id(layout);
+    let inside = |pid: &u32| netns.is_some() && process_netns_id(*pid) == netns;
+    let other = all()
+        .into_iter()
+        .filter(inside)
+        .filter_map(|pid| variable(pid, MARKER));
+    match other
+        .into_iter()
+        .find(|state| layout.state().as_os_str() != &**state)
+    {
+        Some(state) => bail!(
+            "the network namespace {} is that of another cluster, whose state is in {state}; hint: choose another name",
+            layout.netns()
+        ),
+        None => Ok(()),
+    }
+}
+
 /// Every process that belongs to the cluster: those that carry its mark, live in its network namespace or its
 /// cgroups, and all that descend from these. Never this process itself.
 pub(super) fn of_cluster(layout: &Layout) -> BTreeSet<u32> {
     let state = layout.state();
-    let netns = fs::metadata(layout.netns_path()).ok().map(|meta| (meta.dev(), meta.ino()));
+    let netns = netns_id(layout);
     let mut found = super::cgroup::processes(layout);
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for pid in all() {
@@ -157,8 +207,7 @@ pub(super) fn of_cluster(layout: &Layout) -> BTreeSet<u32> {
             children.entry(parent).or_default().push(pid);
         }
         let marked = variable(pid, MARKER).is_some_and(|value| state.as_os_str() == &*value);
-        let inside = netns.is_some()
-            && fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|meta| (meta.dev(), meta.ino())) == netns;
+        let inside = netns.is_some() && process_netns_id(pid) == netns;
         if marked || inside {
             found.insert(pid);
         }
@@ -177,6 +226,18 @@ pub(super) fn of_cluster(layout: &Layout) -> BTreeSet<u32> {
     found
 }
 
+fn netns_id(layout: &Layout) -> Option<(u64, u64)> {
+    fs::metadata(layout.netns_path())
+        .ok()
+        .map(|meta| (meta.dev(), meta.ino()))
+}
+
+fn process_netns_id(pid: u32) -> Option<(u64, u64)> {
+    fs::metadata(format!("/proc/{pid}/ns/net"))
+        .ok()
+        .map(|meta| (meta.dev(), meta.ino()))
+}
+
 /// Kills what `find` returns until it returns nothing.
 pub(super) fn kill_all(mut find: impl FnMut() -> BTreeSet<u32>) -> Result<usize> {
     let deadline = Instant::now() + KILL_LIMIT;
@@ -188,7 +249,10 @@ pub(super) fn kill_all(mut find: impl FnMut() -> BTreeSet<u32>) -> Result<usize>
             return Ok(killed.len());
         }
         if Instant::now() > deadline {
-            bail!("processes {found:?} did not end within {} s of being killed", KILL_LIMIT.as_secs());
+            bail!(
+                "processes {found:?} did not end within {} s of being killed",
+                KILL_LIMIT.as_secs()
+            );
         }
         for pid in found {
             send_kill(pid);
@@ -219,7 +283,10 @@ fn stat(pid: u32) -> Option<Stat> {
     // The second field is the name in parentheses and may hold anything, parentheses and spaces included.
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?.chars().next()?;
-    Some(Stat { state, parent: fields.next()?.parse().ok()? })
+    Some(Stat {
+        state,
+        parent: fields.next()?.parse().ok()?,
+    })
 }
 
 /// Whether it still runs: a process that only waits for its parent to collect it does not.
@@ -229,14 +296,19 @@ fn is_alive(pid: u32) -> bool {
 
 fn all() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| is_alive(*pid)).collect()
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| is_alive(*pid))
+        .collect()
 }
 
 /// A variable of a process's environment as it was started; `None` too when it is not ours to read.
 fn variable(pid: u32, name: &str) -> Option<String> {
     let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let prefix = format!("{name}=");
-    let entry = environ.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(prefix.as_bytes()))?;
+    let entry = environ
+        .split(|byte| *byte == 0)
+        .find_map(|entry| entry.strip_prefix(prefix.as_bytes()))?;
     String::from_utf8(entry.to_vec()).ok()
 }
 
@@ -246,7 +318,11 @@ mod tests {
 
     #[test]
     fn the_environment_and_state_of_a_process_are_read() {
-        let child = Command::new("sleep").arg("60").env(NAME_VARIABLE, "a test").spawn().unwrap();
+        let child = Command::new("sleep")
+            .arg("60")
+            .env(NAME_VARIABLE, "a test")
+            .spawn()
+            .unwrap();
         let pid = child.id();
         // Between fork and exec the child still shows this process's environment.
         let deadline = Instant::now() + Duration::from_secs(5);

@@ -23,7 +23,11 @@ pub(super) fn remember(clusters: &Path) {
     }
     let settings: BTreeMap<&str, String> = CHANGED_BY_KUBELET
         .iter()
-        .filter_map(|key| fs::read_to_string(path(key)).ok().map(|value| (*key, value.trim().to_owned())))
+        .filter_map(|key| {
+            fs::read_to_string(path(key))
+                .ok()
+                .map(|value| (*key, value.trim().to_owned()))
+        })
         .collect();
     if let Ok(text) = serde_json::to_string_pretty(&settings) {
         // Without the file the settings stay as the kubelet wants them, which harms nothing that runs.
@@ -34,7 +38,9 @@ pub(super) fn remember(clusters: &Path) {
 /// Puts the settings back and forgets them.
 pub(super) fn restore(clusters: &Path) {
     let file = file(clusters);
-    let Ok(text) = fs::read_to_string(&file) else { return };
+    let Ok(text) = fs::read_to_string(&file) else {
+        return;
+    };
     let settings: BTreeMap<String, String> = serde_json::from_str(&text).unwrap_or_default();
     for key in CHANGED_BY_KUBELET {
         if let Some(value) = settings.get(*key) {

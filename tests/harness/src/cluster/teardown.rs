@@ -29,6 +29,7 @@ pub struct Removed {
 
 /// Removes everything of the cluster. The caller holds its lock.
 pub(super) fn remove(layout: &Layout) -> Result<Removed> {
+    process::check_owner(layout)?;
     let existed = layout.state().exists() || network::exists(layout);
     let processes = process::kill_all(|| process::of_cluster(layout))?;
     let mounts = unmount_below(&layout.state())?;
@@ -41,7 +42,11 @@ pub(super) fn remove(layout: &Layout) -> Result<Removed> {
     if !any_other_node(layout) {
         sysctl::restore(layout.clusters());
     }
-    Ok(Removed { processes, mounts, existed })
+    Ok(Removed {
+        processes,
+        mounts,
+        existed,
+    })
 }
 
 /// Unmounts all below `folder`, what was mounted last first.
@@ -53,7 +58,9 @@ fn unmount_below(folder: &Path) -> Result<usize> {
         match rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH) {
             // It went with another one.
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(error).with_context(|| format!("failed to unmount {}", mount.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("failed to unmount {}", mount.display()));
+            }
         }
     }
     Ok(mounts.len())
@@ -61,7 +68,10 @@ fn unmount_below(folder: &Path) -> Result<usize> {
 
 fn mounts_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let text = fs::read_to_string("/proc/self/mountinfo").context("failed to read the list of mounts")?;
-    let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    let points = text
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(unescape);
     Ok(points.filter(|point| point.starts_with(folder)).collect())
 }
 
@@ -70,7 +80,9 @@ fn unescape(field: &str) -> PathBuf {
     let bytes = field.as_bytes();
     let (mut path, mut index) = (Vec::with_capacity(bytes.len()), 0);
     while index < bytes.len() {
-        let digits = bytes.get(index + 1..index + 4).and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits = bytes
+            .get(index + 1..index + 4)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
         match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             Some(byte) if bytes[index] == b'\\' => {
                 path.push(byte);
@@ -103,7 +115,10 @@ fn remove_tree(folder: &Path) -> Result<()> {
     let mounted = mounts_below(folder)?;
     if !mounted.is_empty() {
         // Removing would reach into what is mounted there.
-        bail!("{} is not removed: still mounted below it: {mounted:?}", folder.display());
+        bail!(
+            "{} is not removed: still mounted below it: {mounted:?}",
+            folder.display()
+        );
     }
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -128,7 +143,12 @@ fn remove_traces(layout: &Layout) {
             let _ = fs::remove_file(entry.path());
         }
     }
-    for folder in [results, Path::new("/var/lib/cni"), links, Path::new("/run/heddle")] {
+    for folder in [
+        results,
+        Path::new("/var/lib/cni"),
+        links,
+        Path::new("/run/heddle"),
+    ] {
         // Only if empty.
         let _ = fs::remove_dir(folder);
     }
@@ -145,7 +165,12 @@ fn is_cni_result(file: &str, network: &str) -> bool {
 fn any_other_node(layout: &Layout) -> bool {
     let own = layout.netns();
     let mut others = fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    others.any(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX) && name != own))
+    others.any(|entry| {
+        entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.starts_with(PREFIX) && name != own)
+    })
 }
 
 #[cfg(test)]

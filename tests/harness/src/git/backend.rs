@@ -15,7 +15,9 @@ use futures_util::stream;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE,
+};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -51,7 +53,9 @@ pub enum Auth {
 impl Auth {
     fn expected(&self) -> String {
         match self {
-            Self::Basic { user, password } => format!("Basic {}", BASE64.encode(format!("{user}:{password}"))),
+            Self::Basic { user, password } => {
+                format!("Basic {}", BASE64.encode(format!("{user}:{password}")))
+            }
             Self::Bearer(token) => format!("Bearer {token}"),
         }
     }
@@ -76,7 +80,10 @@ pub struct GitServerOptions {
 impl GitServerOptions {
     /// On a free port of `ip`, open to everyone.
     pub fn on(ip: impl Into<std::net::IpAddr>) -> Self {
-        Self { listen: SocketAddr::new(ip.into(), 0), auth: None }
+        Self {
+            listen: SocketAddr::new(ip.into(), 0),
+            auth: None,
+        }
     }
 }
 
@@ -100,15 +107,30 @@ impl GitServer {
     /// Starts to listen.
     pub async fn start(options: GitServerOptions) -> Result<Self> {
         let GitServerOptions { listen, auth } = options;
-        let listener =
-            TcpListener::bind(listen).await.with_context(|| format!("failed to listen on {listen} for the Git server"))?;
-        let addr = listener.local_addr().context("failed to read the Git server's address")?;
-        let root = tempfile::Builder::new().prefix("heddle-git-").tempdir().context("failed to make a folder for repositories")?;
+        let listener = TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("failed to listen on {listen} for the Git server"))?;
+        let addr = listener
+            .local_addr()
+            .context("failed to read the Git server's address")?;
+        let root = tempfile::Builder::new()
+            .prefix("heddle-git-")
+            .tempdir()
+            .context("failed to make a folder for repositories")?;
         let (failing, failing_receiver) = watch::channel(None);
-        let shared = Arc::new(Shared { root: root.path().to_path_buf(), auth, failing: failing_receiver });
+        let shared = Arc::new(Shared {
+            root: root.path().to_path_buf(),
+            auth,
+            failing: failing_receiver,
+        });
         let mut serving = JoinSet::new();
         serving.spawn(accept(listener, shared));
-        Ok(Self { addr, root, _serving: serving, failing })
+        Ok(Self {
+            addr,
+            root,
+            _serving: serving,
+            failing,
+        })
     }
 
     /// Makes a repository that is served at once.
@@ -118,7 +140,11 @@ impl GitServer {
 
     /// Where `repository` is served.
     pub fn url(&self, repository: &Repository) -> String {
-        let name = repository.path().file_name().unwrap_or_default().to_string_lossy();
+        let name = repository
+            .path()
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy();
         format!("http://{}/{name}", self.addr)
     }
 
@@ -167,10 +193,15 @@ async fn answer(shared: &Shared, peer: SocketAddr, request: Request<Incoming>) -
         return text(status, "this server was told to fail\n");
     }
     if let Some(auth) = &shared.auth {
-        let shown = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let shown = request
+            .headers()
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
         if shown != Some(&auth.expected()) {
             let mut refusal = text(StatusCode::UNAUTHORIZED, "credentials are needed\n");
-            refusal.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(auth.challenge()));
+            refusal
+                .headers_mut()
+                .insert(WWW_AUTHENTICATE, HeaderValue::from_static(auth.challenge()));
             return refusal;
         }
     }
@@ -188,16 +219,29 @@ async fn answer(shared: &Shared, peer: SocketAddr, request: Request<Incoming>) -
     }
 }
 
-async fn run_backend(shared: &Shared, peer: SocketAddr, request: Request<Incoming>) -> Result<Response<Body>> {
+async fn run_backend(
+    shared: &Shared,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Response<Body>> {
     let (parts, body) = request.into_parts();
     // Chunks are put together here, within bounds; a compressed body stays so, the backend unpacks it.
     let body = Limited::new(body, REQUEST_MAX_BYTES).collect().await;
-    let body = body.map_err(|error| match error.downcast::<http_body_util::LengthLimitError>() {
-        Ok(too_long) => anyhow::Error::from(*too_long),
-        Err(error) => anyhow::anyhow!("failed to read the request's body: {error}"),
-    })?;
+    let body = body.map_err(
+        |error| match error.downcast::<http_body_util::LengthLimitError>() {
+            Ok(too_long) => anyhow::Error::from(*too_long),
+            Err(error) => anyhow::anyhow!("failed to read the request's body: {error}"),
+        },
+    )?;
     let body = body.to_bytes();
-    let header = |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    let header = |name: HeaderName| {
+        parts
+            .headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+            .to_owned()
+    };
     let mut backend = Command::from(git());
     backend
         .arg("http-backend")
@@ -226,7 +270,11 @@ async fn run_backend(shared: &Shared, peer: SocketAddr, request: Request<Incomin
     });
     let mut stdout = BufReader::new(stdout);
     let mut response = read_headers(&mut stdout).await?;
-    *response.body_mut() = stream_body(Answering { stdout, _child: child, _tasks: tasks });
+    *response.body_mut() = stream_body(Answering {
+        stdout,
+        _child: child,
+        _tasks: tasks,
+    });
     Ok(response)
 }
 
@@ -253,28 +301,46 @@ async fn read_headers(stdout: &mut BufReader<ChildStdout>) -> Result<Response<Bo
     let mut block = stdout.take(HEADER_MAX_BYTES);
     loop {
         let mut line = String::new();
-        if block.read_line(&mut line).await.context("failed to read what git answers")? == 0 {
-            bail!("git ended without an answer, or with a header block of more than {HEADER_MAX_BYTES} bytes");
+        if block
+            .read_line(&mut line)
+            .await
+            .context("failed to read what git answers")?
+            == 0
+        {
+            bail!(
+                "git ended without an answer, or with a header block of more than {HEADER_MAX_BYTES} bytes"
+            );
         }
         let line = line.trim_end();
         if line.is_empty() {
             return Ok(response);
         }
-        let (name, value) = line.split_once(':').with_context(|| format!("git sent `{line}` as a header"))?;
+        let (name, value) = line
+            .split_once(':')
+            .with_context(|| format!("git sent `{line}` as a header"))?;
         let value = value.trim();
         if name.eq_ignore_ascii_case("status") {
             let code = value.split(' ').next().unwrap_or_default();
-            *response.status_mut() = code.parse().with_context(|| format!("git sent the status `{value}`"))?;
+            *response.status_mut() = code
+                .parse()
+                .with_context(|| format!("git sent the status `{value}`"))?;
         } else {
-            let name: HeaderName = name.parse().with_context(|| format!("git sent `{line}` as a header"))?;
-            let value = HeaderValue::from_str(value).with_context(|| format!("git sent `{line}` as a header"))?;
+            let name: HeaderName = name
+                .parse()
+                .with_context(|| format!("git sent `{line}` as a header"))?;
+            let value =
+                HeaderValue::from_str(value).with_context(|| format!("git sent `{line}` as a header"))?;
             response.headers_mut().append(name, value);
         }
     }
 }
 
 fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Full::new(text.into()).map_err(|never| match never {}).boxed_unsync());
+    let mut response = Response::new(
+        Full::new(text.into())
+            .map_err(|never| match never {})
+            .boxed_unsync(),
+    );
     *response.status_mut() = status;
     response
 }
@@ -288,9 +354,17 @@ mod tests {
 
     async fn clone(url: &str, extra: &[&str]) -> Result<String> {
         let folder = tempfile::tempdir()?;
-        let (url, extra) = (url.to_owned(), extra.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>());
+        let (url, extra) = (
+            url.to_owned(),
+            extra.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>(),
+        );
         tokio::task::spawn_blocking(move || {
-            command::run(git().args(extra).args(["clone", "--quiet", &url]).arg(folder.path().join("clone")))?;
+            command::run(
+                git()
+                    .args(extra)
+                    .args(["clone", "--quiet", &url])
+                    .arg(folder.path().join("clone")),
+            )?;
             Ok(std::fs::read_to_string(folder.path().join("clone/mesh.yaml"))?)
         })
         .await?
@@ -298,9 +372,13 @@ mod tests {
 
     #[tokio::test]
     async fn commits_are_served_and_history_can_be_replaced() {
-        let server = GitServer::start(GitServerOptions::on(Ipv4Addr::LOCALHOST)).await.unwrap();
+        let server = GitServer::start(GitServerOptions::on(Ipv4Addr::LOCALHOST))
+            .await
+            .unwrap();
         let repository = server.create("mesh").unwrap();
-        let first = repository.commit("one", &[("mesh.yaml", "1"), ("a/b.yaml", "x")]).unwrap();
+        let first = repository
+            .commit("one", &[("mesh.yaml", "1"), ("a/b.yaml", "x")])
+            .unwrap();
         assert_eq!(clone(&server.url(&repository), &[]).await.unwrap(), "1");
         let second = repository.commit("two", &[("mesh.yaml", "2")]).unwrap();
         let replaced = repository.rewrite("two again", &[("mesh.yaml", "3")]).unwrap();
@@ -312,40 +390,104 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_push_over_http_arrives() {
-        let server = GitServer::start(GitServerOptions::on(Ipv4Addr::LOCALHOST)).await.unwrap();
+        let server = GitServer::start(GitServerOptions::on(Ipv4Addr::LOCALHOST))
+            .await
+            .unwrap();
         let repository = server.create("mesh").unwrap();
         repository.commit("one", &[("mesh.yaml", "1")]).unwrap();
         // More than Git sends in one piece: it switches to chunks. The numbers keep it from being compressed away.
-        let large: String = (0..400_000_u64).map(|n| format!("{:x} ", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+        let large: String = (0..400_000_u64)
+            .map(|n| format!("{:x} ", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+            .collect();
         let (url, work) = (server.url(&repository), repository.work().to_path_buf());
         std::fs::write(work.join("mesh.yaml"), &large).unwrap();
         repository.git(["commit", "--quiet", "-am", "large"]).unwrap();
-        tokio::task::spawn_blocking(move || command::run(git().arg("-C").arg(work).args(["push", "--quiet", &url, "HEAD:main"])))
-            .await
-            .unwrap()
-            .unwrap();
+        tokio::task::spawn_blocking(move || {
+            command::run(
+                git()
+                    .arg("-C")
+                    .arg(work)
+                    .args(["push", "--quiet", &url, "HEAD:main"]),
+            )
+        })
+        .await
+        .unwrap()
+        .unwrap();
         assert_eq!(clone(&server.url(&repository), &[]).await.unwrap(), large);
+    }
+
+    #[tokio::test]
+    async fn a_fetch_of_many_commits_is_compressed_and_answered() {
+        let server = GitServer::start(GitServerOptions::on(Ipv4Addr::LOCALHOST))
+            .await
+            .unwrap();
+        let repository = server.create("mesh").unwrap();
+        repository.commit("first", &[("mesh.yaml", "1")]).unwrap();
+        for n in 0..30 {
+            // Commits that no branch has: the client must name each, and compresses requests of more than 1 KiB.
+            repository
+                .git([
+                    "commit",
+                    "--quiet",
+                    "--allow-empty",
+                    "--amend",
+                    "-m",
+                    &format!("tagged {n}"),
+                ])
+                .unwrap();
+            repository.git(["tag", &format!("t{n}")]).unwrap();
+        }
+        repository.git(["push", "--quiet", "--tags", "origin"]).unwrap();
+        assert_eq!(clone(&server.url(&repository), &[]).await.unwrap(), "1");
     }
 
     #[tokio::test]
     async fn without_the_right_credentials_nothing_is_served() {
         let auth = Some(Auth::Bearer("the right one".into()));
-        let server = GitServer::start(GitServerOptions { auth, ..GitServerOptions::on(Ipv4Addr::LOCALHOST) }).await.unwrap();
+        let server = GitServer::start(GitServerOptions {
+            auth,
+            ..GitServerOptions::on(Ipv4Addr::LOCALHOST)
+        })
+        .await
+        .unwrap();
         let repository = server.create("mesh").unwrap();
         repository.commit("one", &[("mesh.yaml", "1")]).unwrap();
         let url = server.url(&repository);
         assert!(clone(&url, &[]).await.is_err());
-        assert!(clone(&url, &["-c", "http.extraHeader=Authorization: Bearer a wrong one"]).await.is_err());
-        assert_eq!(clone(&url, &["-c", "http.extraHeader=Authorization: Bearer the right one"]).await.unwrap(), "1");
+        assert!(
+            clone(
+                &url,
+                &["-c", "http.extraHeader=Authorization: Bearer a wrong one"]
+            )
+            .await
+            .is_err()
+        );
+        assert_eq!(
+            clone(
+                &url,
+                &["-c", "http.extraHeader=Authorization: Bearer the right one"]
+            )
+            .await
+            .unwrap(),
+            "1"
+        );
     }
 
     #[tokio::test]
     async fn a_server_told_to_fail_fails_until_told_otherwise() {
-        let server = GitServer::start(GitServerOptions::on(Ipv4Addr::LOCALHOST)).await.unwrap();
+        let server = GitServer::start(GitServerOptions::on(Ipv4Addr::LOCALHOST))
+            .await
+            .unwrap();
         let repository = server.create("mesh").unwrap();
         repository.commit("one", &[("mesh.yaml", "1")]).unwrap();
         server.fail_with(Some(StatusCode::SERVICE_UNAVAILABLE));
-        assert!(clone(&server.url(&repository), &[]).await.unwrap_err().to_string().contains("503"));
+        assert!(
+            clone(&server.url(&repository), &[])
+                .await
+                .unwrap_err()
+                .to_string()
+                .contains("503")
+        );
         server.fail_with(None);
         assert_eq!(clone(&server.url(&repository), &[]).await.unwrap(), "1");
     }

@@ -21,17 +21,28 @@ pub struct Repository {
 impl Repository {
     /// Makes the repository `<name>.git` in `root`, with an empty clone in `<name>.work`.
     pub(super) fn create(root: &Path, name: &str) -> Result<Self> {
-        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
+        if name.is_empty()
+            || !name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        {
             bail!("`{name}` cannot name a repository: expected letters, digits, hyphens and underscores");
         }
-        let repository = Self { bare: root.join(format!("{name}.git")), work: root.join(format!("{name}.work")) };
+        let repository = Self {
+            bare: root.join(format!("{name}.git")),
+            work: root.join(format!("{name}.work")),
+        };
         let Self { bare, work } = &repository;
-        run(git().args(["init", "--quiet", "--bare", "--initial-branch", BRANCH]).arg(bare))?;
+        run(git()
+            .args(["init", "--quiet", "--bare", "--initial-branch", BRANCH])
+            .arg(bare))?;
         // Pushing over HTTP is refused by default; fetching one commit by its hash too.
         for setting in ["http.receivepack", "uploadpack.allowAnySHA1InWant"] {
             run(git().arg("-C").arg(bare).args(["config", setting, "true"]))?;
         }
-        run(git().args(["init", "--quiet", "--initial-branch", BRANCH]).arg(work))?;
+        run(git()
+            .args(["init", "--quiet", "--initial-branch", BRANCH])
+            .arg(work))?;
         repository.git(["remote", "add", "origin", &bare.to_string_lossy()])?;
         Ok(repository)
     }
@@ -77,7 +88,14 @@ impl Repository {
     /// Tags the current commit and pushes the tag.
     pub fn tag(&self, name: &str) -> Result<()> {
         self.git(["tag", "--force", name])?;
-        self.git(["push", "--quiet", "--force", "origin", &format!("refs/tags/{name}")]).map(drop)
+        self.git([
+            "push",
+            "--quiet",
+            "--force",
+            "origin",
+            &format!("refs/tags/{name}"),
+        ])
+        .map(drop)
     }
 
     /// The current commit's hash.
@@ -92,7 +110,9 @@ impl Repository {
 
     fn write(&self, files: &[(&str, &str)]) -> Result<()> {
         for (path, content) in files {
-            let inside = Path::new(path).components().all(|component| matches!(component, Component::Normal(_)));
+            let inside = Path::new(path)
+                .components()
+                .all(|component| matches!(component, Component::Normal(_)));
             if !inside {
                 bail!("`{path}` is no path inside a repository");
             }
@@ -111,7 +131,12 @@ impl Repository {
 
     fn push(&self, arguments: &[&str]) -> Result<String> {
         let reference = format!("HEAD:refs/heads/{BRANCH}");
-        self.git(["push", "--quiet"].iter().chain(arguments).chain(&["origin", reference.as_str()]))?;
+        self.git(
+            ["push", "--quiet"]
+                .iter()
+                .chain(arguments)
+                .chain(&["origin", reference.as_str()]),
+        )?;
         self.head()
     }
 }
@@ -120,7 +145,13 @@ impl Repository {
 pub(super) fn git() -> Command {
     let mut git = Command::new("git");
     // A hook or a surrounding repository must not redirect what happens here.
-    for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE"] {
+    for name in [
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_INDEX_FILE",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_NAMESPACE",
+    ] {
         git.env_remove(name);
     }
     git.env("GIT_CONFIG_GLOBAL", "/dev/null")

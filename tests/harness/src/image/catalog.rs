@@ -39,7 +39,12 @@ const fn image(
     packages: &'static [&'static str],
     user: u32,
 ) -> ProgramImage {
-    ProgramImage { name, programs, packages, user }
+    ProgramImage {
+        name,
+        programs,
+        packages,
+        user,
+    }
 }
 
 const PAUSE: ProgramImage = image("pause", &["pause"], &["heddle-tests-harness"], 65535);
@@ -49,7 +54,12 @@ pub const HEDDLE_IMAGES: &[ProgramImage] = &[
     image("heddle", &["heddle"], &["heddle-reconciler"], 2103),
     image("control", &["heddle-control"], &["heddle-control"], 2103),
     image("identity", &["heddle-identity"], &["heddle-identity"], 2103),
-    image("proxy", &["heddle-proxy", "heddle-init"], &["heddle-proxy", "heddle-proxy-init"], 2102),
+    image(
+        "proxy",
+        &["heddle-proxy", "heddle-init"],
+        &["heddle-proxy", "heddle-proxy-init"],
+        2102,
+    ),
     image("test-http", &["test-http"], &["heddle-tests-harness"], 65534),
 ];
 
@@ -64,14 +74,26 @@ impl ProgramImage {
         let mut base = base_layer();
         let mut own = Layer::default();
         for program in self.programs {
-            let path = programs.get(*program).with_context(|| format!("no program {program} was built for image {}", self.name))?;
+            let path = programs
+                .get(*program)
+                .with_context(|| format!("no program {program} was built for image {}", self.name))?;
             for object in elf::shared_objects(path)? {
                 base.add(object.clone(), Entry::Program(object, None));
             }
             own.add(Path::new("/").join(program), Entry::Program(path.clone(), None));
         }
-        let entrypoint = self.programs.first().map(|program| format!("/{program}")).into_iter().collect();
-        Ok(Image { name: self.reference(), layers: vec![base, own], entrypoint, user: format!("{0}:{0}", self.user) })
+        let entrypoint = self
+            .programs
+            .first()
+            .map(|program| format!("/{program}"))
+            .into_iter()
+            .collect();
+        Ok(Image {
+            name: self.reference(),
+            layers: vec![base, own],
+            entrypoint,
+            user: format!("{0}:{0}", self.user),
+        })
     }
 }
 
@@ -84,7 +106,10 @@ fn base_layer() -> Layer {
         .add("/etc/passwd", Entry::Text(passwd.into(), 0o644))
         .add("/etc/group", Entry::Text(group.into(), 0o644))
         // What /etc/hosts says comes first, as everywhere.
-        .add("/etc/nsswitch.conf", Entry::Text("hosts: files dns\n".into(), 0o644));
+        .add(
+            "/etc/nsswitch.conf",
+            Entry::Text("hosts: files dns\n".into(), 0o644),
+        );
     base
 }
 
@@ -102,7 +127,11 @@ pub fn build_programs(images: &[ProgramImage], profile: &str) -> Result<BTreeMap
 }
 
 /// Writes every image of `images` to `folder`, from programs that [`build_programs`] made; returns the tars.
-pub fn write_images(images: &[ProgramImage], programs: &BTreeMap<String, PathBuf>, folder: &Path) -> Result<Vec<PathBuf>> {
+pub fn write_images(
+    images: &[ProgramImage],
+    programs: &BTreeMap<String, PathBuf>,
+    folder: &Path,
+) -> Result<Vec<PathBuf>> {
     let mut tars = Vec::new();
     for image in images {
         let path = folder.join(format!("{}.tar", image.name));
@@ -116,10 +145,19 @@ pub fn write_images(images: &[ProgramImage], programs: &BTreeMap<String, PathBuf
 pub fn pause_tar() -> Result<PathBuf> {
     let source = include_str!("../bin/pause.rs");
     let key = hex::encode(Sha256::digest(source));
-    let tar = cache_dir()?.join("images").join(format!("pause-{VERSION}-{}.tar", &key[..12]));
+    let tar = cache_dir()?
+        .join("images")
+        .join(format!("pause-{VERSION}-{}.tar", &key[..12]));
     if !tar.is_file() {
         // With xtask's package, so that dependencies have the features that `cargo xtask` has just built.
-        let programs = cargo_build(["--package", "heddle-xtask", "--package", "heddle-tests-harness", "--bin", "pause"])?;
+        let programs = cargo_build([
+            "--package",
+            "heddle-xtask",
+            "--package",
+            "heddle-tests-harness",
+            "--bin",
+            "pause",
+        ])?;
         PAUSE.assemble(&programs)?.write(&tar)?;
     }
     Ok(tar)
@@ -134,22 +172,41 @@ struct Message {
 
 fn cargo_build<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<BTreeMap<String, PathBuf>> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
-    cargo.args(["build", "--message-format=json-render-diagnostics"]).args(arguments).current_dir(crate::workspace_root());
+    cargo
+        .args(["build", "--message-format=json-render-diagnostics"])
+        .args(arguments)
+        .current_dir(crate::workspace_root());
     // What Cargo told this process about itself must not look like a change to build scripts.
     for (name, _) in std::env::vars_os() {
         let name_text = name.to_string_lossy();
-        if name_text.starts_with("CARGO_PKG_") || name_text.starts_with("CARGO_MANIFEST_") || name_text == "CARGO_CRATE_NAME" {
+        if name_text.starts_with("CARGO_PKG_")
+            || name_text.starts_with("CARGO_MANIFEST_")
+            || name_text == "CARGO_CRATE_NAME"
+        {
             cargo.env_remove(&name);
         }
     }
-    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("failed to start cargo")?;
+    let output = cargo
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("failed to start cargo")?;
     if !output.status.success() {
-        bail!("`cargo build` of the images' programs failed ({}); what it said is above", output.status);
+        bail!(
+            "`cargo build` of the images' programs failed ({}); what it said is above",
+            output.status
+        );
     }
     let text = String::from_utf8(output.stdout).context("cargo's messages are not text")?;
-    let messages = text.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
-    let executables = messages.filter(|message| message.reason == "compiler-artifact").filter_map(|message| message.executable);
-    Ok(executables.filter_map(|path| Some((path.file_name()?.to_str()?.to_owned(), path))).collect())
+    let messages = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok());
+    let executables = messages
+        .filter(|message| message.reason == "compiler-artifact")
+        .filter_map(|message| message.executable);
+    Ok(executables
+        .filter_map(|path| Some((path.file_name()?.to_str()?.to_owned(), path)))
+        .collect())
 }
 
 #[cfg(test)]
@@ -159,6 +216,10 @@ mod tests {
     #[test]
     fn constants_carry_the_version() {
         assert_eq!(PAUSE.reference(), PAUSE_IMAGE);
-        assert!(HEDDLE_IMAGES.iter().any(|image| image.reference() == TEST_HTTP_IMAGE));
+        assert!(
+            HEDDLE_IMAGES
+                .iter()
+                .any(|image| image.reference() == TEST_HTTP_IMAGE)
+        );
     }
 }

@@ -12,7 +12,9 @@ pub(super) fn shared_objects(program: &Path) -> Result<Vec<PathBuf>> {
     let listed = match listed {
         // A static program is a failure to ldd.
         Err(error) if format!("{error:#}").contains("not a dynamic executable") => return Ok(Vec::new()),
-        listed => listed.with_context(|| format!("failed to learn which libraries {} needs", program.display()))?,
+        listed => {
+            listed.with_context(|| format!("failed to learn which libraries {} needs", program.display()))?
+        }
     };
     parse(&listed).with_context(|| format!("failed to learn which libraries {} needs", program.display()))
 }
@@ -28,7 +30,11 @@ fn parse(listed: &str) -> Result<Vec<PathBuf>> {
             bail!("the library {name} is not installed");
         }
         // The kernel's own object and the word for static programs have no path.
-        if let Some(path) = resolved.split_whitespace().next().filter(|path| path.starts_with('/')) {
+        if let Some(path) = resolved
+            .split_whitespace()
+            .next()
+            .filter(|path| path.starts_with('/'))
+        {
             found.push(PathBuf::from(path));
         }
     }
@@ -45,7 +51,10 @@ mod tests {
     fn paths_are_taken_from_both_kinds_of_line() {
         let listed = "\tlinux-vdso.so.1 (0x0)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x1)\n\t/lib64/ld-linux-x86-64.so.2 (0x2)\n";
         let paths = parse(listed).unwrap();
-        assert_eq!(paths, ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from));
+        assert_eq!(
+            paths,
+            ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from)
+        );
     }
 
     #[test]

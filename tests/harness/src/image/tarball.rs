@@ -49,14 +49,20 @@ pub struct Capabilities {
 
 impl Capabilities {
     /// `CAP_NET_ADMIN` and `CAP_NET_RAW`, effective at once.
-    pub const NET_ADMIN_AND_RAW: Self = Self { permitted: 1 << 12 | 1 << 13, effective: true };
+    pub const NET_ADMIN_AND_RAW: Self = Self {
+        permitted: 1 << 12 | 1 << 13,
+        effective: true,
+    };
 
     /// The kernel's `vfs_cap_data`, revision 2.
     fn to_xattr(self) -> Vec<u8> {
         let magic = 0x0200_0000_u32 | u32::from(self.effective);
         let low = u32::try_from(self.permitted & u64::from(u32::MAX)).expect("masked to 32 bits");
         let high = u32::try_from(self.permitted >> 32).expect("shifted to 32 bits");
-        [magic, low, 0, high, 0].iter().flat_map(|word| word.to_le_bytes()).collect()
+        [magic, low, 0, high, 0]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect()
     }
 }
 
@@ -64,8 +70,14 @@ impl Layer {
     /// Adds `entry` at the absolute `path`, replacing what was there.
     pub fn add(&mut self, path: impl Into<PathBuf>, entry: Entry) -> &mut Self {
         let path = path.into();
-        for parent in path.ancestors().skip(1).filter(|parent| parent.parent().is_some()) {
-            self.entries.entry(parent.to_path_buf()).or_insert(Entry::Folder(0o755));
+        for parent in path
+            .ancestors()
+            .skip(1)
+            .filter(|parent| parent.parent().is_some())
+        {
+            self.entries
+                .entry(parent.to_path_buf())
+                .or_insert(Entry::Folder(0o755));
         }
         self.entries.insert(path, entry);
         self
@@ -79,13 +91,19 @@ impl Layer {
     /// Writes the layer's tar and returns its file, size and SHA-256.
     fn write(&self) -> Result<(File, u64, String)> {
         let file = tempfile::tempfile().context("failed to make a temporary file for an image layer")?;
-        let mut tar = tar::Builder::new(Hashing { inner: BufWriter::new(file), hash: Sha256::new() });
+        let mut tar = tar::Builder::new(Hashing {
+            inner: BufWriter::new(file),
+            hash: Sha256::new(),
+        });
         for (path, entry) in &self.entries {
-            append(&mut tar, path, entry).with_context(|| format!("failed to add {} to an image", path.display()))?;
+            append(&mut tar, path, entry)
+                .with_context(|| format!("failed to add {} to an image", path.display()))?;
         }
         let Hashing { inner, hash } = tar.into_inner().context("failed to end an image layer")?;
         let mut file = inner.into_inner().context("failed to write an image layer")?;
-        let size = file.stream_position().context("failed to measure an image layer")?;
+        let size = file
+            .stream_position()
+            .context("failed to measure an image layer")?;
         file.rewind().context("failed to rewind an image layer")?;
         Ok((file, size, hex::encode(hash.finalize())))
     }
@@ -98,7 +116,8 @@ impl Image {
         let folder = path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).with_context(shown)?;
         let file = tempfile::NamedTempFile::new_in(folder).with_context(shown)?;
-        self.write_to(BufWriter::new(file.as_file())).with_context(shown)?;
+        self.write_to(BufWriter::new(file.as_file()))
+            .with_context(shown)?;
         file.persist(path).with_context(shown)?;
         Ok(())
     }
@@ -135,8 +154,15 @@ impl Image {
             "RepoTags": [self.name],
             "Layers": digests.iter().map(|digest| format!("{digest}/layer.tar")).collect::<Vec<_>>(),
         }]);
-        for (name, text) in [(config_name.as_str(), config), ("manifest.json", manifest.to_string())] {
-            tar.append_data(&mut header(tar::EntryType::Regular, 0o644, text.len() as u64), name, text.as_bytes())?;
+        for (name, text) in [
+            (config_name.as_str(), config),
+            ("manifest.json", manifest.to_string()),
+        ] {
+            tar.append_data(
+                &mut header(tar::EntryType::Regular, 0o644, text.len() as u64),
+                name,
+                text.as_bytes(),
+            )?;
         }
         tar.into_inner()?.flush()?;
         Ok(())
@@ -146,20 +172,31 @@ impl Image {
 fn append(tar: &mut tar::Builder<impl Write>, path: &Path, entry: &Entry) -> Result<()> {
     let inside = path.strip_prefix("/").context("paths in an image are absolute")?;
     match entry {
-        Entry::Folder(mode) => tar.append_data(&mut header(tar::EntryType::Directory, *mode, 0), inside, io::empty())?,
+        Entry::Folder(mode) => tar.append_data(
+            &mut header(tar::EntryType::Directory, *mode, 0),
+            inside,
+            io::empty(),
+        )?,
         Entry::Text(text, mode) => {
             let mut header = header(tar::EntryType::Regular, *mode, text.len() as u64);
             tar.append_data(&mut header, inside, text.as_bytes())?;
         }
         Entry::Program(source, capabilities) => {
             let file = File::open(source).with_context(|| format!("failed to open {}", source.display()))?;
-            let size = file.metadata().with_context(|| format!("failed to measure {}", source.display()))?.len();
+            let size = file
+                .metadata()
+                .with_context(|| format!("failed to measure {}", source.display()))?
+                .len();
             if let Some(capabilities) = capabilities {
                 let value = capabilities.to_xattr();
                 tar.append_pax_extensions([("SCHILY.xattr.security.capability", value.as_slice())])?;
             }
             // Bounded by the size in the header, should the file grow meanwhile.
-            tar.append_data(&mut header(tar::EntryType::Regular, 0o755, size), inside, BufReader::new(file).take(size))?;
+            tar.append_data(
+                &mut header(tar::EntryType::Regular, 0o755, size),
+                inside,
+                BufReader::new(file).take(size),
+            )?;
         }
     }
     Ok(())
@@ -208,10 +245,19 @@ mod tests {
 
     fn image(program: &Path) -> Image {
         let mut base = Layer::default();
-        base.add("/tmp", Entry::Folder(0o1777)).add("/etc/passwd", Entry::Text("root:x:0:0::/:/\n".into(), 0o644));
+        base.add("/tmp", Entry::Folder(0o1777))
+            .add("/etc/passwd", Entry::Text("root:x:0:0::/:/\n".into(), 0o644));
         let mut programs = Layer::default();
-        programs.add("/tool", Entry::Program(program.into(), Some(Capabilities::NET_ADMIN_AND_RAW)));
-        Image { name: "example.org/tool:1".into(), layers: vec![base, programs], entrypoint: vec!["/tool".into()], user: "1".into() }
+        programs.add(
+            "/tool",
+            Entry::Program(program.into(), Some(Capabilities::NET_ADMIN_AND_RAW)),
+        );
+        Image {
+            name: "example.org/tool:1".into(),
+            layers: vec![base, programs],
+            entrypoint: vec!["/tool".into()],
+            user: "1".into(),
+        }
     }
 
     #[test]
@@ -244,8 +290,16 @@ mod tests {
             }
         }
         let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
-        for layer in manifest[0]["Layers"].as_array().unwrap().iter().chain([&manifest[0]["Config"]]) {
-            assert!(names.iter().any(|name| name == layer.as_str().unwrap()), "{layer} not in {names:?}");
+        for layer in manifest[0]["Layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .chain([&manifest[0]["Config"]])
+        {
+            assert!(
+                names.iter().any(|name| name == layer.as_str().unwrap()),
+                "{layer} not in {names:?}"
+            );
         }
         assert_eq!(manifest[0]["RepoTags"][0], "example.org/tool:1");
     }
@@ -261,6 +315,9 @@ mod tests {
     #[test]
     fn capabilities_are_written_as_the_kernel_reads_them() {
         let value = Capabilities::NET_ADMIN_AND_RAW.to_xattr();
-        assert_eq!(value, [1, 0, 0, 2, 0, 0x30, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            value,
+            [1, 0, 0, 2, 0, 0x30, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        );
     }
 }

@@ -42,7 +42,15 @@ impl Target {
         tools_dir: PathBuf,
     ) -> Result<Self> {
         let key = key(&source, &linker_flags, packages)?;
-        Ok(Self { name, version: version.to_owned(), source, linker_flags, packages, tools_dir, key })
+        Ok(Self {
+            name,
+            version: version.to_owned(),
+            source,
+            linker_flags,
+            packages,
+            tools_dir,
+            key,
+        })
     }
 
     /// The project's name.
@@ -76,10 +84,12 @@ impl Target {
             fs::create_dir_all(&self.tools_dir)
                 .with_context(|| format!("failed to make the tool cache {}", self.tools_dir.display()))?;
             let lock_path = self.tools_dir.join(format!("{}.lock", self.name));
-            let lock = File::create(&lock_path).with_context(|| format!("failed to open {}", lock_path.display()))?;
+            let lock = File::create(&lock_path)
+                .with_context(|| format!("failed to open {}", lock_path.display()))?;
             if lock.try_lock().is_err() {
                 progress.say(format!("Another process builds {}: waiting for it.", self.name));
-                lock.lock().with_context(|| format!("failed to lock {}", lock_path.display()))?;
+                lock.lock()
+                    .with_context(|| format!("failed to lock {}", lock_path.display()))?;
             }
             // Whoever held the lock may have built it.
             if !self.is_built() {
@@ -90,7 +100,10 @@ impl Target {
     }
 
     fn build(&self, progress: Progress) -> Result<()> {
-        let step = progress.step(format!("Building {} {} from its Go module (once per machine)", self.name, self.version));
+        let step = progress.step(format!(
+            "Building {} {} from its Go module (once per machine)",
+            self.name, self.version
+        ));
         let (dir, building) = (self.dir(), self.tools_dir.join(format!("{}.building", self.name)));
         remove_dir(&building)?;
         let bin = building.join("bin");
@@ -120,7 +133,9 @@ impl Target {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        let mut child = go.spawn().context("failed to start `go`: building the cluster's programs needs Go 1.26 or newer in PATH")?;
+        let mut child = go.spawn().context(
+            "failed to start `go`: building the cluster's programs needs Go 1.26 or newer in PATH",
+        )?;
         let mut talk = std::collections::VecDeque::with_capacity(TALK_LINES);
         let (mut packages, mut told) = (0_usize, Instant::now());
         let stderr = child.stderr.take().expect("stderr was asked for as a pipe above");
@@ -140,7 +155,12 @@ impl Target {
         let status = child.wait().context("failed to wait for `go build`")?;
         if !status.success() {
             let talk = talk.into_iter().collect::<Vec<_>>().join("\n");
-            bail!("`go build` of {} {} in {} failed ({status}):\n{talk}", self.name, self.version, self.source.display());
+            bail!(
+                "`go build` of {} {} in {} failed ({status}):\n{talk}",
+                self.name,
+                self.version,
+                self.source.display()
+            );
         }
         Ok(())
     }
@@ -151,8 +171,13 @@ fn key(source: &Path, linker_flags: &str, packages: &[&str]) -> Result<String> {
     let mut files = Vec::new();
     let entries = fs::read_dir(source).with_context(|| format!("failed to list {}", source.display()))?;
     for entry in entries {
-        let path = entry.with_context(|| format!("failed to list {}", source.display()))?.path();
-        if path.extension().is_some_and(|extension| extension == "mod" || extension == "sum" || extension == "go") {
+        let path = entry
+            .with_context(|| format!("failed to list {}", source.display()))?
+            .path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "mod" || extension == "sum" || extension == "go")
+        {
             files.push(path);
         }
     }
@@ -189,7 +214,15 @@ mod tests {
         fs::create_dir_all(&source).unwrap();
         fs::write(source.join("go.mod"), "module a.b/hello\n\ngo 1.21\n").unwrap();
         fs::write(source.join("main.go"), "package main\n\nfunc main() {}\n").unwrap();
-        Target::new("hello", "v0.0.1", source, "-s -w".into(), &["."], root.join("tools")).unwrap()
+        Target::new(
+            "hello",
+            "v0.0.1",
+            source,
+            "-s -w".into(),
+            &["."],
+            root.join("tools"),
+        )
+        .unwrap()
     }
 
     #[test]
