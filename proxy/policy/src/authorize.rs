@@ -21,7 +21,7 @@ pub struct Client {
 }
 
 /// What a client's TLS handshake proved.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ClientTls {
     /// The connection is not the mesh's TLS.
     None,
@@ -101,21 +101,28 @@ impl Permit {
 impl Authorization {
     /// Whether the authorization fits the client.
     pub fn fits(&self, client: &Client) -> bool {
-        self.networks.iter().any(|network| network.contains(client.addr)) && self.authentication.fits(&client.tls)
+        self.networks.iter().any(|network| network.contains(client.addr))
+            && self.authentication.fits(&client.tls)
     }
 }
 
 impl Authentication {
     /// Any identity of the mesh.
     pub fn any_identity() -> Self {
-        Self::TlsAuthenticated { identities: AHashSet::new(), suffixes: vec![String::new()] }
+        Self::TlsAuthenticated {
+            identities: AHashSet::new(),
+            suffixes: vec![String::new()],
+        }
     }
 
     fn fits(&self, tls: &ClientTls) -> bool {
         match (self, tls) {
             (Self::Unauthenticated, _) | (Self::TlsUnauthenticated, ClientTls::Established(_)) => true,
             (Self::TlsAuthenticated { identities, suffixes }, ClientTls::Established(Some(id))) => {
-                identities.contains(id) || suffixes.iter().any(|suffix| id.as_str().ends_with(suffix.as_str()))
+                identities.contains(id)
+                    || suffixes
+                        .iter()
+                        .any(|suffix| id.as_str().ends_with(suffix.as_str()))
             }
             _ => false,
         }
@@ -129,7 +136,10 @@ pub(crate) fn judge<'a>(
     client: &Client,
 ) -> Result<Permit, Denied> {
     match authorizations.into_iter().find(|one| one.fits(client)) {
-        Some(found) => Ok(Permit { server: server.clone(), authorization: found.meta.clone() }),
+        Some(found) => Ok(Permit {
+            server: server.clone(),
+            authorization: found.meta.clone(),
+        }),
         None => Err(Denied::Unauthorized {
             addr: client.addr,
             tls: client.tls.clone(),
@@ -142,9 +152,16 @@ impl TryFrom<proto::Authz> for Authorization {
     type Error = Invalid;
 
     fn try_from(authz: proto::Authz) -> Result<Self, Invalid> {
-        let proto::Authz { networks, authentication, labels, metadata } = authz;
+        let proto::Authz {
+            networks,
+            authentication,
+            labels,
+            metadata,
+        } = authz;
         let meta = match metadata {
-            Some(meta) => meta.try_into().map_err(|error: Invalid| error.within("metadata"))?,
+            Some(meta) => meta
+                .try_into()
+                .map_err(|error: Invalid| error.within("metadata"))?,
             // Controllers older than the metadata field send labels alone.
             None => labels_meta(&labels).ok_or_else(|| Invalid::missing("metadata"))?,
         };
@@ -154,7 +171,9 @@ impl TryFrom<proto::Authz> for Authorization {
         Ok(Self {
             meta,
             networks: invalid::each("networks", networks, Network::try_from)?,
-            authentication: authentication.ok_or_else(|| Invalid::missing("authentication"))?.try_into()?,
+            authentication: authentication
+                .ok_or_else(|| Invalid::missing("authentication"))?
+                .try_into()?,
         })
     }
 }
@@ -178,20 +197,34 @@ impl TryFrom<proto::Authn> for Authentication {
 
     fn try_from(authn: proto::Authn) -> Result<Self, Invalid> {
         use proto::authn::{Permit, permit_mesh_tls::Clients};
-        let tls = match authn.permit.ok_or_else(|| Invalid::missing("authentication.permit"))? {
+        let tls = match authn
+            .permit
+            .ok_or_else(|| Invalid::missing("authentication.permit"))?
+        {
             Permit::Unauthenticated(_) => return Ok(Self::Unauthenticated),
             Permit::MeshTls(tls) => tls,
         };
-        match tls.clients.ok_or_else(|| Invalid::missing("authentication.mesh_tls.clients"))? {
+        match tls
+            .clients
+            .ok_or_else(|| Invalid::missing("authentication.mesh_tls.clients"))?
+        {
             Clients::Unauthenticated(_) => Ok(Self::TlsUnauthenticated),
             Clients::Identities(clients) => {
-                let parse = |id: proto::Identity| id.name.parse().map_err(|error| Invalid::new("identities", error));
-                let identities = clients.identities.into_iter().map(parse).collect::<Result<_, _>>()?;
+                let parse =
+                    |id: proto::Identity| id.name.parse().map_err(|error| Invalid::new("identities", error));
+                let identities = clients
+                    .identities
+                    .into_iter()
+                    .map(parse)
+                    .collect::<Result<_, _>>()?;
                 let suffix = |suffix: proto::IdentitySuffix| match suffix.parts.is_empty() {
                     true => String::new(),
                     false => format!(".{}", suffix.parts.join(".").to_ascii_lowercase()),
                 };
-                Ok(Self::TlsAuthenticated { identities, suffixes: clients.suffixes.into_iter().map(suffix).collect() })
+                Ok(Self::TlsAuthenticated {
+                    identities,
+                    suffixes: clients.suffixes.into_iter().map(suffix).collect(),
+                })
             }
         }
     }
@@ -206,12 +239,21 @@ mod tests {
     }
 
     fn client(addr: &str, tls: ClientTls) -> Client {
-        Client { addr: addr.parse().expect("an address"), tls }
+        Client {
+            addr: addr.parse().expect("an address"),
+            tls,
+        }
     }
 
     fn authz(networks: &[&str], authentication: Authentication) -> Authorization {
-        let networks = networks.iter().map(|net| Network::from(net.parse::<ipnet::IpNet>().expect("a network")));
-        Authorization { meta: Meta::default_named("test"), networks: networks.collect(), authentication }
+        let networks = networks
+            .iter()
+            .map(|net| Network::from(net.parse::<ipnet::IpNet>().expect("a network")));
+        Authorization {
+            meta: Meta::default_named("test"),
+            networks: networks.collect(),
+            authentication,
+        }
     }
 
     #[test]
@@ -242,15 +284,26 @@ mod tests {
     #[test]
     fn networks_have_exceptions_and_mapped_addresses_are_ipv4() {
         let mut one = authz(&["10.0.0.0/8"], Authentication::Unauthenticated);
-        one.networks[0].except.push("10.9.0.0/16".parse().expect("a network"));
-        for (addr, want) in [("10.1.2.3", true), ("::ffff:10.1.2.3", true), ("10.9.1.1", false), ("192.168.0.1", false)] {
+        one.networks[0]
+            .except
+            .push("10.9.0.0/16".parse().expect("a network"));
+        for (addr, want) in [
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("10.9.1.1", false),
+            ("192.168.0.1", false),
+        ] {
             assert_eq!(one.fits(&client(addr, ClientTls::None)), want, "{addr}");
         }
     }
 
     #[test]
     fn nobody_is_allowed_without_an_authorization() {
-        let denied = judge(&Meta::default_named("web"), [], &client("10.0.0.1", ClientTls::None));
+        let denied = judge(
+            &Meta::default_named("web"),
+            [],
+            &client("10.0.0.1", ClientTls::None),
+        );
         assert_eq!(
             denied.expect_err("no authorization").to_string(),
             "client 10.0.0.1 (not meshed) is not authorized on server web"
@@ -260,8 +313,13 @@ mod tests {
     #[test]
     fn an_authorization_needs_networks_authentication_and_metadata() {
         let whole = proto::Authz {
-            networks: vec![proto::Network { net: Some("0.0.0.0/0".parse::<ipnet::IpNet>().expect("a network").into()), except: vec![] }],
-            authentication: Some(proto::Authn { permit: Some(proto::authn::Permit::Unauthenticated(Default::default())) }),
+            networks: vec![proto::Network {
+                net: Some("0.0.0.0/0".parse::<ipnet::IpNet>().expect("a network").into()),
+                except: vec![],
+            }],
+            authentication: Some(proto::Authn {
+                permit: Some(proto::authn::Permit::Unauthenticated(Default::default())),
+            }),
             labels: Default::default(),
             metadata: Some(linkerd2_proxy_api::meta::Metadata {
                 kind: Some(linkerd2_proxy_api::meta::metadata::Kind::Default("x".into())),
@@ -269,10 +327,22 @@ mod tests {
         };
         assert!(Authorization::try_from(whole.clone()).is_ok());
         for broken in [
-            proto::Authz { networks: vec![], ..whole.clone() },
-            proto::Authz { authentication: None, ..whole.clone() },
-            proto::Authz { authentication: Some(proto::Authn { permit: None }), ..whole.clone() },
-            proto::Authz { metadata: None, ..whole.clone() },
+            proto::Authz {
+                networks: vec![],
+                ..whole.clone()
+            },
+            proto::Authz {
+                authentication: None,
+                ..whole.clone()
+            },
+            proto::Authz {
+                authentication: Some(proto::Authn { permit: None }),
+                ..whole.clone()
+            },
+            proto::Authz {
+                metadata: None,
+                ..whole.clone()
+            },
         ] {
             assert!(Authorization::try_from(broken).is_err());
         }

@@ -17,7 +17,10 @@ pub struct EwmaParams {
 impl Default for EwmaParams {
     /// Linkerd's: 30 ms and 10 s.
     fn default() -> Self {
-        Self { default_rtt: Duration::from_millis(30), decay: Duration::from_secs(10) }
+        Self {
+            default_rtt: Duration::from_millis(30),
+            decay: Duration::from_secs(10),
+        }
     }
 }
 
@@ -126,7 +129,9 @@ pub struct Backoff {
 impl Backoff {
     /// The pause after `failures` failures in a row (at least one), with `unit` drawn from 0..1.
     pub fn after(&self, failures: u32, unit: f64) -> Duration {
-        let doubled = self.min.saturating_mul(1u32 << failures.saturating_sub(1).min(30));
+        let doubled = self
+            .min
+            .saturating_mul(1u32 << failures.saturating_sub(1).min(30));
         let base = doubled.min(self.max);
         base + base.mul_f64((self.jitter_ratio * unit).clamp(0.0, 16.0))
     }
@@ -141,7 +146,13 @@ mod tests {
     #[test]
     fn latency_rises_at_once_and_decays_slowly() {
         let start = Instant::now();
-        let mut ewma = PeakEwma::new(EwmaParams { default_rtt: 10 * MS, decay: Duration::from_secs(1) }, start);
+        let mut ewma = PeakEwma::new(
+            EwmaParams {
+                default_rtt: 10 * MS,
+                decay: Duration::from_secs(1),
+            },
+            start,
+        );
         ewma.observe(100 * MS, start);
         assert!((ewma.load(0, start) - 0.1).abs() < 1e-9);
         ewma.observe(10 * MS, start + Duration::from_secs(1));
@@ -161,7 +172,10 @@ mod tests {
             seen[one] += 1;
             seen[two] += 1;
         }
-        assert!(seen.iter().all(|&count| (3_500..4_500).contains(&count)), "{seen:?}");
+        assert!(
+            seen.iter().all(|&count| (3_500..4_500).contains(&count)),
+            "{seen:?}"
+        );
     }
 
     #[test]
@@ -176,7 +190,11 @@ mod tests {
 
     #[test]
     fn backoff_doubles_up_to_its_maximum() {
-        let backoff = Backoff { min: 100 * MS, max: Duration::from_secs(1), jitter_ratio: 0.5 };
+        let backoff = Backoff {
+            min: 100 * MS,
+            max: Duration::from_secs(1),
+            jitter_ratio: 0.5,
+        };
         assert_eq!(backoff.after(1, 0.0), 100 * MS);
         assert_eq!(backoff.after(3, 0.0), 400 * MS);
         assert_eq!(backoff.after(u32::MAX, 0.0), Duration::from_secs(1));

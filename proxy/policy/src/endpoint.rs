@@ -77,16 +77,29 @@ impl Endpoint {
     /// Reads an endpoint; `shared` labels belong to all endpoints of the service.
     pub fn from_proto(one: proto::WeightedAddr, shared: &HashMap<String, String>) -> Result<Self, Invalid> {
         use proto::{protocol_hint::Protocol, tls_identity::Strategy};
-        let proto::WeightedAddr { addr, weight, metric_labels, tls_identity, protocol_hint, authority_override, .. } = one;
+        let proto::WeightedAddr {
+            addr,
+            weight,
+            metric_labels,
+            tls_identity,
+            protocol_hint,
+            authority_override,
+            ..
+        } = one;
         let addr = net::socket_addr(addr.ok_or_else(|| Invalid::missing("addr"))?)?;
         let identity = match tls_identity.and_then(|tls| tls.strategy) {
             None => None,
-            Some(Strategy::DnsLikeIdentity(id)) => {
-                Some(id.name.parse().map_err(|error| Invalid::new("tls_identity", error))?)
-            }
+            Some(Strategy::DnsLikeIdentity(id)) => Some(
+                id.name
+                    .parse()
+                    .map_err(|error| Invalid::new("tls_identity", error))?,
+            ),
             // Plaintext in its place would be worse than no endpoint.
             Some(Strategy::UriLikeIdentity(id)) => {
-                return Err(Invalid::new("tls_identity", format!("URI identity `{}` is not supported", id.uri)));
+                return Err(Invalid::new(
+                    "tls_identity",
+                    format!("URI identity `{}` is not supported", id.uri),
+                ));
             }
         };
         let hint = protocol_hint.unwrap_or_default();
@@ -94,15 +107,26 @@ impl Endpoint {
             None => None,
             Some(transport) => match u16::try_from(transport.inbound_port) {
                 Ok(port) if port > 0 => Some(port),
-                _ => return Err(Invalid::new("protocol_hint.opaque_transport.inbound_port", "must be 1 to 65535")),
+                _ => {
+                    return Err(Invalid::new(
+                        "protocol_hint.opaque_transport.inbound_port",
+                        "must be 1 to 65535",
+                    ));
+                }
             },
         };
-        let authority = authority_override.map(|over| over.authority_override).filter(|text| !text.is_empty());
+        let authority = authority_override
+            .map(|over| over.authority_override)
+            .filter(|text| !text.is_empty());
         let mut labels: BTreeMap<String, String> = shared.clone().into_iter().collect();
         labels.extend(metric_labels);
         Ok(Self {
             addr,
-            labels: labels.into_iter().filter(|(name, _)| is_label_name(name)).take(LABELS_MAX).collect(),
+            labels: labels
+                .into_iter()
+                .filter(|(name, _)| is_label_name(name))
+                .take(LABELS_MAX)
+                .collect(),
             identity,
             hint: match hint.protocol {
                 None => ProtocolHint::Unknown,
@@ -111,7 +135,10 @@ impl Endpoint {
             },
             opaque_transport_port,
             authority_override: authority
-                .map(|text| text.parse().map_err(|error| Invalid::new("authority_override", error)))
+                .map(|text| {
+                    text.parse()
+                        .map_err(|error| Invalid::new("authority_override", error))
+                })
                 .transpose()?,
             weight,
         })
@@ -119,7 +146,10 @@ impl Endpoint {
 }
 
 fn is_label_name(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 impl EndpointSet {
@@ -149,7 +179,10 @@ impl EndpointSet {
                         }
                         Ok(endpoint) => refused.push(Invalid::new(
                             "addrs",
-                            format!("{} is beyond the {ENDPOINTS_MAX} endpoints kept of a service", endpoint.addr),
+                            format!(
+                                "{} is beyond the {ENDPOINTS_MAX} endpoints kept of a service",
+                                endpoint.addr
+                            ),
                         )),
                         Err(error) => refused.push(error),
                     }
@@ -190,16 +223,24 @@ mod tests {
     }
 
     fn add(addrs: &[u8]) -> proto::Update {
-        let addrs = addrs.iter().map(|&n| proto::WeightedAddr { addr: Some(addr(n)), weight: 1, ..Default::default() });
+        let addrs = addrs.iter().map(|&n| proto::WeightedAddr {
+            addr: Some(addr(n)),
+            weight: 1,
+            ..Default::default()
+        });
         let set = proto::WeightedAddrSet {
             addrs: addrs.collect(),
             metric_labels: [("service".into(), "web".into()), ("bad-name".into(), "x".into())].into(),
         };
-        proto::Update { update: Some(proto::update::Update::Add(set)) }
+        proto::Update {
+            update: Some(proto::update::Update::Add(set)),
+        }
     }
 
     fn ips(set: &EndpointSet) -> Vec<String> {
-        set.iter().map(|endpoint| endpoint.addr.ip().to_string()).collect()
+        set.iter()
+            .map(|endpoint| endpoint.addr.ip().to_string())
+            .collect()
     }
 
     #[test]
@@ -208,17 +249,25 @@ mod tests {
         set.apply(add(&[1, 2]), true).expect("valid");
         set.apply(add(&[3]), false).expect("valid");
         assert_eq!(ips(&set), ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
-        let remove = proto::update::Update::Remove(proto::AddrSet { addrs: vec![addr(2), addr(9)] });
-        set.apply(proto::Update { update: Some(remove) }, false).expect("valid");
+        let remove = proto::update::Update::Remove(proto::AddrSet {
+            addrs: vec![addr(2), addr(9)],
+        });
+        set.apply(proto::Update { update: Some(remove) }, false)
+            .expect("valid");
         assert_eq!(ips(&set), ["10.0.0.1", "10.0.0.3"]);
         set.apply(add(&[4]), true).expect("valid");
         assert_eq!(ips(&set), ["10.0.0.4"]);
-        assert_eq!(set.iter().next().expect("one").labels, [("service".to_owned(), "web".to_owned())]);
+        assert_eq!(
+            set.iter().next().expect("one").labels,
+            [("service".to_owned(), "web".to_owned())]
+        );
     }
 
     #[test]
     fn tells_an_empty_service_from_none() {
-        let none = |exists| proto::Update { update: Some(proto::update::Update::NoEndpoints(proto::NoEndpoints { exists })) };
+        let none = |exists| proto::Update {
+            update: Some(proto::update::Update::NoEndpoints(proto::NoEndpoints { exists })),
+        };
         let mut set = EndpointSet::default();
         set.apply(none(true), true).expect("valid");
         assert_eq!(set, EndpointSet::Known(BTreeMap::new()));
@@ -228,11 +277,23 @@ mod tests {
 
     #[test]
     fn an_endpoint_whose_identity_cannot_be_checked_is_left_out() {
-        let strategy = proto::tls_identity::Strategy::UriLikeIdentity(proto::tls_identity::UriLikeIdentity { uri: "spiffe://x".into() });
-        let tls = proto::TlsIdentity { strategy: Some(strategy), server_name: None };
-        let one = proto::WeightedAddr { addr: Some(addr(1)), tls_identity: Some(tls), ..Default::default() };
+        let strategy = proto::tls_identity::Strategy::UriLikeIdentity(proto::tls_identity::UriLikeIdentity {
+            uri: "spiffe://x".into(),
+        });
+        let tls = proto::TlsIdentity {
+            strategy: Some(strategy),
+            server_name: None,
+        };
+        let one = proto::WeightedAddr {
+            addr: Some(addr(1)),
+            tls_identity: Some(tls),
+            ..Default::default()
+        };
         let update = proto::Update {
-            update: Some(proto::update::Update::Add(proto::WeightedAddrSet { addrs: vec![one], ..Default::default() })),
+            update: Some(proto::update::Update::Add(proto::WeightedAddrSet {
+                addrs: vec![one],
+                ..Default::default()
+            })),
         };
         let mut set = EndpointSet::default();
         assert_eq!(set.apply(update, true).expect("valid").len(), 1);

@@ -76,20 +76,32 @@ impl HeaderChange {
         }
     }
 
-    fn new(add: Option<http_types::Headers>, set: Option<http_types::Headers>, remove: Vec<String>) -> Result<Self, Invalid> {
+    fn new(
+        add: Option<http_types::Headers>,
+        set: Option<http_types::Headers>,
+        remove: Vec<String>,
+    ) -> Result<Self, Invalid> {
         let pairs = |headers: Option<http_types::Headers>| -> Result<Vec<_>, Invalid> {
             let headers = headers.map(|headers| headers.headers).unwrap_or_default();
             headers
                 .into_iter()
                 .map(|header| {
-                    let name: HeaderName = header.name.parse().map_err(|error| Invalid::new("name", error))?;
-                    let value = HeaderValue::from_bytes(&header.value).map_err(|error| Invalid::new("value", error))?;
+                    let name: HeaderName =
+                        header.name.parse().map_err(|error| Invalid::new("name", error))?;
+                    let value = HeaderValue::from_bytes(&header.value)
+                        .map_err(|error| Invalid::new("value", error))?;
                     Ok((name, value))
                 })
                 .collect()
         };
-        let remove = remove.into_iter().map(|name| name.parse().map_err(|error| Invalid::new("remove", error)));
-        Ok(Self { add: pairs(add)?, set: pairs(set)?, remove: remove.collect::<Result<_, _>>()? })
+        let remove = remove
+            .into_iter()
+            .map(|name| name.parse().map_err(|error| Invalid::new("remove", error)));
+        Ok(Self {
+            add: pairs(add)?,
+            set: pairs(set)?,
+            remove: remove.collect::<Result<_, _>>()?,
+        })
     }
 }
 
@@ -97,11 +109,19 @@ impl Redirect {
     /// The status and target for a request with this URI (absolute, or with `host` given by its header) and a rule
     /// that matched `prefix` of its path. `None` when the target would be no URI.
     pub fn target(&self, uri: &Uri, host: Option<&str>, prefix: Option<&str>) -> Option<(StatusCode, Uri)> {
-        let scheme = self.scheme.clone().or_else(|| uri.scheme().cloned()).unwrap_or(uri::Scheme::HTTP);
+        let scheme = self
+            .scheme
+            .clone()
+            .or_else(|| uri.scheme().cloned())
+            .unwrap_or(uri::Scheme::HTTP);
         let old_authority = uri.authority().map(|authority| authority.as_str()).or(host)?;
         let authority: uri::Authority = old_authority.parse().ok()?;
         let host = self.host.as_deref().unwrap_or_else(|| authority.host());
-        let port = self.port.or_else(|| authority.port_u16().filter(|_| self.scheme.is_none() && self.host.is_none()));
+        let port = self.port.or_else(|| {
+            authority
+                .port_u16()
+                .filter(|_| self.scheme.is_none() && self.host.is_none())
+        });
         let authority = match port {
             Some(port) if !is_default_port(&scheme, port) => format!("{host}:{port}"),
             _ => host.to_owned(),
@@ -110,16 +130,28 @@ impl Redirect {
             None => uri.path().to_owned(),
             Some(PathModifier::Full(path)) => path.clone(),
             Some(PathModifier::Prefix(new)) => {
-                let rest = uri.path().strip_prefix(prefix.unwrap_or("")).unwrap_or(uri.path());
+                let rest = uri
+                    .path()
+                    .strip_prefix(prefix.unwrap_or(""))
+                    .unwrap_or(uri.path());
                 let joined = format!("{}/{}", new.trim_end_matches('/'), rest.trim_start_matches('/'));
-                if rest.is_empty() && joined.len() > 1 { joined.trim_end_matches('/').to_owned() } else { joined }
+                if rest.is_empty() && joined.len() > 1 {
+                    joined.trim_end_matches('/').to_owned()
+                } else {
+                    joined
+                }
             }
         };
         let path_and_query = match uri.query() {
             Some(query) => format!("{path}?{query}"),
             None => path,
         };
-        let target = Uri::builder().scheme(scheme).authority(authority).path_and_query(path_and_query).build().ok()?;
+        let target = Uri::builder()
+            .scheme(scheme)
+            .authority(authority)
+            .path_and_query(path_and_query)
+            .build()
+            .ok()?;
         Some((self.status, target))
     }
 }
@@ -131,16 +163,28 @@ fn is_default_port(scheme: &uri::Scheme, port: u16) -> bool {
 impl FailureInjector {
     /// Whether a request with this random number fails.
     pub fn strikes(&self, random: u64) -> bool {
-        random.checked_rem(self.denominator.into()).is_some_and(|draw| draw < self.numerator.into())
+        random
+            .checked_rem(self.denominator.into())
+            .is_some_and(|draw| draw < self.numerator.into())
     }
 
     fn new(code: FailureCode, message: String, ratio: Option<http_route::Ratio>) -> Result<Self, Invalid> {
-        let http_route::Ratio { numerator, denominator } =
-            ratio.unwrap_or(http_route::Ratio { numerator: 1, denominator: 1 });
+        let http_route::Ratio {
+            numerator,
+            denominator,
+        } = ratio.unwrap_or(http_route::Ratio {
+            numerator: 1,
+            denominator: 1,
+        });
         if denominator == 0 {
             return Err(Invalid::new("ratio.denominator", "must not be 0"));
         }
-        Ok(Self { code, message, numerator, denominator })
+        Ok(Self {
+            code,
+            message,
+            numerator,
+            denominator,
+        })
     }
 }
 
@@ -148,8 +192,11 @@ impl TryFrom<http_route::HttpFailureInjector> for Filter {
     type Error = Invalid;
 
     fn try_from(fail: http_route::HttpFailureInjector) -> Result<Self, Invalid> {
-        let status = u16::try_from(fail.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
-        let status = status.ok_or_else(|| Invalid::new("failure_injector.status", "is not an HTTP status"))?;
+        let status = u16::try_from(fail.status)
+            .ok()
+            .and_then(|status| StatusCode::from_u16(status).ok());
+        let status =
+            status.ok_or_else(|| Invalid::new("failure_injector.status", "is not an HTTP status"))?;
         FailureInjector::new(FailureCode::Http(status), fail.message, fail.ratio).map(Self::Fail)
     }
 }
@@ -167,7 +214,8 @@ impl TryFrom<http_route::RequestHeaderModifier> for Filter {
 
     fn try_from(change: http_route::RequestHeaderModifier) -> Result<Self, Invalid> {
         let http_route::RequestHeaderModifier { add, set, remove } = change;
-        let change = HeaderChange::new(add, set, remove).map_err(|error| error.within("request_header_modifier"))?;
+        let change =
+            HeaderChange::new(add, set, remove).map_err(|error| error.within("request_header_modifier"))?;
         Ok(Self::RequestHeaders(change))
     }
 }
@@ -177,7 +225,8 @@ impl TryFrom<http_route::ResponseHeaderModifier> for Filter {
 
     fn try_from(change: http_route::ResponseHeaderModifier) -> Result<Self, Invalid> {
         let http_route::ResponseHeaderModifier { add, set, remove } = change;
-        let change = HeaderChange::new(add, set, remove).map_err(|error| error.within("response_header_modifier"))?;
+        let change =
+            HeaderChange::new(add, set, remove).map_err(|error| error.within("response_header_modifier"))?;
         Ok(Self::ResponseHeaders(change))
     }
 }
@@ -187,8 +236,15 @@ impl TryFrom<http_route::RequestRedirect> for Filter {
 
     fn try_from(redirect: http_route::RequestRedirect) -> Result<Self, Invalid> {
         use http_route::path_modifier::Replace;
-        let http_route::RequestRedirect { scheme, host, path, port, status } = redirect;
-        let invalid = |field: &str, error: &dyn std::fmt::Display| Invalid::new(format!("redirect.{field}"), error);
+        let http_route::RequestRedirect {
+            scheme,
+            host,
+            path,
+            port,
+            status,
+        } = redirect;
+        let invalid =
+            |field: &str, error: &dyn std::fmt::Display| Invalid::new(format!("redirect.{field}"), error);
         let scheme = scheme
             .map(|scheme| uri::Scheme::try_from(scheme).map_err(|error| invalid("scheme", &error)))
             .transpose()?;
@@ -254,34 +310,58 @@ mod tests {
         });
         let uri = "/a/b?c=d".parse().expect("a URI");
         let (status, target) = https.target(&uri, Some("web.test:8080"), None).expect("a target");
-        assert_eq!((status.as_u16(), target.to_string().as_str()), (301, "https://web.test/a/b?c=d"));
+        assert_eq!(
+            (status.as_u16(), target.to_string().as_str()),
+            (301, "https://web.test/a/b?c=d")
+        );
 
         let replace = Some(http_route::path_modifier::Replace::Prefix("/x".into()));
-        let moved = redirect(http_route::RequestRedirect { path: Some(http_route::PathModifier { replace }), ..Default::default() });
-        let (_, target) = moved.target(&uri, Some("web.test:8080"), Some("/a")).expect("a target");
+        let moved = redirect(http_route::RequestRedirect {
+            path: Some(http_route::PathModifier { replace }),
+            ..Default::default()
+        });
+        let (_, target) = moved
+            .target(&uri, Some("web.test:8080"), Some("/a"))
+            .expect("a target");
         assert_eq!(target.to_string(), "http://web.test:8080/x/b?c=d");
     }
 
     #[test]
     fn header_changes_remove_set_and_add_in_this_order() {
-        let header = |name: &str| http_types::headers::Header { name: name.into(), value: b"new".to_vec() };
-        let headers = |name: &str| Some(http_types::Headers { headers: vec![header(name)] });
+        let header = |name: &str| http_types::headers::Header {
+            name: name.into(),
+            value: b"new".to_vec(),
+        };
+        let headers = |name: &str| {
+            Some(http_types::Headers {
+                headers: vec![header(name)],
+            })
+        };
         let change = HeaderChange::new(headers("b"), headers("a"), vec!["b".into()]).expect("valid");
         let mut map = HeaderMap::new();
         map.insert("a", HeaderValue::from_static("old"));
         map.insert("b", HeaderValue::from_static("old"));
         change.apply(&mut map);
-        let mut got: Vec<_> = map.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        let mut got: Vec<_> = map
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_bytes()))
+            .collect();
         got.sort_unstable();
         assert_eq!(got, [("a", b"new".as_slice()), ("b", b"new")]);
     }
 
     #[test]
     fn injects_failures_in_the_given_ratio() {
-        let ratio = Some(http_route::Ratio { numerator: 1, denominator: 4 });
+        let ratio = Some(http_route::Ratio {
+            numerator: 1,
+            denominator: 4,
+        });
         let fail = FailureInjector::new(FailureCode::Grpc(14), String::new(), ratio).expect("valid");
         assert_eq!((0..8).filter(|&random| fail.strikes(random)).count(), 2);
-        let zero = Some(http_route::Ratio { numerator: 1, denominator: 0 });
+        let zero = Some(http_route::Ratio {
+            numerator: 1,
+            denominator: 0,
+        });
         assert!(FailureInjector::new(FailureCode::Grpc(14), String::new(), zero).is_err());
     }
 }

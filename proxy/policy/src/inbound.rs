@@ -105,28 +105,45 @@ impl ServerPolicy {
     }
 
     /// Judges one request.
-    pub fn authorize_request<'p, B>(&'p self, client: &Client, req: &Request<B>) -> Result<Allowed<'p>, Refused<'p>> {
+    pub fn authorize_request<'p, B>(
+        &'p self,
+        client: &Client,
+        req: &Request<B>,
+    ) -> Result<Allowed<'p>, Refused<'p>> {
         let routes = match &self.protocol {
-            Protocol::Detect { http, .. } | Protocol::Http1(http) | Protocol::Http2(http) | Protocol::Grpc(http) => {
-                http.routes.as_slice()
-            }
+            Protocol::Detect { http, .. }
+            | Protocol::Http1(http)
+            | Protocol::Http2(http)
+            | Protocol::Grpc(http) => http.routes.as_slice(),
             Protocol::Opaque | Protocol::Tls => &[],
         };
-        let (route, rule) =
-            route::find(routes, req).ok_or(Refused::NoRoute { server: self.meta.name() })?;
-        let all = self.authorizations.iter().chain(rule.policy.authorizations.iter());
+        let (route, rule) = route::find(routes, req).ok_or(Refused::NoRoute {
+            server: self.meta.name(),
+        })?;
+        let all = self
+            .authorizations
+            .iter()
+            .chain(rule.policy.authorizations.iter());
         match authorize::judge(&self.meta, all, client) {
-            Ok(permit) => Ok(Allowed { permit, route: &route.meta, filters: &rule.policy.filters }),
-            Err(denied) => Err(Refused::Denied { route: &route.meta, denied }),
+            Ok(permit) => Ok(Allowed {
+                permit,
+                route: &route.meta,
+                filters: &rule.policy.filters,
+            }),
+            Err(denied) => Err(Refused::Denied {
+                route: &route.meta,
+                denied,
+            }),
         }
     }
 
     /// The port's rate limit for HTTP.
     pub fn rate_limit(&self) -> Option<&RateLimit> {
         match &self.protocol {
-            Protocol::Detect { http, .. } | Protocol::Http1(http) | Protocol::Http2(http) | Protocol::Grpc(http) => {
-                http.rate_limit.as_ref()
-            }
+            Protocol::Detect { http, .. }
+            | Protocol::Http1(http)
+            | Protocol::Http2(http)
+            | Protocol::Grpc(http) => http.rate_limit.as_ref(),
             Protocol::Opaque | Protocol::Tls => None,
         }
     }
@@ -135,16 +152,32 @@ impl ServerPolicy {
     pub fn invalid(detect_timeout: Duration) -> Self {
         Self {
             meta: Meta::default_named("invalid"),
-            protocol: Protocol::Detect { timeout: detect_timeout, http: default_http() },
+            protocol: Protocol::Detect {
+                timeout: detect_timeout,
+                http: default_http(),
+            },
             authorizations: Arc::new([]),
         }
     }
 }
 
 fn default_http() -> Http {
-    let policy = InboundRule { authorizations: Arc::new([]), filters: Vec::new() };
-    let rules = vec![Rule { matches: Vec::new(), policy }];
-    Http { routes: vec![Route { meta: Meta::default_named("default"), hosts: Vec::new(), rules }], rate_limit: None }
+    let policy = InboundRule {
+        authorizations: Arc::new([]),
+        filters: Vec::new(),
+    };
+    let rules = vec![Rule {
+        matches: Vec::new(),
+        policy,
+    }];
+    Http {
+        routes: vec![Route {
+            meta: Meta::default_named("default"),
+            hosts: Vec::new(),
+            rules,
+        }],
+        rate_limit: None,
+    }
 }
 
 /// The policy of ports that no Server selects, and of all ports until the control plane has answered.
@@ -166,7 +199,9 @@ pub enum DefaultPolicy {
 
 /// The text names no default policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no default policy: expected all-unauthenticated, all-authenticated, cluster-unauthenticated, cluster-authenticated, deny or audit")]
+#[error(
+    "`{0}` is no default policy: expected all-unauthenticated, all-authenticated, cluster-unauthenticated, cluster-authenticated, deny or audit"
+)]
 pub struct DefaultPolicyError(String);
 
 impl DefaultPolicy {
@@ -193,13 +228,23 @@ impl DefaultPolicy {
             Self::ClusterAuthenticated => Some((cluster(), Authentication::any_identity())),
         };
         let meta = Meta::default_named(self.as_str());
-        let authorization =
-            allowed.map(|(networks, authentication)| Authorization { meta: meta.clone(), networks, authentication });
+        let authorization = allowed.map(|(networks, authentication)| Authorization {
+            meta: meta.clone(),
+            networks,
+            authentication,
+        });
         let protocol = match opaque {
             true => Protocol::Opaque,
-            false => Protocol::Detect { timeout: detect_timeout, http: default_http() },
+            false => Protocol::Detect {
+                timeout: detect_timeout,
+                http: default_http(),
+            },
         };
-        ServerPolicy { meta, protocol, authorizations: authorization.into_iter().collect() }
+        ServerPolicy {
+            meta,
+            protocol,
+            authorizations: authorization.into_iter().collect(),
+        }
     }
 }
 
@@ -215,7 +260,9 @@ impl FromStr for DefaultPolicy {
             Self::Deny,
             Self::Audit,
         ];
-        all.into_iter().find(|one| one.as_str() == text).ok_or_else(|| DefaultPolicyError(text.to_owned()))
+        all.into_iter()
+            .find(|one| one.as_str() == text)
+            .ok_or_else(|| DefaultPolicyError(text.to_owned()))
     }
 }
 
@@ -224,23 +271,36 @@ impl TryFrom<proto::Server> for ServerPolicy {
 
     fn try_from(server: proto::Server) -> Result<Self, Invalid> {
         use proto::proxy_protocol::Kind;
-        let proto::Server { protocol, server_ips: _, authorizations, labels } = server;
-        let kind = protocol.and_then(|protocol| protocol.kind).ok_or_else(|| Invalid::missing("protocol"))?;
+        let proto::Server {
+            protocol,
+            server_ips: _,
+            authorizations,
+            labels,
+        } = server;
+        let kind = protocol
+            .and_then(|protocol| protocol.kind)
+            .ok_or_else(|| Invalid::missing("protocol"))?;
         let http_routes = |routes, limit| http("http_routes", routes, limit, http_route);
         let protocol = match kind {
-            Kind::Detect(proto::proxy_protocol::Detect { timeout, http_routes: routes, http_local_rate_limit }) => {
+            Kind::Detect(proto::proxy_protocol::Detect {
+                timeout,
+                http_routes: routes,
+                http_local_rate_limit,
+            }) => {
                 let timeout = timeout.ok_or_else(|| Invalid::missing("protocol.detect.timeout"))?;
                 Protocol::Detect {
                     timeout: duration("protocol.detect.timeout", timeout)?,
                     http: http_routes(routes, http_local_rate_limit)?,
                 }
             }
-            Kind::Http1(proto::proxy_protocol::Http1 { routes, local_rate_limit }) => {
-                Protocol::Http1(http_routes(routes, local_rate_limit)?)
-            }
-            Kind::Http2(proto::proxy_protocol::Http2 { routes, local_rate_limit }) => {
-                Protocol::Http2(http_routes(routes, local_rate_limit)?)
-            }
+            Kind::Http1(proto::proxy_protocol::Http1 {
+                routes,
+                local_rate_limit,
+            }) => Protocol::Http1(http_routes(routes, local_rate_limit)?),
+            Kind::Http2(proto::proxy_protocol::Http2 {
+                routes,
+                local_rate_limit,
+            }) => Protocol::Http2(http_routes(routes, local_rate_limit)?),
             Kind::Grpc(proto::proxy_protocol::Grpc { routes }) => {
                 Protocol::Grpc(http("routes", routes, None, grpc_route)?)
             }
@@ -266,11 +326,19 @@ fn http<R>(
         true => default_http().routes,
         false => each(field, routes, convert)?,
     };
-    Ok(Http { routes, rate_limit: limit.map(RateLimit::try_from).transpose()? })
+    Ok(Http {
+        routes,
+        rate_limit: limit.map(RateLimit::try_from).transpose()?,
+    })
 }
 
 fn http_route(route: proto::HttpRoute) -> Result<Route<InboundRule>, Invalid> {
-    let proto::HttpRoute { metadata, hosts, authorizations, rules } = route;
+    let proto::HttpRoute {
+        metadata,
+        hosts,
+        authorizations,
+        rules,
+    } = route;
     let authorizations: Arc<[_]> = each("authorizations", authorizations, Authorization::try_from)?.into();
     let rule = |rule: proto::http_route::Rule| {
         Ok(Rule {
@@ -285,7 +353,12 @@ fn http_route(route: proto::HttpRoute) -> Result<Route<InboundRule>, Invalid> {
 }
 
 fn grpc_route(route: proto::GrpcRoute) -> Result<Route<InboundRule>, Invalid> {
-    let proto::GrpcRoute { metadata, hosts, authorizations, rules } = route;
+    let proto::GrpcRoute {
+        metadata,
+        hosts,
+        authorizations,
+        rules,
+    } = route;
     let authorizations: Arc<[_]> = each("authorizations", authorizations, Authorization::try_from)?.into();
     let rule = |rule: proto::grpc_route::Rule| {
         Ok(Rule {
@@ -324,7 +397,9 @@ mod tests {
     use crate::ClientTls;
 
     fn default_meta(name: &str) -> Option<meta::Metadata> {
-        Some(meta::Metadata { kind: Some(meta::metadata::Kind::Default(name.into())) })
+        Some(meta::Metadata {
+            kind: Some(meta::metadata::Kind::Default(name.into())),
+        })
     }
 
     fn authz(identity: Option<&str>) -> proto::Authz {
@@ -332,14 +407,19 @@ mod tests {
         let permit = match identity {
             None => Permit::Unauthenticated(PermitUnauthenticated {}),
             Some(name) => Permit::MeshTls(PermitMeshTls {
-                clients: Some(permit_mesh_tls::Clients::Identities(permit_mesh_tls::PermitClientIdentities {
-                    identities: vec![proto::Identity { name: name.into() }],
-                    suffixes: vec![],
-                })),
+                clients: Some(permit_mesh_tls::Clients::Identities(
+                    permit_mesh_tls::PermitClientIdentities {
+                        identities: vec![proto::Identity { name: name.into() }],
+                        suffixes: vec![],
+                    },
+                )),
             }),
         };
         proto::Authz {
-            networks: vec![proto::Network { net: Some("0.0.0.0/0".parse::<IpNet>().expect("valid").into()), except: vec![] }],
+            networks: vec![proto::Network {
+                net: Some("0.0.0.0/0".parse::<IpNet>().expect("valid").into()),
+                except: vec![],
+            }],
             authentication: Some(proto::Authn { permit: Some(permit) }),
             labels: Default::default(),
             metadata: default_meta("all"),
@@ -347,19 +427,42 @@ mod tests {
     }
 
     fn server(routes: Vec<proto::HttpRoute>, authorizations: Vec<proto::Authz>) -> proto::Server {
-        let kind = proto::proxy_protocol::Kind::Http1(proto::proxy_protocol::Http1 { routes, local_rate_limit: None });
-        proto::Server { protocol: Some(proto::ProxyProtocol { kind: Some(kind) }), authorizations, ..Default::default() }
+        let kind = proto::proxy_protocol::Kind::Http1(proto::proxy_protocol::Http1 {
+            routes,
+            local_rate_limit: None,
+        });
+        proto::Server {
+            protocol: Some(proto::ProxyProtocol { kind: Some(kind) }),
+            authorizations,
+            ..Default::default()
+        }
     }
 
     fn route(prefix: &str, authorizations: Vec<proto::Authz>) -> proto::HttpRoute {
-        let path = http_route::PathMatch { kind: Some(http_route::path_match::Kind::Prefix(prefix.into())) };
-        let matches = vec![http_route::HttpRouteMatch { path: Some(path), ..Default::default() }];
-        let rules = vec![proto::http_route::Rule { matches, filters: vec![] }];
-        proto::HttpRoute { metadata: default_meta(prefix), hosts: vec![], authorizations, rules }
+        let path = http_route::PathMatch {
+            kind: Some(http_route::path_match::Kind::Prefix(prefix.into())),
+        };
+        let matches = vec![http_route::HttpRouteMatch {
+            path: Some(path),
+            ..Default::default()
+        }];
+        let rules = vec![proto::http_route::Rule {
+            matches,
+            filters: vec![],
+        }];
+        proto::HttpRoute {
+            metadata: default_meta(prefix),
+            hosts: vec![],
+            authorizations,
+            rules,
+        }
     }
 
     fn client(tls: ClientTls) -> Client {
-        Client { addr: "10.0.0.1".parse().expect("an address"), tls }
+        Client {
+            addr: "10.0.0.1".parse().expect("an address"),
+            tls,
+        }
     }
 
     fn get(path: &str) -> Request<()> {
@@ -369,28 +472,57 @@ mod tests {
     #[test]
     fn a_routes_authorizations_hold_for_it_alone() {
         let admin = "admin.test";
-        let server = server(vec![route("/", vec![authz(None)]), route("/admin", vec![authz(Some(admin))])], vec![]);
+        let server = server(
+            vec![
+                route("/", vec![authz(None)]),
+                route("/admin", vec![authz(Some(admin))]),
+            ],
+            vec![],
+        );
         let policy = ServerPolicy::try_from(server).expect("valid");
         let stranger = client(ClientTls::None);
         let known = client(ClientTls::Established(Some(admin.parse().expect("a name"))));
         assert!(policy.authorize_request(&stranger, &get("/x")).is_ok());
-        assert!(matches!(policy.authorize_request(&stranger, &get("//admin")), Err(Refused::Denied { .. })));
-        assert_eq!(policy.authorize_request(&known, &get("/admin")).expect("allowed").route.name(), "/admin");
-        assert!(policy.authorize(&stranger).is_err(), "no authorization of the server as a whole");
+        assert!(matches!(
+            policy.authorize_request(&stranger, &get("//admin")),
+            Err(Refused::Denied { .. })
+        ));
+        assert_eq!(
+            policy
+                .authorize_request(&known, &get("/admin"))
+                .expect("allowed")
+                .route
+                .name(),
+            "/admin"
+        );
+        assert!(
+            policy.authorize(&stranger).is_err(),
+            "no authorization of the server as a whole"
+        );
     }
 
     #[test]
     fn a_request_that_no_route_takes_is_not_found() {
-        let policy = ServerPolicy::try_from(server(vec![route("/a", vec![])], vec![authz(None)])).expect("valid");
-        assert!(matches!(policy.authorize_request(&client(ClientTls::None), &get("/b")), Err(Refused::NoRoute { .. })));
+        let policy =
+            ServerPolicy::try_from(server(vec![route("/a", vec![])], vec![authz(None)])).expect("valid");
+        assert!(matches!(
+            policy.authorize_request(&client(ClientTls::None), &get("/b")),
+            Err(Refused::NoRoute { .. })
+        ));
     }
 
     #[test]
     fn default_policies_say_who_may_connect() {
         let nets = ["10.0.0.0/8".parse().expect("a network")];
         let mesh = ClientTls::Established(Some("a.test".parse().expect("a name")));
-        let inside = |tls: &ClientTls| Client { addr: "10.1.1.1".parse().expect("an address"), tls: tls.clone() };
-        let outside = |tls: &ClientTls| Client { addr: "1.1.1.1".parse().expect("an address"), tls: tls.clone() };
+        let inside = |tls: &ClientTls| Client {
+            addr: "10.1.1.1".parse().expect("an address"),
+            tls: tls.clone(),
+        };
+        let outside = |tls: &ClientTls| Client {
+            addr: "1.1.1.1".parse().expect("an address"),
+            tls: tls.clone(),
+        };
         for (name, want) in [
             ("all-unauthenticated", [true, true, true]),
             ("all-authenticated", [false, true, true]),
@@ -399,8 +531,12 @@ mod tests {
             ("deny", [false, false, false]),
             ("audit", [true, true, true]),
         ] {
-            let policy = name.parse::<DefaultPolicy>().expect("a name").policy(&nets, Duration::from_secs(10), false);
-            let got = [inside(&ClientTls::None), inside(&mesh), outside(&mesh)].map(|one| policy.authorize(&one).is_ok());
+            let policy =
+                name.parse::<DefaultPolicy>()
+                    .expect("a name")
+                    .policy(&nets, Duration::from_secs(10), false);
+            let got = [inside(&ClientTls::None), inside(&mesh), outside(&mesh)]
+                .map(|one| policy.authorize(&one).is_ok());
             assert_eq!(got, want, "{name}");
         }
         assert!("allow".parse::<DefaultPolicy>().is_err());
@@ -410,8 +546,12 @@ mod tests {
     fn one_bad_field_refuses_the_whole_server() {
         let mut bad = route("/", vec![]);
         bad.rules.clear();
-        let error = ServerPolicy::try_from(server(vec![route("/", vec![]), bad], vec![])).expect_err("no rules");
-        assert_eq!(error.to_string(), "field `http_routes[1].rules` is invalid: must have at least one rule");
+        let error =
+            ServerPolicy::try_from(server(vec![route("/", vec![]), bad], vec![])).expect_err("no rules");
+        assert_eq!(
+            error.to_string(),
+            "field `http_routes[1].rules` is invalid: must have at least one rule"
+        );
         assert!(ServerPolicy::try_from(proto::Server::default()).is_err());
     }
 }

@@ -15,7 +15,10 @@ pub struct Invalid {
 impl Invalid {
     /// An invalid field and what is wrong with it.
     pub fn new(field: impl Into<String>, problem: impl fmt::Display) -> Self {
-        Self { field: field.into(), problem: problem.to_string() }
+        Self {
+            field: field.into(),
+            problem: problem.to_string(),
+        }
     }
 
     /// A field that must be set and is not.
@@ -26,7 +29,10 @@ impl Invalid {
     /// The same error seen from the enclosing message.
     #[must_use]
     pub fn within(self, parent: impl fmt::Display) -> Self {
-        Self { field: format!("{parent}.{}", self.field), problem: self.problem }
+        Self {
+            field: format!("{parent}.{}", self.field),
+            problem: self.problem,
+        }
     }
 }
 

@@ -80,7 +80,9 @@ impl Meta {
 
     /// Reads a field that must hold metadata.
     pub(crate) fn required(field: &str, meta: Option<proto::Metadata>) -> Result<Self, Invalid> {
-        meta.ok_or_else(|| Invalid::missing(field))?.try_into().map_err(|error: Invalid| error.within(field))
+        meta.ok_or_else(|| Invalid::missing(field))?
+            .try_into()
+            .map_err(|error: Invalid| error.within(field))
     }
 }
 
@@ -91,14 +93,29 @@ impl TryFrom<proto::Metadata> for Meta {
         match meta.kind.ok_or_else(|| Invalid::missing("kind"))? {
             proto::metadata::Kind::Default(name) => Ok(Self::Default(name.into())),
             proto::metadata::Kind::Resource(resource) => {
-                let proto::Resource { group, kind, name, namespace, section, port } = resource;
+                let proto::Resource {
+                    group,
+                    kind,
+                    name,
+                    namespace,
+                    section,
+                    port,
+                } = resource;
                 for (field, value) in [("kind", &kind), ("name", &name)] {
                     if value.is_empty() {
                         return Err(Invalid::new(format!("resource.{field}"), "must not be empty"));
                     }
                 }
-                let port = u16::try_from(port).map_err(|_| Invalid::new("resource.port", "must be at most 65535"))?;
-                Ok(Self::Resource(Arc::new(Resource { group, kind, name, namespace, section, port })))
+                let port = u16::try_from(port)
+                    .map_err(|_| Invalid::new("resource.port", "must be at most 65535"))?;
+                Ok(Self::Resource(Arc::new(Resource {
+                    group,
+                    kind,
+                    name,
+                    namespace,
+                    section,
+                    port,
+                })))
             }
         }
     }

@@ -20,7 +20,10 @@ impl Network {
     /// Every address.
     pub fn all() -> Vec<Self> {
         ["0.0.0.0/0", "::/0"]
-            .map(|net| Self { net: net.parse().expect("a literal network is well formed"), except: Vec::new() })
+            .map(|net| Self {
+                net: net.parse().expect("a literal network is well formed"),
+                except: Vec::new(),
+            })
             .into()
     }
 
@@ -33,7 +36,10 @@ impl Network {
 
 impl From<IpNet> for Network {
     fn from(net: IpNet) -> Self {
-        Self { net, except: Vec::new() }
+        Self {
+            net,
+            except: Vec::new(),
+        }
     }
 }
 
@@ -45,7 +51,9 @@ impl TryFrom<inbound::Network> for Network {
         let net = net.ok_or_else(|| Invalid::missing("net"))?;
         Ok(Self {
             net: net.try_into().map_err(|error| Invalid::new("net", error))?,
-            except: crate::invalid::each("except", except, |net| net.try_into().map_err(|error| Invalid::new("net", error)))?,
+            except: crate::invalid::each("except", except, |net| {
+                net.try_into().map_err(|error| Invalid::new("net", error))
+            })?,
         })
     }
 }
@@ -64,11 +72,17 @@ pub fn socket_addr(addr: proto::TcpAddress) -> Result<SocketAddr, Invalid> {
         .map_err(|error| Invalid::new("ip", error))?;
     match u16::try_from(port) {
         Ok(port) if port > 0 => Ok(SocketAddr::new(canonical(ip), port)),
-        _ => Err(Invalid::new("port", format!("{port} is not a port from 1 to 65535"))),
+        _ => Err(Invalid::new(
+            "port",
+            format!("{port} is not a port from 1 to 65535"),
+        )),
     }
 }
 
 /// Writes an address with its port.
 pub fn to_proto(addr: SocketAddr) -> proto::TcpAddress {
-    proto::TcpAddress { ip: Some(addr.ip().into()), port: addr.port().into() }
+    proto::TcpAddress {
+        ip: Some(addr.ip().into()),
+        port: addr.port().into(),
+    }
 }

@@ -21,12 +21,19 @@ impl TryFrom<proto::DestinationProfile> for Profile {
     type Error = Invalid;
 
     fn try_from(profile: proto::DestinationProfile) -> Result<Self, Invalid> {
-        let proto::DestinationProfile { fully_qualified_name, opaque_protocol, endpoint, .. } = profile;
+        let proto::DestinationProfile {
+            fully_qualified_name,
+            opaque_protocol,
+            endpoint,
+            ..
+        } = profile;
         Ok(Self {
             fully_qualified_name: (!fully_qualified_name.is_empty()).then_some(fully_qualified_name),
             opaque: opaque_protocol,
             endpoint: endpoint
-                .map(|one| Endpoint::from_proto(one, &HashMap::new()).map_err(|error| error.within("endpoint")))
+                .map(|one| {
+                    Endpoint::from_proto(one, &HashMap::new()).map_err(|error| error.within("endpoint"))
+                })
                 .transpose()?,
         })
     }

@@ -44,12 +44,19 @@ pub struct Cells {
 
 impl Cells {
     /// Counts one request, or refuses it. A refused request uses up nothing.
-    pub fn admit(&mut self, limit: &RateLimit, client: Option<&Identity>, now: Instant) -> Result<(), RateLimited> {
+    pub fn admit(
+        &mut self,
+        limit: &RateLimit,
+        client: Option<&Identity>,
+        now: Instant,
+    ) -> Result<(), RateLimited> {
         let total = match limit.total {
             Some(rate) => Some(next(self.total, rate, now).ok_or(RateLimited::Total)?),
             None => None,
         };
-        let rate = client.and_then(|id| limit.overrides.get(id).copied()).or(limit.identity);
+        let rate = client
+            .and_then(|id| limit.overrides.get(id).copied())
+            .or(limit.identity);
         if let Some(rate) = rate {
             let key = client.cloned();
             let next = next(self.clients.get(&key).copied(), rate, now).ok_or(RateLimited::Client)?;
@@ -78,12 +85,23 @@ impl TryFrom<proto::HttpLocalRateLimit> for RateLimit {
     type Error = Invalid;
 
     fn try_from(limit: proto::HttpLocalRateLimit) -> Result<Self, Invalid> {
-        let proto::HttpLocalRateLimit { metadata, total, identity, overrides } = limit;
+        let proto::HttpLocalRateLimit {
+            metadata,
+            total,
+            identity,
+            overrides,
+        } = limit;
         let mut by_client = AHashMap::new();
         for one in overrides {
-            let rate = one.limit.ok_or_else(|| Invalid::missing("overrides.limit"))?.requests_per_second;
+            let rate = one
+                .limit
+                .ok_or_else(|| Invalid::missing("overrides.limit"))?
+                .requests_per_second;
             for client in one.clients.map(|clients| clients.identities).unwrap_or_default() {
-                let id = client.name.parse().map_err(|error| Invalid::new("overrides.clients", error))?;
+                let id = client
+                    .name
+                    .parse()
+                    .map_err(|error| Invalid::new("overrides.clients", error))?;
                 by_client.insert(id, rate);
             }
         }
@@ -112,9 +130,18 @@ mod tests {
         };
         let now = Instant::now();
         let mut cells = Cells::default();
-        assert_eq!([(); 3].map(|()| cells.admit(&limit, Some(&one), now)), [Ok(()), Ok(()), Err(RateLimited::Client)]);
-        assert_eq!([(); 3].map(|()| cells.admit(&limit, Some(&two), now)), [Ok(()); 3]);
+        assert_eq!(
+            [(); 3].map(|()| cells.admit(&limit, Some(&one), now)),
+            [Ok(()), Ok(()), Err(RateLimited::Client)]
+        );
+        assert_eq!(
+            [(); 3].map(|()| cells.admit(&limit, Some(&two), now)),
+            [Ok(()); 3]
+        );
         assert_eq!(cells.admit(&limit, Some(&two), now), Err(RateLimited::Total));
-        assert_eq!(cells.admit(&limit, Some(&one), now + Duration::from_secs(1)), Ok(()));
+        assert_eq!(
+            cells.admit(&limit, Some(&one), now + Duration::from_secs(1)),
+            Ok(())
+        );
     }
 }

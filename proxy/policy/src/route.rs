@@ -134,7 +134,9 @@ pub fn find<'r, P, B>(routes: &'r [Route<P>], req: &Request<B>) -> Option<(&'r R
     let path = canonical_path(req.uri().path());
     let mut best: Option<(Specificity, &Route<P>, &Rule<P>)> = None;
     for route in routes {
-        let Some(host) = host_rank(&route.hosts, host.as_deref()) else { continue };
+        let Some(host) = host_rank(&route.hosts, host.as_deref()) else {
+            continue;
+        };
         for rule in &route.rules {
             let ranks = rule.matches.iter().filter_map(|one| one.rank(req, &path));
             let rank = match rule.matches.is_empty() {
@@ -179,9 +181,8 @@ fn host_rank(hosts: &[HostMatch], host: Option<&str>) -> Option<HostRank> {
         .iter()
         .filter_map(|one| match one {
             HostMatch::Exact(exact) => (exact == host).then_some(HostRank::Exact),
-            HostMatch::Suffix(suffix) => {
-                (host.len() > suffix.len() && host.ends_with(suffix.as_str())).then_some(HostRank::Suffix(suffix.len()))
-            }
+            HostMatch::Suffix(suffix) => (host.len() > suffix.len() && host.ends_with(suffix.as_str()))
+                .then_some(HostRank::Suffix(suffix.len())),
         })
         .max()
 }
@@ -198,7 +199,11 @@ impl RequestMatch {
         if !self.headers.iter().all(|header| header.matches(req)) {
             return None;
         }
-        if !self.query_params.iter().all(|param| param.matches(req.uri().query().unwrap_or(""))) {
+        if !self
+            .query_params
+            .iter()
+            .all(|param| param.matches(req.uri().query().unwrap_or("")))
+        {
             return None;
         }
         Some(Specificity {
@@ -238,9 +243,11 @@ impl HeaderMatch {
     fn matches<B>(&self, req: &Request<B>) -> bool {
         match self {
             Self::Exact(name, value) => req.headers().get_all(name).iter().any(|have| have == value),
-            Self::Regex(name, regex) => {
-                req.headers().get_all(name).iter().any(|have| have.to_str().is_ok_and(|have| regex.is_match(have)))
-            }
+            Self::Regex(name, regex) => req
+                .headers()
+                .get_all(name)
+                .iter()
+                .any(|have| have.to_str().is_ok_and(|have| regex.is_match(have))),
         }
     }
 }
@@ -251,7 +258,9 @@ impl QueryMatch {
             Self::Exact(name, value) => (name, &move |have| have == value),
             Self::Regex(name, regex) => (name, &move |have| regex.is_match(have)),
         };
-        let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let pairs = query
+            .split('&')
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         // The first value counts, as Gateway API leaves open and most applications do.
         pairs
             .map(|(key, value)| (decode_query(key), decode_query(value)))
@@ -272,7 +281,11 @@ fn percent_decode(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
-        let hex = |offset| bytes.get(at + offset).and_then(|&digit| char::from(digit).to_digit(16));
+        let hex = |offset| {
+            bytes
+                .get(at + offset)
+                .and_then(|&digit| char::from(digit).to_digit(16))
+        };
         match (byte, hex(1), hex(2)) {
             // Two hex digits make at most 255.
             (b'%', Some(high), Some(low)) => {
@@ -319,7 +332,10 @@ pub fn canonical_path(path: &str) -> Cow<'_, str> {
 /// Compiles an expression that must match the whole text.
 fn whole_regex(field: &str, expression: &str) -> Result<Regex, Invalid> {
     let compile = |text: &str| {
-        RegexBuilder::new(text).size_limit(REGEX_SIZE_MAX).build().map_err(|error| Invalid::new(field, error))
+        RegexBuilder::new(text)
+            .size_limit(REGEX_SIZE_MAX)
+            .build()
+            .map_err(|error| Invalid::new(field, error))
     };
     // Alone first: a stray parenthesis must not break out of the group that anchors the expression.
     compile(expression)?;
@@ -334,7 +350,12 @@ impl TryFrom<http_route::HostMatch> for HostMatch {
         match host.r#match.ok_or_else(|| Invalid::missing("match"))? {
             Match::Exact(name) => Ok(Self::Exact(name.to_ascii_lowercase())),
             Match::Suffix(suffix) => {
-                let labels: Vec<_> = suffix.reverse_labels.iter().rev().map(|label| label.to_ascii_lowercase()).collect();
+                let labels: Vec<_> = suffix
+                    .reverse_labels
+                    .iter()
+                    .rev()
+                    .map(|label| label.to_ascii_lowercase())
+                    .collect();
                 match labels.is_empty() {
                     true => Err(Invalid::new("suffix", "must have at least one label")),
                     false => Ok(Self::Suffix(format!(".{}", labels.join(".")))),
@@ -348,12 +369,23 @@ impl TryFrom<http_route::HttpRouteMatch> for RequestMatch {
     type Error = Invalid;
 
     fn try_from(one: http_route::HttpRouteMatch) -> Result<Self, Invalid> {
-        let http_route::HttpRouteMatch { path, headers, query_params, method } = one;
+        let http_route::HttpRouteMatch {
+            path,
+            headers,
+            query_params,
+            method,
+        } = one;
         Ok(Self {
-            path: path.map(PathMatch::try_from).transpose()?.filter(|path| !path.is_any()),
+            path: path
+                .map(PathMatch::try_from)
+                .transpose()?
+                .filter(|path| !path.is_any()),
             headers: invalid::each("headers", headers, HeaderMatch::try_from)?,
             query_params: invalid::each("query_params", query_params, QueryMatch::try_from)?,
-            method: method.map(Method::try_from).transpose().map_err(|error| Invalid::new("method", error))?,
+            method: method
+                .map(Method::try_from)
+                .transpose()
+                .map_err(|error| Invalid::new("method", error))?,
         })
     }
 }
@@ -365,7 +397,10 @@ impl TryFrom<grpc_route::GrpcRouteMatch> for RequestMatch {
         let grpc_route::GrpcRouteMatch { rpc, headers } = one;
         let given = |text: String| (!text.is_empty()).then_some(text);
         Ok(Self {
-            path: rpc.map(|rpc| PathMatch::Rpc { service: given(rpc.service), method: given(rpc.method) }),
+            path: rpc.map(|rpc| PathMatch::Rpc {
+                service: given(rpc.service),
+                method: given(rpc.method),
+            }),
             headers: invalid::each("headers", headers, HeaderMatch::try_from)?,
             query_params: Vec::new(),
             method: None,
@@ -386,7 +421,9 @@ impl TryFrom<http_route::PathMatch> for PathMatch {
         use http_route::path_match::Kind;
         match path.kind.ok_or_else(|| Invalid::missing("path.kind"))? {
             Kind::Exact(exact) if exact.starts_with('/') => Ok(Self::Exact(exact)),
-            Kind::Prefix(prefix) if prefix.starts_with('/') => Ok(Self::Prefix(prefix.trim_end_matches('/').to_owned())),
+            Kind::Prefix(prefix) if prefix.starts_with('/') => {
+                Ok(Self::Prefix(prefix.trim_end_matches('/').to_owned()))
+            }
             Kind::Exact(path) | Kind::Prefix(path) => {
                 Err(Invalid::new("path", format!("`{path}` must begin with a slash")))
             }
@@ -432,7 +469,11 @@ where
     let any = |one: &RequestMatch| {
         one.path.is_none() && one.headers.is_empty() && one.query_params.is_empty() && one.method.is_none()
     };
-    Ok(if matches.len() == 1 && any(&matches[0]) { Vec::new() } else { matches })
+    Ok(if matches.len() == 1 && any(&matches[0]) {
+        Vec::new()
+    } else {
+        matches
+    })
 }
 
 #[cfg(test)]
@@ -440,16 +481,28 @@ mod tests {
     use super::*;
 
     fn rule(name: &'static str, one: RequestMatch) -> Rule<&'static str> {
-        Rule { matches: vec![one], policy: name }
+        Rule {
+            matches: vec![one],
+            policy: name,
+        }
     }
 
     fn path(kind: http_route::path_match::Kind) -> RequestMatch {
         let path = Some(http_route::PathMatch { kind: Some(kind) });
-        http_route::HttpRouteMatch { path, ..Default::default() }.try_into().expect("valid")
+        http_route::HttpRouteMatch {
+            path,
+            ..Default::default()
+        }
+        .try_into()
+        .expect("valid")
     }
 
     fn route(hosts: Vec<HostMatch>, rules: Vec<Rule<&'static str>>) -> Route<&'static str> {
-        Route { meta: Meta::default_named("test"), hosts, rules }
+        Route {
+            meta: Meta::default_named("test"),
+            hosts,
+            rules,
+        }
     }
 
     fn chosen(routes: &[Route<&'static str>], uri: &str, headers: &[(&str, &str)]) -> Option<&'static str> {
@@ -486,7 +539,12 @@ mod tests {
 
     #[test]
     fn hosts_come_before_paths_and_exact_before_suffix() {
-        let any = || vec![Rule { matches: Vec::new(), policy: "any" }];
+        let any = || {
+            vec![Rule {
+                matches: Vec::new(),
+                policy: "any",
+            }]
+        };
         let named = |name| vec![rule(name, RequestMatch::default())];
         let routes = [
             route(Vec::new(), any()),
@@ -507,15 +565,41 @@ mod tests {
 
     #[test]
     fn more_headers_and_a_method_are_more_specific() {
-        let header = |name: &'static str| HeaderMatch::Exact(HeaderName::from_static(name), HeaderValue::from_static("1"));
+        let header = |name: &'static str| {
+            HeaderMatch::Exact(HeaderName::from_static(name), HeaderValue::from_static("1"))
+        };
         let routes = [route(
             Vec::new(),
             vec![
                 rule("any", RequestMatch::default()),
-                rule("one", RequestMatch { headers: vec![header("a")], ..Default::default() }),
-                rule("two", RequestMatch { headers: vec![header("a"), header("b")], ..Default::default() }),
-                rule("method", RequestMatch { method: Some(Method::PUT), ..Default::default() }),
-                rule("query", RequestMatch { query_params: vec![QueryMatch::Exact("q".into(), "a b".into())], ..Default::default() }),
+                rule(
+                    "one",
+                    RequestMatch {
+                        headers: vec![header("a")],
+                        ..Default::default()
+                    },
+                ),
+                rule(
+                    "two",
+                    RequestMatch {
+                        headers: vec![header("a"), header("b")],
+                        ..Default::default()
+                    },
+                ),
+                rule(
+                    "method",
+                    RequestMatch {
+                        method: Some(Method::PUT),
+                        ..Default::default()
+                    },
+                ),
+                rule(
+                    "query",
+                    RequestMatch {
+                        query_params: vec![QueryMatch::Exact("q".into(), "a b".into())],
+                        ..Default::default()
+                    },
+                ),
             ],
         )];
         assert_eq!(chosen(&routes, "/", &[]), Some("any"));
@@ -545,10 +629,24 @@ mod tests {
     #[test]
     fn grpc_calls_match_by_service_and_method() {
         let rpc = |service: &str, method: &str| {
-            let rpc = Some(grpc_route::GrpcRpcMatch { service: service.into(), method: method.into() });
-            RequestMatch::try_from(grpc_route::GrpcRouteMatch { rpc, headers: Vec::new() }).expect("valid")
+            let rpc = Some(grpc_route::GrpcRpcMatch {
+                service: service.into(),
+                method: method.into(),
+            });
+            RequestMatch::try_from(grpc_route::GrpcRouteMatch {
+                rpc,
+                headers: Vec::new(),
+            })
+            .expect("valid")
         };
-        let routes = [route(Vec::new(), vec![rule("service", rpc("a.B", "")), rule("call", rpc("a.B", "C")), rule("method", rpc("", "C"))])];
+        let routes = [route(
+            Vec::new(),
+            vec![
+                rule("service", rpc("a.B", "")),
+                rule("call", rpc("a.B", "C")),
+                rule("method", rpc("", "C")),
+            ],
+        )];
         assert_eq!(chosen(&routes, "/a.B/C", &[]), Some("call"));
         assert_eq!(chosen(&routes, "/a.B/D", &[]), Some("service"));
         assert_eq!(chosen(&routes, "/a.X/C", &[]), Some("method"));

@@ -1,0 +1,175 @@
+//! Puts the proxy together: the control runtime with identity, discovery and admin on the main thread, and the workers
+//! on theirs.
+
+use std::{io, sync::Arc, time::Duration};
+
+use heddle_tls::{
+    CertMetrics, CertifyLoop, ClientAuth, ControlChannel, Readiness, Store, StoreError,
+    connect::ChannelOptions, roots::RootsFile,
+};
+use prometheus_client::registry::Registry;
+use tokio::time::{Instant, interval};
+use tracing::{error, info, warn};
+
+use crate::{
+    admin::{self, Admin},
+    config::{Config, ControlService, StreamLimits},
+    discovery::Discovery,
+    listen::{BindError, Listeners},
+    logging::LogHandle,
+    metrics::Metrics,
+    worker,
+};
+
+/// How often it is said that there is no certificate yet.
+const IDENTITY_WARN_INTERVAL: Duration = Duration::from_secs(15);
+/// How often idle series are looked for.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Why the proxy does not run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AppError {
+    #[error("failed to start the runtime")]
+    Runtime(#[source] io::Error),
+    #[error("failed to watch for signals")]
+    Signals(#[source] io::Error),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Admin(#[from] admin::BindError),
+    #[error("failed to prepare the identity")]
+    Identity(#[from] StoreError),
+}
+
+/// Runs the proxy until it is told to end and has drained.
+///
+/// # Errors
+/// It cannot start.
+pub(crate) fn run(mut config: Config, log: LogHandle) -> Result<(), AppError> {
+    // Controllers' own proxies find them on loopback, where connections do not grow stale.
+    if config.control.policy.addr.is_loopback() {
+        config.control.streams = StreamLimits::default();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(AppError::Runtime)?;
+    let result = runtime.block_on(control(Arc::new(config), log));
+    // Workers hold connections that the grace period has not ended: they end with the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
+    let shutdown = heddle_daemon::signal::shutdown().map_err(AppError::Signals)?;
+    let listeners = (0..config.workers)
+        .map(|_| Listeners::bind(&config))
+        .collect::<Result<Vec<_>, _>>()?;
+    let metrics = Arc::new(Metrics::default());
+    let mut registry = Registry::default();
+    let cert_metrics = CertMetrics::register(&mut registry);
+    heddle_daemon::process::register(&mut registry);
+
+    let (store, key) = Store::new(config.identity.local_name.clone(), config.identity.roots.clone())?;
+    let ready = store.ready();
+    let admin = Admin {
+        config: config.clone(),
+        metrics: metrics.clone(),
+        registry,
+        ready: ready.clone(),
+        log,
+        shutdown: shutdown.trigger(),
+    };
+    tokio::spawn(admin.bind().await?.serve());
+
+    let ControlService { addr, name } = config.control.identity.clone();
+    let certify = CertifyLoop::new(store.clone(), key, addr, name, &config.identity.token_file)
+        .metrics(cert_metrics)
+        .refresh_bounds(config.identity.min_refresh, config.identity.max_refresh);
+    tokio::spawn(certify.run());
+    if config.identity.roots_file.exists() {
+        tokio::spawn(RootsFile::new(&config.identity.roots_file).run(store.clone()));
+    }
+    tokio::spawn(expire(metrics.clone(), config.admin.metrics_retain_idle));
+
+    let channel = |service: &ControlService| {
+        let ControlService { addr, name } = service.clone();
+        ControlChannel::with_options(
+            addr,
+            name,
+            store.clone(),
+            ClientAuth::Leaf,
+            ChannelOptions::default(),
+        )
+    };
+    let discovery = Discovery::new(
+        config.clone(),
+        channel(&config.control.destination),
+        channel(&config.control.policy),
+    );
+    // Held for as long as the proxy runs, so that these are always followed.
+    let ports: Vec<_> = config
+        .inbound
+        .ports
+        .iter()
+        .filter_map(|port| discovery.inbound(port).ok())
+        .collect();
+
+    let parts = worker::Parts {
+        config: config.clone(),
+        discovery,
+        store,
+        metrics,
+        drain: shutdown.watch(),
+    };
+    let started = Instant::now();
+    let starting = tokio::spawn(async move {
+        await_identity(ready).await;
+        info!(
+            workers = listeners.len(),
+            start_ms = started.elapsed().as_millis(),
+            "Serving"
+        );
+        for (index, listeners) in listeners.into_iter().enumerate() {
+            let parts = parts.clone();
+            let thread = std::thread::Builder::new().name(format!("worker-{index}"));
+            if let Err(error) = thread.spawn(move || worker::run(parts, listeners)) {
+                error!(%error, "Failed to start a worker thread");
+            }
+        }
+    });
+    tokio::pin!(starting);
+    let drain = shutdown.drain(config.shutdown_grace);
+    tokio::pin!(drain);
+    tokio::select! {
+        // Ended before it had an identity.
+        _ = &mut drain => starting.abort(),
+        result = &mut starting => {
+            if let Err(error) = result {
+                error!(%error, "Failed to start");
+            }
+            drain.await;
+        }
+    }
+    drop(ports);
+    Ok(())
+}
+
+/// Nothing is served before the proxy can prove who it is.
+async fn await_identity(mut ready: tokio::sync::watch::Receiver<Readiness>) {
+    loop {
+        let certified = ready.wait_for(Readiness::is_ready);
+        match tokio::time::timeout(IDENTITY_WARN_INTERVAL, certified).await {
+            Ok(_) => return,
+            Err(_) => warn!("Waiting for the first certificate from the identity service"),
+        }
+    }
+}
+
+async fn expire(metrics: Arc<Metrics>, retain: Duration) {
+    let mut tick = interval(EXPIRE_INTERVAL);
+    loop {
+        tick.tick().await;
+        metrics.expire(Instant::now(), retain);
+    }
+}

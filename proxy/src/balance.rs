@@ -1,0 +1,423 @@
+//! The endpoints of a backend, and which of them the next request or connection goes to.
+//!
+//! Two endpoints are drawn at random and the one with the lower load is taken. An endpoint that cannot be connected to
+//! rests for a time that doubles; so does one that fails too often, when the policy asks for it. Belongs to one worker.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use heddle_proxy_policy::{
+    self as policy, EndpointSet,
+    balance::{Backoff, EwmaParams, PeakEwma, two_choices},
+    endpoint::ProtocolHint,
+    outbound::{Backend, BackendKind, FailureAccrual},
+};
+use heddle_tls::rustls::pki_types::ServerName;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use crate::{
+    http::ProxyError,
+    metrics::{http::HttpHandles, labels::Labels, tcp::TcpHandles},
+    transport_header::TransportHeader,
+    upstream::{Target, TargetTls, Upstream},
+    worker::Worker,
+};
+
+/// Rest after failed connections: Linkerd's outbound backoff.
+const CONNECT_BACKOFF: Backoff = Backoff {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(60),
+    jitter_ratio: 0.1,
+};
+
+/// The endpoints of one backend.
+#[derive(Debug)]
+pub(crate) struct Balancer {
+    worker: Rc<Worker>,
+    authority: String,
+    ewma: EwmaParams,
+    queue_capacity: u32,
+    failfast_timeout: Duration,
+    watch: RefCell<Option<watch::Receiver<Arc<EndpointSet>>>>,
+    exists: Cell<bool>,
+    endpoints: RefCell<Vec<Rc<Endpoint>>>,
+    waiting: Cell<u32>,
+}
+
+/// One endpoint, with what this worker knows of it.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    info: Arc<policy::Endpoint>,
+    load: RefCell<PeakEwma>,
+    in_flight: Cell<u32>,
+    /// Failed connections in a row, and failed responses in a row.
+    connect_failures: Cell<u32>,
+    failures: Cell<u32>,
+    rests_until: Cell<Option<Instant>>,
+    /// For requests.
+    http: Rc<Upstream>,
+    /// For connections of bytes.
+    opaque: Rc<Upstream>,
+    handles: Rc<HttpHandles>,
+}
+
+/// A request or connection that an endpoint is busy with.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    endpoint: Rc<Endpoint>,
+}
+
+impl Balancer {
+    pub(crate) fn new(worker: Rc<Worker>, backend: &Backend) -> Result<Rc<Self>, ProxyError> {
+        let (authority, ewma, watch, endpoints) = match &backend.kind {
+            BackendKind::Forward(endpoint) => {
+                let authority = endpoint.addr.to_string();
+                let ewma = EwmaParams::default();
+                let endpoints = vec![Endpoint::new(&worker, &authority, endpoint.clone(), ewma)];
+                (authority, ewma, None, endpoints)
+            }
+            BackendKind::Balance { path, ewma } => (
+                path.clone(),
+                *ewma,
+                Some(worker.discovery.endpoints(path)?),
+                Vec::new(),
+            ),
+        };
+        // The watch's first value has not been looked at.
+        let watch = watch.map(|mut watch| {
+            watch.mark_changed();
+            watch
+        });
+        Ok(Rc::new(Self {
+            worker,
+            authority,
+            ewma,
+            queue_capacity: backend.queue_capacity,
+            failfast_timeout: backend.failfast_timeout,
+            watch: RefCell::new(watch),
+            exists: Cell::new(true),
+            endpoints: RefCell::new(endpoints),
+            waiting: Cell::new(0),
+        }))
+    }
+
+    /// When a request that begins now must have an endpoint.
+    pub(crate) fn failfast_deadline(&self) -> Instant {
+        Instant::now() + self.failfast_timeout
+    }
+
+    /// Whether any endpoint could take a request now.
+    pub(crate) fn is_available(&self) -> bool {
+        self.refresh();
+        let now = Instant::now();
+        self.endpoints
+            .borrow()
+            .iter()
+            .any(|endpoint| endpoint.is_ready(now))
+    }
+
+    /// The endpoint for the next request; waits for one until `deadline`.
+    pub(crate) async fn pick(&self, deadline: Instant) -> Result<Rc<Endpoint>, ProxyError> {
+        if let Some(endpoint) = self.try_pick() {
+            return Ok(endpoint);
+        }
+        if self.waiting.get() >= self.queue_capacity {
+            return Err(ProxyError::LoadShed(self.waiting.get()));
+        }
+        let _waiting = Waiting::new(&self.waiting);
+        loop {
+            if !self.exists.get() {
+                return Err(ProxyError::NoSuchService);
+            }
+            let wake = self.next_ready().map_or(deadline, |at| at.min(deadline));
+            let changes = self.watch.borrow().clone();
+            match changes {
+                Some(mut changes) => drop(timeout_at(wake, changes.changed()).await),
+                None => sleep_until(wake).await,
+            }
+            if let Some(endpoint) = self.try_pick() {
+                return Ok(endpoint);
+            }
+            if Instant::now() >= deadline {
+                return Err(ProxyError::FailFast(self.failfast_timeout));
+            }
+        }
+    }
+
+    fn try_pick(&self) -> Option<Rc<Endpoint>> {
+        self.refresh();
+        let endpoints = self.endpoints.borrow();
+        let now = Instant::now();
+        if let [only] = endpoints.as_slice() {
+            return only.is_ready(now).then(|| only.clone());
+        }
+        let (one, two) = two_choices(endpoints.len(), rand::random())?;
+        let (one, two) = (&endpoints[one], &endpoints[two]);
+        match (one.is_ready(now), two.is_ready(now)) {
+            (true, true) => Some(lighter(one, two, now)),
+            (true, false) => Some(one.clone()),
+            (false, true) => Some(two.clone()),
+            (false, false) => {
+                // Both rest: look at all that do not.
+                let ready: Vec<_> = endpoints
+                    .iter()
+                    .filter(|endpoint| endpoint.is_ready(now))
+                    .collect();
+                let (one, two) = two_choices(ready.len(), rand::random())?;
+                Some(lighter(ready[one], ready[two], now))
+            }
+        }
+    }
+
+    /// When the first of the resting endpoints may be tried again.
+    fn next_ready(&self) -> Option<Instant> {
+        self.endpoints
+            .borrow()
+            .iter()
+            .filter_map(|endpoint| endpoint.rests_until.get())
+            .min()
+    }
+
+    /// Takes over what discovery says now. Endpoints that stay keep their connections.
+    fn refresh(&self) {
+        let mut watch = self.watch.borrow_mut();
+        let Some(watch) = watch.as_mut() else { return };
+        if !watch.has_changed().unwrap_or(false) {
+            return;
+        }
+        let set = watch.borrow_and_update().clone();
+        self.exists.set(!matches!(*set, EndpointSet::DoesNotExist));
+        let mut endpoints = self.endpoints.borrow_mut();
+        let mut old: ahash::AHashMap<SocketAddr, Rc<Endpoint>> = endpoints
+            .drain(..)
+            .map(|endpoint| (endpoint.info.addr, endpoint))
+            .collect();
+        endpoints.extend(set.iter().map(|info| match old.remove(&info.addr) {
+            Some(endpoint) if Arc::ptr_eq(&endpoint.info, info) || endpoint.info == *info => endpoint,
+            _ => Endpoint::new(&self.worker, &self.authority, info.clone(), self.ewma),
+        }));
+    }
+
+    /// Counts a response that the policy takes as a failure or not.
+    pub(crate) fn judge(&self, endpoint: &Endpoint, failed: bool, accrual: Option<&FailureAccrual>) {
+        let Some(accrual) = accrual.filter(|accrual| accrual.max_failures > 0) else {
+            return;
+        };
+        if !failed {
+            endpoint.failures.set(0);
+            return;
+        }
+        let failures = endpoint.failures.get().saturating_add(1);
+        endpoint.failures.set(failures);
+        if failures < accrual.max_failures {
+            return;
+        }
+        let now = Instant::now();
+        let ready = self
+            .endpoints
+            .borrow()
+            .iter()
+            .filter(|endpoint| endpoint.is_ready(now))
+            .count();
+        if ready > accrual.min_ready_endpoints as usize {
+            let tripped = failures - accrual.max_failures + 1;
+            endpoint
+                .rests_until
+                .set(Some(now + accrual.backoff.after(tripped, rand::random())));
+        }
+    }
+
+    /// Closes connections that have been idle for too long.
+    pub(crate) fn sweep(&self) {
+        self.refresh();
+        for endpoint in self.endpoints.borrow().iter() {
+            endpoint.http.sweep();
+        }
+    }
+}
+
+fn lighter(one: &Rc<Endpoint>, two: &Rc<Endpoint>, now: Instant) -> Rc<Endpoint> {
+    let now = now.into_std();
+    let load = |endpoint: &Endpoint| {
+        let load = endpoint.load.borrow().load(endpoint.in_flight.get(), now);
+        // A weight of 10,000 is usual; a heavier endpoint seems less loaded than it is.
+        load * 10_000.0 / f64::from(endpoint.info.weight.max(1))
+    };
+    if load(one) <= load(two) {
+        one.clone()
+    } else {
+        two.clone()
+    }
+}
+
+impl Endpoint {
+    fn new(worker: &Rc<Worker>, authority: &str, info: Arc<policy::Endpoint>, ewma: EwmaParams) -> Rc<Self> {
+        // Our own pod's traffic to itself does not pass our inbound side, so nobody would speak TLS with us.
+        let own = worker.config.inbound.ips.contains(&info.addr.ip());
+        let identity = match &info.identity {
+            Some(_) if own => Err("loopback"),
+            Some(identity) => Ok(identity),
+            None => Err("not_provided_by_service_discovery"),
+        };
+        let labels = Labels::direction("outbound")
+            .with("authority", authority)
+            .target_addr(info.addr);
+        let labels = labels.server_tls(identity).endpoint(&info);
+        let tcp = TcpHandles::new(
+            &worker.metrics,
+            &Labels::direction("outbound")
+                .with("peer", "dst")
+                .with("authority", authority)
+                .target_addr(info.addr)
+                .server_tls(identity)
+                .endpoint(&info),
+        );
+        let server_name = identity.ok().map(|identity| {
+            ServerName::try_from(identity.as_str().to_owned()).expect("an identity is a DNS name")
+        });
+        let connect_timeout = worker.config.outbound.connect_timeout;
+        let upstream = |addr, tls| {
+            Upstream::new(
+                Target {
+                    addr,
+                    connect_timeout,
+                    tls,
+                },
+                worker.tls.clone(),
+                tcp.clone(),
+            )
+        };
+        let http = upstream(
+            info.addr,
+            server_name.clone().map(|server_name| TargetTls {
+                server_name,
+                header: None,
+            }),
+        );
+        let opaque = match (server_name, info.opaque_transport_port) {
+            (Some(server_name), Some(port)) => {
+                let header = TransportHeader {
+                    port: info.addr.port(),
+                    name: None,
+                    protocol: None,
+                };
+                let tls = TargetTls {
+                    server_name,
+                    header: Some(header),
+                };
+                upstream(SocketAddr::new(info.addr.ip(), port), Some(tls))
+            }
+            (server_name, _) => upstream(
+                info.addr,
+                server_name.map(|server_name| TargetTls {
+                    server_name,
+                    header: None,
+                }),
+            ),
+        };
+        Rc::new(Self {
+            load: RefCell::new(PeakEwma::new(ewma, std::time::Instant::now())),
+            in_flight: Cell::new(0),
+            connect_failures: Cell::new(0),
+            failures: Cell::new(0),
+            rests_until: Cell::new(None),
+            http,
+            opaque,
+            handles: HttpHandles::new(worker.metrics.clone(), labels),
+            info,
+        })
+    }
+
+    fn is_ready(&self, now: Instant) -> bool {
+        match self.rests_until.get() {
+            Some(until) if until > now => false,
+            Some(_) => {
+                // One try is let through; another failure makes the rest longer.
+                self.rests_until.set(None);
+                true
+            }
+            None => true,
+        }
+    }
+
+    pub(crate) fn info(&self) -> &policy::Endpoint {
+        &self.info
+    }
+
+    /// Whether all requests go inside HTTP/2.
+    pub(crate) fn takes_http2(&self) -> bool {
+        self.info.hint == ProtocolHint::Http2
+    }
+
+    pub(crate) fn http(&self) -> &Rc<Upstream> {
+        &self.http
+    }
+
+    pub(crate) fn opaque(&self) -> &Rc<Upstream> {
+        &self.opaque
+    }
+
+    pub(crate) fn handles(&self) -> &Rc<HttpHandles> {
+        &self.handles
+    }
+
+    /// Counts something as in flight until what is returned is dropped.
+    pub(crate) fn begin(self: &Rc<Self>) -> InFlight {
+        self.in_flight.set(self.in_flight.get() + 1);
+        InFlight {
+            endpoint: self.clone(),
+        }
+    }
+
+    /// Takes in how long the endpoint took to answer, or to accept.
+    pub(crate) fn observe(&self, latency: Duration) {
+        self.load.borrow_mut().observe(latency, std::time::Instant::now());
+    }
+
+    /// A connection failed: the endpoint rests. Several requests that waited for the one connection count once.
+    pub(crate) fn connect_failed(&self) {
+        let now = Instant::now();
+        if self.rests_until.get().is_some_and(|until| until > now) {
+            return;
+        }
+        let failures = self.connect_failures.get().saturating_add(1);
+        self.connect_failures.set(failures);
+        self.rests_until
+            .set(Some(now + CONNECT_BACKOFF.after(failures, rand::random())));
+    }
+
+    /// A connection was there.
+    pub(crate) fn connected(&self) {
+        self.connect_failures.set(0);
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.endpoint.in_flight.set(self.endpoint.in_flight.get() - 1);
+    }
+}
+
+/// Counts a request as waiting.
+struct Waiting<'c>(&'c Cell<u32>);
+
+impl<'c> Waiting<'c> {
+    fn new(count: &'c Cell<u32>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}

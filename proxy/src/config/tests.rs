@@ -1,0 +1,98 @@
+use std::collections::HashMap;
+
+use super::*;
+
+fn anchors() -> String {
+    let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().expect("a key");
+    params.self_signed(&key).expect("a certificate").pem()
+}
+
+fn base() -> HashMap<String, String> {
+    [
+        (
+            "DESTINATION_SVC_ADDR",
+            "linkerd-dst-headless.linkerd.svc.cluster.local.:8086",
+        ),
+        (
+            "DESTINATION_SVC_NAME",
+            "linkerd-destination.linkerd.serviceaccount.identity.linkerd.cluster.local",
+        ),
+        ("POLICY_SVC_ADDR", "127.0.0.1:8090"),
+        ("POLICY_WORKLOAD", r#"{"ns":"a","pod":"b"}"#),
+        (
+            "IDENTITY_SVC_ADDR",
+            "linkerd-identity-headless.linkerd.svc.cluster.local.:8080",
+        ),
+        (
+            "IDENTITY_SVC_NAME",
+            "linkerd-identity.linkerd.serviceaccount.identity.linkerd.cluster.local",
+        ),
+        ("IDENTITY_DIR", "/var/run/linkerd/identity/end-entity"),
+        ("IDENTITY_TOKEN_FILE", "/token"),
+        (
+            "IDENTITY_LOCAL_NAME",
+            "web.a.serviceaccount.identity.linkerd.cluster.local",
+        ),
+    ]
+    .into_iter()
+    .map(|(name, value)| (format!("LINKERD2_PROXY_{name}"), value.to_owned()))
+    .chain([(env::IDENTITY_TRUST_ANCHORS.to_owned(), anchors())])
+    .collect()
+}
+
+fn with(changes: &[(&str, &str)]) -> Result<Config, Vec<EnvError>> {
+    let mut vars = base();
+    vars.extend(
+        changes
+            .iter()
+            .map(|(name, value)| (format!("LINKERD2_PROXY_{name}"), (*value).to_owned())),
+    );
+    Config::from_env(&vars)
+}
+
+#[test]
+fn the_required_variables_suffice() {
+    let config = with(&[]).expect("valid");
+    assert_eq!(config.inbound.listen, SocketAddr::from(([0, 0, 0, 0], 4143)));
+    assert_eq!(config.outbound.listen, [SocketAddr::from(([127, 0, 0, 1], 4140))]);
+    assert_eq!(config.inbound.connect_timeout, Duration::from_millis(300));
+    assert_eq!(config.inbound.default_policy, DefaultPolicy::AllUnauthenticated);
+    assert_eq!(config.workers, 1);
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let changes = [
+        ("INBOUND_LISTEN_ADDR", "nowhere"),
+        ("OUTBOUND_CONNECT_TIMEOUT", "1.5s"),
+        ("INBOUND_DEFAULT_POLICY", "allow"),
+        ("CORES", "0"),
+        ("IDENTITY_LOCAL_NAME", ""),
+        ("IDENTITY_TRUST_ANCHORS", "no certificate"),
+    ];
+    let errors = with(&changes).expect_err("six mistakes");
+    let text: Vec<String> = errors.iter().map(EnvError::to_string).collect();
+    assert_eq!(errors.len(), 6, "{text:#?}");
+    assert!(
+        text.contains(&"LINKERD2_PROXY_IDENTITY_LOCAL_NAME must be set".to_owned()),
+        "{text:#?}"
+    );
+}
+
+#[test]
+fn lists_and_ranges_are_read() {
+    let config = with(&[
+        ("OUTBOUND_LISTEN_ADDRS", "127.0.0.1:4140,[::1]:4140"),
+        ("INBOUND_PORTS", "8080,9000-9002"),
+        ("INBOUND_IPS", "10.0.0.1,fd00::1"),
+        ("POLICY_CLUSTER_NETWORKS", "10.0.0.0/8,fd00::/8"),
+        ("SHUTDOWN_ENDPOINT_ENABLED", "true"),
+    ])
+    .expect("valid");
+    assert_eq!(config.outbound.listen.len(), 2);
+    assert_eq!(config.inbound.ports.iter().count(), 4);
+    assert_eq!(config.inbound.ips.len(), 2);
+    assert!(config.admin.shutdown_endpoint);
+}

@@ -1,0 +1,124 @@
+//! What the control plane says, as one `watch` channel per key: outbound policies by address, endpoints by service path,
+//! inbound policies by port.
+//!
+//! Lookups come from all workers; the streams behind them run on the control runtime. A key that nobody watches is
+//! forgotten after a while. A stream that fails is opened anew with backoff, and what it said last stays: traffic goes
+//! on without a control plane.
+
+mod cache;
+mod endpoints;
+mod inbound;
+mod outbound;
+mod stream;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use heddle_proxy_policy::{ClientPolicy, EndpointSet, ServerPolicy};
+use heddle_tls::ControlChannel;
+use linkerd2_proxy_api::{
+    destination::destination_client::DestinationClient,
+    inbound::inbound_server_policies_client::InboundServerPoliciesClient,
+    outbound::outbound_policies_client::OutboundPoliciesClient,
+};
+use tokio::{runtime::Handle, sync::watch};
+
+use crate::config::Config;
+use cache::Cache;
+pub(crate) use cache::Full;
+
+/// Addresses, services and ports followed at once. Far above what a pod talks to; a scan must not fill the memory.
+const OUTBOUND_MAX: usize = 4_096;
+const ENDPOINTS_MAX: usize = 4_096;
+const INBOUND_MAX: usize = 1_024;
+/// The control plane's messages: 10,000 endpoints with labels are a few megabytes.
+const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// What is known of an outbound address.
+#[derive(Clone, Debug)]
+pub(crate) enum Outbound {
+    /// Nothing yet.
+    Pending,
+    /// Its policy.
+    Policy(Arc<ClientPolicy>),
+    /// The policy is invalid, as this says; Linkerd's proxy fails such requests.
+    Invalid(Arc<str>),
+    /// The control plane did not answer in time.
+    Unavailable(Arc<str>),
+}
+
+/// Lookups. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Discovery(Arc<Inner>);
+
+struct Inner {
+    runtime: Handle,
+    config: Arc<Config>,
+    destination: DestinationClient<ControlChannel>,
+    outbound_policies: OutboundPoliciesClient<ControlChannel>,
+    inbound_policies: InboundServerPoliciesClient<ControlChannel>,
+    outbound: Cache<SocketAddr, Outbound>,
+    endpoints: Cache<Arc<str>, Arc<EndpointSet>>,
+    inbound: Cache<u16, Arc<ServerPolicy>>,
+}
+
+impl Discovery {
+    /// Must be made on the control runtime, where `destination` and `policy` live.
+    pub(crate) fn new(config: Arc<Config>, destination: ControlChannel, policy: ControlChannel) -> Self {
+        Self(Arc::new(Inner {
+            runtime: Handle::current(),
+            destination: DestinationClient::new(destination).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            outbound_policies: OutboundPoliciesClient::new(policy.clone())
+                .max_decoding_message_size(MESSAGE_BYTES_MAX),
+            inbound_policies: InboundServerPoliciesClient::new(policy)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX),
+            outbound: Cache::new(OUTBOUND_MAX, config.outbound.discovery_idle),
+            endpoints: Cache::new(ENDPOINTS_MAX, config.outbound.discovery_idle),
+            inbound: Cache::new(INBOUND_MAX, config.inbound.discovery_idle),
+            config,
+        }))
+    }
+
+    /// The policy of an address that an application connects to.
+    pub(crate) fn outbound(&self, addr: SocketAddr) -> Result<watch::Receiver<Outbound>, Full> {
+        let inner = &self.0;
+        inner.outbound.watch(
+            &inner.runtime,
+            addr,
+            || Outbound::Pending,
+            |publish| {
+                let inner = inner.clone();
+                async move { outbound::follow(&inner, addr, &publish).await }
+            },
+        )
+    }
+
+    /// The endpoints of a service.
+    pub(crate) fn endpoints(&self, path: &str) -> Result<watch::Receiver<Arc<EndpointSet>>, Full> {
+        let inner = &self.0;
+        let path: Arc<str> = path.into();
+        inner
+            .endpoints
+            .watch(&inner.runtime, path.clone(), Default::default, |publish| {
+                let inner = inner.clone();
+                async move { endpoints::follow(&inner, &path, &publish).await }
+            })
+    }
+
+    /// The policy of one of the pod's ports; the default until the control plane has answered.
+    pub(crate) fn inbound(&self, port: u16) -> Result<watch::Receiver<Arc<ServerPolicy>>, Full> {
+        let inner = &self.0;
+        let config = &inner.config.inbound;
+        let default = || {
+            let opaque = config.opaque_ports.contains(port);
+            Arc::new(
+                config
+                    .default_policy
+                    .policy(&config.cluster_networks, config.detect_timeout, opaque),
+            )
+        };
+        inner.inbound.watch(&inner.runtime, port, default, |publish| {
+            let inner = inner.clone();
+            async move { inbound::follow(&inner, port, &publish).await }
+        })
+    }
+}

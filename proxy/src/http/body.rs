@@ -1,0 +1,283 @@
+//! Bodies on their way through, without boxes.
+
+use std::{
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::{grpc_status, replay::ReplayBody};
+use crate::metrics::http::{End, HttpHandles};
+
+/// A body that could not be passed on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error(transparent)]
+    Hyper(#[from] hyper::Error),
+    #[error(transparent)]
+    H2(#[from] h2::Error),
+    #[error("the response took longer than its policy allows")]
+    Timeout,
+    #[error("another try of the request has begun")]
+    Superseded,
+}
+
+/// A request's body.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    /// From the client, as it comes.
+    Incoming(Incoming),
+    /// From the client, and kept so that it can be sent again.
+    Replay(ReplayBody),
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+            Self::Replay(body) => body.poll_next(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Incoming(body) => body.is_end_stream(),
+            Self::Replay(body) => body.is_ended(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Incoming(body) => body.size_hint(),
+            Self::Replay(body) => body.hint(),
+        }
+    }
+}
+
+/// A response's body, with what is to be done when it ends.
+#[derive(Debug)]
+pub(crate) struct ResponseBody {
+    source: Source,
+    tracker: Option<Tracker>,
+    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Full(Option<Bytes>),
+    Http1(Incoming),
+    Http2 { stream: h2::RecvStream, data_done: bool },
+}
+
+impl ResponseBody {
+    pub(crate) fn empty() -> Self {
+        Self::full(Bytes::new())
+    }
+
+    pub(crate) fn full(data: Bytes) -> Self {
+        let data = Some(data).filter(|data| !data.is_empty());
+        Self {
+            source: Source::Full(data),
+            tracker: None,
+            deadline: None,
+        }
+    }
+
+    pub(crate) fn http1(body: Incoming) -> Self {
+        Self {
+            source: Source::Http1(body),
+            tracker: None,
+            deadline: None,
+        }
+    }
+
+    pub(crate) fn http2(stream: h2::RecvStream) -> Self {
+        Self {
+            source: Source::Http2 {
+                stream,
+                data_done: false,
+            },
+            tracker: None,
+            deadline: None,
+        }
+    }
+
+    /// Tells `tracker` of the end. A body that has ended already tells it at once.
+    #[must_use]
+    pub(crate) fn tracked(mut self, mut tracker: Tracker) -> Self {
+        if self.is_end_stream() {
+            tracker.ended();
+        } else {
+            self.tracker = Some(tracker);
+        }
+        self
+    }
+
+    /// Fails when it has not ended by then.
+    #[must_use]
+    pub(crate) fn deadline(mut self, deadline: Option<Instant>) -> Self {
+        self.deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
+        self
+    }
+}
+
+impl Source {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Full(data) => Poll::Ready(data.take().map(|data| Ok(Frame::data(data)))),
+            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+            Self::Http2 { stream, data_done } => {
+                if !*data_done {
+                    match ready!(stream.poll_data(cx)) {
+                        Some(Ok(data)) => {
+                            // The client's connection takes it from here; its own flow control holds us back.
+                            stream.flow_control().release_capacity(data.len())?;
+                            return Poll::Ready(Some(Ok(Frame::data(data))));
+                        }
+                        Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                        None => *data_done = true,
+                    }
+                }
+                match ready!(stream.poll_trailers(cx)) {
+                    Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
+                    Err(error) => Poll::Ready(Some(Err(error.into()))),
+                }
+            }
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let polled = this.source.poll_frame(cx);
+        match &polled {
+            Poll::Pending => {
+                if let Some(deadline) = &mut this.deadline
+                    && deadline.as_mut().poll(cx).is_ready()
+                {
+                    this.deadline = None;
+                    this.tracker = None;
+                    return Poll::Ready(Some(Err(BodyError::Timeout)));
+                }
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(tracker) = &mut this.tracker {
+                    if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
+                        tracker.grpc_status = Some(status);
+                    }
+                    if this.source.is_end_stream() {
+                        tracker.ended();
+                        this.tracker = None;
+                    }
+                }
+            }
+            Poll::Ready(None) => {
+                if let Some(mut tracker) = this.tracker.take() {
+                    tracker.ended();
+                }
+            }
+            // Dropping it counts the failure.
+            Poll::Ready(Some(Err(_))) => this.tracker = None,
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Full(data) => SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64)),
+            Source::Http1(body) => body.size_hint(),
+            Source::Http2 { .. } => SizeHint::default(),
+        }
+    }
+}
+
+impl Source {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Full(data) => data.is_none(),
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2 { stream, .. } => stream.is_end_stream(),
+        }
+    }
+}
+
+/// What is done when a response ends: it is counted, and its endpoint has one request less in flight.
+#[derive(Debug)]
+pub(crate) struct Tracker {
+    handles: Rc<HttpHandles>,
+    status: StatusCode,
+    grpc_status: Option<u32>,
+    started: Instant,
+    ended: bool,
+    /// Whatever else lives as long as the response does.
+    held: Held,
+}
+
+/// What a response in flight holds on to.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    pub _load: Option<crate::balance::InFlight>,
+    pub pooled: Option<crate::upstream::Pooled>,
+}
+
+impl Tracker {
+    pub(crate) fn new(
+        handles: Rc<HttpHandles>,
+        status: StatusCode,
+        headers: &HeaderMap,
+        started: Instant,
+        held: Held,
+    ) -> Self {
+        let grpc_status = grpc_status(headers);
+        Self {
+            handles,
+            status,
+            grpc_status,
+            started,
+            ended: false,
+            held,
+        }
+    }
+
+    fn ended(&mut self) {
+        if !self.ended {
+            self.ended = true;
+            let end = self.grpc_status.map_or(End::Http, End::Grpc);
+            self.handles.response(self.status, end, self.started);
+            if let Some(pooled) = &mut self.held.pooled {
+                pooled.reusable();
+            }
+        }
+    }
+}
+
+impl Drop for Tracker {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.handles.response(self.status, End::Failed, self.started);
+        }
+    }
+}

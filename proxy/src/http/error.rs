@@ -1,0 +1,165 @@
+//! What goes wrong between a request and its response, whose fault it is, and what the client is told.
+
+use http::{HeaderValue, Response, StatusCode, header};
+
+use super::ResponseBody;
+use crate::upstream::ConnectError;
+
+/// Why there is no response from an upstream.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProxyError {
+    #[error("no policy for the destination: {0}")]
+    Unavailable(std::sync::Arc<str>),
+    #[error("invalid client policy configuration: {0}")]
+    InvalidPolicy(std::sync::Arc<str>),
+    #[error("no route matches the request")]
+    NoRoute,
+    #[error("the route has no backend")]
+    NoBackend,
+    #[error("the service does not exist")]
+    NoSuchService,
+    #[error("no endpoint became ready within {0:?}")]
+    FailFast(std::time::Duration),
+    #[error("{0} requests already wait for an endpoint")]
+    LoadShed(u32),
+    #[error("too many destinations are followed")]
+    Busy(#[from] crate::discovery::Full),
+    #[error("no connection to the endpoint")]
+    Connect(#[from] ConnectError),
+    #[error("no response headers within {0:?}")]
+    Timeout(std::time::Duration),
+    #[error("the endpoint did not answer")]
+    Http1(#[source] hyper::Error),
+    #[error("the endpoint did not answer")]
+    Http2(#[source] h2::Error),
+    #[error("the client's request ended early")]
+    Client(#[source] super::body::BodyError),
+    #[error("the request is malformed: {0}")]
+    BadRequest(&'static str),
+    #[error("unauthorized")]
+    Unauthorized,
+    #[error("rate limit exceeded")]
+    RateLimited,
+}
+
+/// Who erred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Upstream,
+    Downstream,
+    Internal,
+}
+
+impl ProxyError {
+    /// Who erred.
+    pub(crate) fn side(&self) -> Side {
+        match self {
+            Self::Connect(_) | Self::Timeout(_) | Self::Http1(_) | Self::Http2(_) | Self::FailFast(_) => {
+                Side::Upstream
+            }
+            Self::Client(_)
+            | Self::BadRequest(_)
+            | Self::Unauthorized
+            | Self::RateLimited
+            | Self::NoRoute => Side::Downstream,
+            _ => Side::Internal,
+        }
+    }
+
+    /// Linkerd's name for it in metrics.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::FailFast(_) => "failfast",
+            Self::LoadShed(_) => "load_shed",
+            Self::Timeout(_) => "response timeout",
+            Self::Connect(_) | Self::Http1(_) | Self::Http2(_) => "i/o",
+            Self::Unauthorized => "unauthorized",
+            Self::RateLimited => "rate limited",
+            Self::NoRoute => "no route",
+            _ => "unexpected",
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Unavailable(_) | Self::FailFast(_) | Self::LoadShed(_) | Self::Busy(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::InvalidPolicy(_) | Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::NoSuchService | Self::Connect(_) | Self::Http1(_) | Self::Http2(_) => {
+                StatusCode::BAD_GATEWAY
+            }
+            Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Client(_) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::FORBIDDEN,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
+
+    fn grpc_status(&self) -> &'static str {
+        match self {
+            Self::Unauthorized => "7",
+            Self::RateLimited => "8",
+            Self::NoRoute => "5",
+            Self::InvalidPolicy(_) | Self::NoBackend => "13",
+            Self::Timeout(_) => "4",
+            Self::Client(_) | Self::BadRequest(_) => "3",
+            _ => "14",
+        }
+    }
+
+    /// What the client is told. The one place where errors become responses.
+    pub(crate) fn response(&self, grpc: bool) -> Response<ResponseBody> {
+        let message =
+            HeaderValue::try_from(self.to_string()).unwrap_or(HeaderValue::from_static("proxy error"));
+        let mut response = Response::new(ResponseBody::empty());
+        if grpc {
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert("grpc-status", HeaderValue::from_static(self.grpc_status()));
+            headers.insert("grpc-message", message.clone());
+        } else {
+            *response.status_mut() = self.status();
+            response
+                .headers_mut()
+                .insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+        response.headers_mut().insert("l5d-proxy-error", message);
+        response
+    }
+}
+
+/// The reply to what a filter answers by itself.
+pub(crate) fn plain(status: StatusCode) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::empty());
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn errors_are_told_in_the_clients_protocol() {
+        let error = ProxyError::FailFast(Duration::from_secs(3));
+        let response = error.response(false);
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            response.headers()["l5d-proxy-error"],
+            "no endpoint became ready within 3s"
+        );
+        let grpc = ProxyError::Unauthorized.response(true);
+        assert_eq!(
+            (grpc.status(), grpc.headers()["grpc-status"].as_bytes()),
+            (StatusCode::OK, b"7".as_slice())
+        );
+        assert_eq!(ProxyError::Unauthorized.side(), Side::Downstream);
+    }
+}

@@ -1,0 +1,69 @@
+//! A rule's filters at work.
+
+use heddle_proxy_policy::filter::{FailureCode, Filter};
+use http::{HeaderValue, Request, Response, header};
+
+use super::{ProxyError, ResponseBody, error, headers};
+
+/// Applies filters to a request; one of them may answer in the server's place.
+pub(crate) fn request<B>(
+    filters: &[Filter],
+    request: &mut Request<B>,
+) -> Result<Option<Response<ResponseBody>>, ProxyError> {
+    for filter in filters {
+        match filter {
+            Filter::RequestHeaders(change) => change.apply(request.headers_mut()),
+            Filter::ResponseHeaders(_) => {}
+            Filter::Redirect(redirect) => {
+                let host = request
+                    .headers()
+                    .get(header::HOST)
+                    .and_then(|host| host.to_str().ok());
+                let (status, target) = redirect
+                    .target(request.uri(), host, None)
+                    .ok_or(ProxyError::BadRequest("no host to redirect"))?;
+                let location = HeaderValue::from_str(&target.to_string())
+                    .map_err(|_| ProxyError::BadRequest("no URI"))?;
+                let mut response = error::plain(status);
+                response.headers_mut().insert(header::LOCATION, location);
+                return Ok(Some(response));
+            }
+            Filter::Fail(fail) if fail.strikes(rand::random()) => {
+                return Ok(Some(injected(&fail.code, &fail.message)));
+            }
+            Filter::Fail(_) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Applies filters to a response.
+pub(crate) fn response(filters: &[Filter], response: &mut Response<ResponseBody>) {
+    for filter in filters {
+        if let Filter::ResponseHeaders(change) = filter {
+            change.apply(response.headers_mut());
+        }
+    }
+}
+
+fn injected(code: &FailureCode, message: &str) -> Response<ResponseBody> {
+    let message = HeaderValue::from_str(message).unwrap_or(HeaderValue::from_static("injected"));
+    match code {
+        FailureCode::Http(status) => {
+            let mut response = error::plain(*status);
+            response.headers_mut().insert(headers::PROXY_ERROR, message);
+            response
+        }
+        FailureCode::Grpc(code) => {
+            let mut response = Response::new(ResponseBody::empty());
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            response
+                .headers_mut()
+                .insert("grpc-status", HeaderValue::from(*code));
+            response.headers_mut().insert("grpc-message", message);
+            response
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Headers that do not go on as they came: those of one connection, and those between proxies.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version, header,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+
+/// The version of a request that travels inside HTTP/2.
+pub(crate) const ORIG_PROTO: HeaderName = HeaderName::from_static("l5d-orig-proto");
+/// The client's identity, for the application.
+pub(crate) const CLIENT_ID: HeaderName = HeaderName::from_static("l5d-client-id");
+/// Why a proxy answered in an endpoint's place.
+pub(crate) const PROXY_ERROR: HeaderName = HeaderName::from_static("l5d-proxy-error");
+const CONNECTION_HEADERS: [HeaderName; 5] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
+];
+
+/// Headers that only proxies may say; an application's are not believed.
+const FORGEABLE: [HeaderName; 4] = [
+    HeaderName::from_static("l5d-client-id"),
+    HeaderName::from_static("l5d-remote-ip"),
+    HeaderName::from_static("l5d-server-id"),
+    HeaderName::from_static("l5d-orig-proto"),
+];
+
+/// Removes headers that are about one connection (RFC 9110 §7.6.1), and those that `connection` names.
+pub(crate) fn strip_connection(headers: &mut HeaderMap) {
+    if let Some(value) = headers.remove(header::CONNECTION)
+        && let Ok(value) = value.to_str()
+    {
+        for name in value.split(',').map(str::trim) {
+            // The common words are no headers' names.
+            if !name.eq_ignore_ascii_case("close") && !name.eq_ignore_ascii_case("keep-alive") {
+                headers.remove(name);
+            }
+        }
+    }
+    for name in &CONNECTION_HEADERS {
+        headers.remove(name);
+    }
+    // HTTP/2 allows `te: trailers` alone (RFC 9113 §8.2.2).
+    if headers.get(header::TE).is_some_and(|te| te != "trailers") {
+        headers.remove(header::TE);
+    }
+}
+
+/// Removes what an application must not say to other proxies.
+pub(crate) fn strip_forgeable(headers: &mut HeaderMap) {
+    for name in &FORGEABLE {
+        headers.remove(name);
+    }
+}
+
+/// Whether a request asks for another protocol on its connection.
+pub(crate) fn is_upgrade<B>(req: &Request<B>) -> bool {
+    req.version() < Version::HTTP_2
+        && (req.method() == http::Method::CONNECT
+            || (req.headers().contains_key(header::UPGRADE)
+                && req.headers().get(header::CONNECTION).is_some_and(|value| {
+                    value.to_str().is_ok_and(|text| {
+                        text.split(',')
+                            .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+                    })
+                })))
+}
+
+/// Makes an HTTP/1 request one of HTTP/2 that remembers what it was. `fallback` is its authority when it names none.
+pub(crate) fn upgrade_to_h2<B>(req: &mut Request<B>, fallback: impl FnOnce() -> Authority) {
+    let absolute = req.uri().scheme().is_some();
+    let proto = match (req.version(), absolute) {
+        (Version::HTTP_10, false) => "HTTP/1.0",
+        (Version::HTTP_10, true) => "HTTP/1.0; absolute-form",
+        (_, false) => "HTTP/1.1",
+        (_, true) => "HTTP/1.1; absolute-form",
+    };
+    absolute_uri(req, fallback);
+    strip_connection(req.headers_mut());
+    req.headers_mut().remove(header::HOST);
+    req.headers_mut()
+        .insert(ORIG_PROTO, HeaderValue::from_static(proto));
+    *req.version_mut() = Version::HTTP_2;
+}
+
+/// Gives a request's URI the scheme and authority that HTTP/2 needs.
+pub(crate) fn absolute_uri<B>(req: &mut Request<B>, fallback: impl FnOnce() -> Authority) {
+    if req.uri().scheme().is_some() && req.uri().authority().is_some() {
+        return;
+    }
+    let host = req
+        .headers()
+        .get(header::HOST)
+        .and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let mut parts = std::mem::take(req.uri_mut()).into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = parts.authority.or(host).or_else(|| Some(fallback()));
+    parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+    // All three parts are there, so this cannot fail; `/` would be what remains of a URI that did.
+    *req.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+}
+
+/// Makes a request that came inside HTTP/2 the HTTP/1 request that it was. Returns whether it was one.
+pub(crate) fn downgrade_to_h1<B>(req: &mut Request<B>) -> bool {
+    if req.version() != Version::HTTP_2 {
+        return false;
+    }
+    let Some(proto) = req.headers_mut().remove(ORIG_PROTO) else {
+        return false;
+    };
+    let absolute = proto.as_bytes().ends_with(b"; absolute-form");
+    h2_to_h1(req, absolute);
+    true
+}
+
+/// Makes an HTTP/2 request one of HTTP/1.1, with its authority as `host`.
+pub(crate) fn h2_to_h1<B>(req: &mut Request<B>, absolute: bool) {
+    if let Some(authority) = req.uri().authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        req.headers_mut().insert(header::HOST, host);
+    }
+    if !absolute {
+        origin_form(req);
+    }
+    *req.version_mut() = Version::HTTP_11;
+}
+
+/// Leaves only path and query of a request's URI.
+pub(crate) fn origin_form<B>(req: &mut Request<B>) {
+    if req.uri().scheme().is_none() && req.uri().authority().is_none() {
+        return;
+    }
+    let mut parts = std::mem::take(req.uri_mut()).into_parts();
+    parts.scheme = None;
+    parts.authority = None;
+    parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+    *req.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+}
+
+/// Cleans a response on its way back.
+pub(crate) fn clean_response<B>(rsp: &mut Response<B>) {
+    strip_connection(rsp.headers_mut());
+    rsp.headers_mut().remove(ORIG_PROTO);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(uri: &str, headers: &[(&str, &str)]) -> Request<()> {
+        let mut req = Request::builder().uri(uri);
+        for (name, value) in headers {
+            req = req.header(*name, *value);
+        }
+        req.body(()).expect("valid")
+    }
+
+    #[test]
+    fn an_http1_request_survives_the_way_through_http2() {
+        let headers = [
+            ("host", "web.test:80"),
+            ("connection", "keep-alive, x-hop"),
+            ("x-hop", "1"),
+            ("te", "gzip"),
+            ("x-end", "2"),
+        ];
+        let mut req = request("/a?b", &headers);
+        upgrade_to_h2(&mut req, || panic!("there is a host"));
+        assert_eq!(
+            (req.uri().to_string().as_str(), req.version()),
+            ("http://web.test:80/a?b", Version::HTTP_2)
+        );
+        assert!(downgrade_to_h1(&mut req));
+        assert_eq!(
+            (req.uri().to_string().as_str(), req.version()),
+            ("/a?b", Version::HTTP_11)
+        );
+        let mut left: Vec<_> = req
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_bytes()))
+            .collect();
+        left.sort_unstable();
+        assert_eq!(left, [("host", b"web.test:80".as_slice()), ("x-end", b"2")]);
+    }
+
+    #[test]
+    fn the_absolute_form_is_kept_and_a_missing_host_is_filled_in() {
+        let mut req = request("http://other.test/a", &[("host", "web.test")]);
+        upgrade_to_h2(&mut req, || panic!("there is an authority"));
+        assert!(downgrade_to_h1(&mut req));
+        assert_eq!(req.uri().to_string(), "http://other.test/a");
+        assert_eq!(req.headers()["host"], "other.test");
+
+        let mut bare = request("/", &[]);
+        upgrade_to_h2(&mut bare, || Authority::from_static("10.0.0.1:80"));
+        assert_eq!(bare.uri().to_string(), "http://10.0.0.1:80/");
+    }
+
+    #[test]
+    fn upgrades_are_seen() {
+        assert!(is_upgrade(&request(
+            "/",
+            &[("connection", "Keep-Alive, Upgrade"), ("upgrade", "websocket")]
+        )));
+        assert!(!is_upgrade(&request("/", &[("upgrade", "websocket")])));
+        assert!(!is_upgrade(&request("/", &[("connection", "upgrade")])));
+    }
+}

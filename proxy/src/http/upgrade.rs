@@ -1,0 +1,45 @@
+//! Requests that turn their connection into one of another protocol: `upgrade` (WebSocket and others) and CONNECT.
+//! They travel as HTTP/1, each on a connection of its own, and become bytes when the server agrees.
+
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tracing::debug;
+
+use super::{ProxyError, RequestBody, ResponseBody};
+use crate::upstream::Pooled;
+
+/// Sends the request; if the server agrees, copies both ways in a task of its own, which holds on to `held`.
+pub(crate) async fn send(
+    mut pooled: Pooled,
+    mut request: Request<Incoming>,
+    held: impl Sized + 'static,
+) -> Result<Response<ResponseBody>, ProxyError> {
+    let connect = request.method() == Method::CONNECT;
+    let client = hyper::upgrade::on(&mut request);
+    let request = request.map(RequestBody::Incoming);
+    let mut response = pooled
+        .sender()
+        .send_request(request)
+        .await
+        .map_err(ProxyError::Http1)?;
+    let agreed =
+        response.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && response.status().is_success());
+    if !agreed {
+        return Ok(response.map(ResponseBody::http1));
+    }
+    let server = hyper::upgrade::on(&mut response);
+    tokio::task::spawn_local(async move {
+        let copied = async {
+            let (client, server) = tokio::try_join!(client, server)?;
+            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+            tokio::io::copy_bidirectional(&mut client, &mut server).await?;
+            Ok::<_, Box<dyn std::error::Error>>(())
+        };
+        if let Err(error) = copied.await {
+            debug!(%error, "Upgraded connection failed");
+        }
+        drop((held, pooled));
+    });
+    Ok(response.map(|_| ResponseBody::empty()))
+}

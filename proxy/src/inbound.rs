@@ -1,0 +1,280 @@
+//! Connections to the pod's applications: whose they are, what they speak, whether they may, and on to the port.
+
+mod app;
+mod http;
+mod port;
+mod tcp;
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use heddle_proxy_policy::{Client, ClientTls, ServerPolicy, inbound::Protocol};
+use heddle_tls::peer_identity;
+use tokio::{net::TcpStream, time::Instant};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tracing::debug;
+
+use crate::{
+    detect::{
+        SNIFF_BYTES_MAX, Sniff,
+        client_hello::{self, HELLO_BYTES_MAX, Hello},
+        sniff,
+    },
+    discovery::Full,
+    http::serve::HttpVersion,
+    io::{Ahead, Io, Prefixed, Socket},
+    listen::Accepted,
+    metrics::labels::Labels,
+    transport_header::{self, HeaderError, TransportHeader},
+    upstream::ConnectError,
+    worker::Worker,
+};
+use port::Port;
+pub(crate) use port::Ports;
+
+/// A peer's handshake is one round trip.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a connection came to its end early.
+#[derive(Debug, thiserror::Error)]
+enum InboundError {
+    #[error("the connection failed")]
+    Io(#[from] std::io::Error),
+    #[error("the TLS handshake failed")]
+    Handshake(#[source] std::io::Error),
+    #[error("the TLS handshake took longer than {HANDSHAKE_TIMEOUT:?}")]
+    HandshakeTimeout,
+    #[error("a connection to the proxy's own port must be meshed and begin with a transport header")]
+    NotDirect,
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    #[error("the proxy does not forward to itself (port {0})")]
+    Loop(u16),
+    #[error(transparent)]
+    Denied(#[from] heddle_proxy_policy::Denied),
+    #[error("the application does not take the connection")]
+    App(#[from] ConnectError),
+    #[error(transparent)]
+    Busy(#[from] Full),
+    #[error("the policy no longer allows the connection")]
+    Terminated,
+}
+
+impl InboundError {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "i/o",
+            Self::Handshake(_) => "tls handshake",
+            Self::HandshakeTimeout => "tls handshake timeout",
+            Self::NotDirect | Self::Header(_) => "transport header",
+            Self::Loop(_) => "loop",
+            Self::Denied(_) | Self::Terminated => "unauthorized",
+            Self::App(_) => "connect",
+            Self::Busy(_) => "busy",
+        }
+    }
+}
+
+/// Serves one connection.
+pub(crate) async fn accept(worker: Rc<Worker>, accepted: Accepted) {
+    let (client, addr) = (accepted.client, accepted.orig_dst);
+    if let Err(error) = serve(&worker, accepted).await {
+        debug!(%client, %addr, error = %heddle_daemon::report::chain(&error), "Inbound connection failed");
+        let labels = Labels::default().with("error", error.label());
+        worker.metrics.inbound_tcp_errors_total.get(&labels).add(1);
+    }
+}
+
+/// A connection whose client is known.
+struct Known {
+    io: Io,
+    client: Client,
+    /// What metrics say when it is not meshed.
+    no_tls_reason: &'static str,
+    port: Rc<Port>,
+}
+
+/// What a connection carries.
+enum Carries {
+    Http(HttpVersion),
+    Bytes,
+}
+
+async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), InboundError> {
+    let Accepted {
+        tcp,
+        client,
+        orig_dst,
+        drain,
+        place: _place,
+    } = accepted;
+    let direct = orig_dst.port() == worker.config.inbound.listen.port();
+    let (known, carries) = match direct {
+        true => Box::pin(accept_direct(worker, tcp, client, orig_dst)).await?,
+        false => accept_app(worker, tcp, client, orig_dst).await?,
+    };
+    match carries {
+        Carries::Http(version) => {
+            http::serve(worker.clone(), known, drain, version).await;
+            Ok(())
+        }
+        Carries::Bytes => tcp::serve(worker, known, drain).await,
+    }
+}
+
+/// A connection to one of the pod's ports.
+async fn accept_app(
+    worker: &Rc<Worker>,
+    tcp: TcpStream,
+    client: SocketAddr,
+    orig_dst: SocketAddr,
+) -> Result<(Known, Carries), InboundError> {
+    let port = worker.inbound.port(worker, orig_dst)?;
+    let policy = port.policy();
+    let timeout = match &policy.protocol {
+        Protocol::Detect { timeout, .. } => *timeout,
+        _ => worker.config.inbound.detect_timeout,
+    };
+    let mut tcp = Prefixed::new(tcp);
+    // On an opaque port the server may speak first: nothing is waited for. Meshed clients come by the transport header.
+    if matches!(policy.protocol, Protocol::Opaque) {
+        let known = plain(port, tcp, client, "port_skipped");
+        return Ok((known, Carries::Bytes));
+    }
+    let hello = |bytes: &[u8]| match client_hello::parse(bytes) {
+        Hello::Tls(name) => Some(name),
+        Hello::NotTls => Some(None),
+        Hello::More => None,
+    };
+    let ours = match tcp.peek(HELLO_BYTES_MAX, Instant::now() + timeout, hello).await? {
+        Ahead::Decided(Some(name)) => name == worker.tls.name().as_str(),
+        Ahead::Decided(None) => false,
+        Ahead::Undecided => return Ok((plain(port, tcp, client, "no_tls_from_remote"), Carries::Bytes)),
+    };
+    let mut known = match ours {
+        true => {
+            let tls = handshake(worker.tls.server(), tcp).await?;
+            meshed(port, tls, client)
+        }
+        false => plain(port, tcp, client, "no_tls_from_remote"),
+    };
+    let carries = match &policy.protocol {
+        Protocol::Detect { .. } => detect(&mut known.io, timeout).await?,
+        Protocol::Http1(_) => Carries::Http(HttpVersion::Http1),
+        Protocol::Http2(_) | Protocol::Grpc(_) => Carries::Http(HttpVersion::Http2),
+        Protocol::Opaque | Protocol::Tls => Carries::Bytes,
+    };
+    // A port of one version still gets the other inside the mesh: requests travel as HTTP/2.
+    let carries = match carries {
+        Carries::Http(_) if ours && !matches!(policy.protocol, Protocol::Detect { .. }) => {
+            detect(&mut known.io, timeout).await?
+        }
+        carries => carries,
+    };
+    Ok((known, carries))
+}
+
+/// A peer's connection to the inbound listener itself, which says by its header what it is for.
+async fn accept_direct(
+    worker: &Rc<Worker>,
+    tcp: TcpStream,
+    client: SocketAddr,
+    orig_dst: SocketAddr,
+) -> Result<(Known, Carries), InboundError> {
+    let mut tcp = Prefixed::new(tcp);
+    let hello = |bytes: &[u8]| match client_hello::parse(bytes) {
+        Hello::Tls(name) => Some(name),
+        Hello::NotTls => Some(None),
+        Hello::More => None,
+    };
+    let deadline = Instant::now() + worker.config.inbound.detect_timeout;
+    match tcp.peek(HELLO_BYTES_MAX, deadline, hello).await? {
+        Ahead::Decided(Some(name)) if name == worker.tls.name().as_str() => {}
+        _ => return Err(InboundError::NotDirect),
+    }
+    let tls = handshake(worker.tls.direct_server(), tcp).await?;
+    if tls.get_ref().1.alpn_protocol() != Some(transport_header::ALPN) {
+        return Err(InboundError::NotDirect);
+    }
+    let mut tls = Prefixed::new(tls);
+    let TransportHeader {
+        port,
+        name: _,
+        protocol,
+    } = TransportHeader::read(&mut tls, HEADER_TIMEOUT).await?;
+    if port == worker.config.inbound.listen.port() {
+        return Err(InboundError::Loop(port));
+    }
+    let port = worker
+        .inbound
+        .port(worker, SocketAddr::new(orig_dst.ip(), port))?;
+    // Reading the header took exactly its bytes.
+    let known = meshed(port, tls.into_inner(), client);
+    Ok(match protocol {
+        None => (known, Carries::Bytes),
+        Some(transport_header::Protocol::Http1) => (known, Carries::Http(HttpVersion::Http1)),
+        Some(transport_header::Protocol::Http2) => (known, Carries::Http(HttpVersion::Http2)),
+    })
+}
+
+async fn handshake(
+    config: Arc<heddle_tls::rustls::ServerConfig>,
+    tcp: Prefixed<TcpStream>,
+) -> Result<TlsStream<Prefixed<TcpStream>>, InboundError> {
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp)).await {
+        Ok(Ok(tls)) => Ok(tls),
+        Ok(Err(error)) => Err(InboundError::Handshake(error)),
+        Err(_) => Err(InboundError::HandshakeTimeout),
+    }
+}
+
+fn meshed(port: Rc<Port>, tls: TlsStream<Prefixed<TcpStream>>, client: SocketAddr) -> Known {
+    let identity = tls.get_ref().1.peer_certificates().and_then(peer_identity);
+    let client = Client {
+        addr: client.ip(),
+        tls: ClientTls::Established(identity),
+    };
+    let open = port.source(&client.tls, "").open();
+    Known {
+        io: Io::new(Socket::Server(Box::new(tls)), open),
+        client,
+        no_tls_reason: "",
+        port,
+    }
+}
+
+fn plain(port: Rc<Port>, tcp: Prefixed<TcpStream>, client: SocketAddr, no_tls_reason: &'static str) -> Known {
+    let client = Client {
+        addr: client.ip(),
+        tls: ClientTls::None,
+    };
+    let open = port.source(&client.tls, no_tls_reason).open();
+    Known {
+        io: Io::new(Socket::Plain(tcp), open),
+        client,
+        no_tls_reason,
+        port,
+    }
+}
+
+async fn detect(io: &mut Io, timeout: Duration) -> Result<Carries, InboundError> {
+    let judge = |bytes: &[u8]| match sniff(bytes) {
+        Sniff::Http1 => Some(Carries::Http(HttpVersion::Http1)),
+        Sniff::Http2 => Some(Carries::Http(HttpVersion::Http2)),
+        Sniff::Opaque => Some(Carries::Bytes),
+        Sniff::More => None,
+    };
+    match io
+        .ahead()
+        .peek(SNIFF_BYTES_MAX, Instant::now() + timeout, judge)
+        .await?
+    {
+        Ahead::Decided(carries) => Ok(carries),
+        Ahead::Undecided => Ok(Carries::Bytes),
+    }
+}
+
+/// Whether a connection may go on under a new policy.
+fn still_allowed(policy: &ServerPolicy, client: &Client) -> bool {
+    policy.authorize(client).is_ok()
+}

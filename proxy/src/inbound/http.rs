@@ -1,0 +1,284 @@
+//! Requests to the application: route, authorization, and the application's own version of HTTP.
+
+use std::{cell::RefCell, rc::Rc};
+
+use heddle_proxy_policy::{Client, ClientTls, Meta, Permit, inbound::Refused, ratelimit::RateLimited};
+use http::{HeaderValue, Request, Response, Version};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::{Known, port::Port};
+use crate::{
+    http::{
+        ProxyError, RequestBody, ResponseBody,
+        body::{Held, Tracker},
+        filter, headers, is_grpc, pipe,
+        serve::{self, HttpVersion},
+        upgrade,
+    },
+    metrics::{family::Counter, http::HttpHandles, labels::Labels},
+    worker::Worker,
+};
+
+/// Routes and authorizations whose counters a connection holds on to.
+const HANDLES_MAX: usize = 64;
+
+/// A client's connection.
+struct Connection {
+    worker: Rc<Worker>,
+    port: Rc<Port>,
+    client: Client,
+    client_id: Option<HeaderValue>,
+    no_tls_reason: &'static str,
+    handles: RefCell<Vec<Rc<Handles>>>,
+}
+
+/// The counters of requests with one verdict.
+struct Handles {
+    permit: Permit,
+    route: Meta,
+    http: Rc<HttpHandles>,
+    allowed: std::sync::Arc<Counter>,
+}
+
+pub(super) async fn serve(worker: Rc<Worker>, known: Known, drain: drain::Watch, version: HttpVersion) {
+    let Known {
+        io,
+        client,
+        no_tls_reason,
+        port,
+    } = known;
+    let client_id = match &client.tls {
+        ClientTls::Established(Some(id)) => HeaderValue::from_str(id.as_str()).ok(),
+        _ => None,
+    };
+    let connection = Rc::new(Connection {
+        worker: worker.clone(),
+        port,
+        client,
+        client_id,
+        no_tls_reason,
+        handles: RefCell::default(),
+    });
+    let handle = move |request| {
+        let connection = connection.clone();
+        async move { connection.respond(request).await }
+    };
+    // Each request is judged by the policy of its moment, so that the connection as a whole need not be.
+    serve::serve(worker, drain, io, version, handle, std::future::pending()).await;
+}
+
+/// The server's labels.
+pub(super) fn server_labels(labels: Labels, server: &Meta, port: u16) -> Labels {
+    labels.resource("srv", server).with("srv_port", port)
+}
+
+impl Connection {
+    async fn respond(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        let grpc = is_grpc(request.headers());
+        match self.request(request).await {
+            Ok(response) => response,
+            Err(error) => {
+                debug!(client = %self.client.addr, error = %heddle_daemon::report::chain(&error), "Request failed");
+                let labels = Labels::default().with("error", error.label());
+                self.worker.metrics.inbound_http_errors_total.get(&labels).add(1);
+                error.response(grpc)
+            }
+        }
+    }
+
+    async fn request(&self, mut request: Request<Incoming>) -> Result<Response<ResponseBody>, ProxyError> {
+        let started = Instant::now();
+        let policy = self.port.policy();
+        let allowed = match policy.authorize_request(&self.client, &request) {
+            Ok(allowed) => allowed,
+            Err(refused) => return Err(self.refuse(&policy.meta, &refused)),
+        };
+        let handles = self.handles(&allowed.permit, allowed.route);
+        if let Some(limit) = policy.rate_limit() {
+            let id = match &self.client.tls {
+                ClientTls::Established(Some(id)) => Some(id),
+                _ => None,
+            };
+            let admitted = self.port.cells.borrow_mut().admit(limit, id, started.into_std());
+            if let Err(limited) = admitted {
+                return Err(self.limit(&policy.meta, &limit.meta, limited));
+            }
+        }
+        handles.allowed.add(1);
+        handles.http.request();
+
+        let orig_proto = request.headers().contains_key(headers::ORIG_PROTO);
+        let was_http1 = headers::downgrade_to_h1(&mut request) || request.version() != Version::HTTP_2;
+        headers::strip_forgeable(request.headers_mut());
+        if let Some(id) = &self.client_id {
+            request.headers_mut().insert(headers::CLIENT_ID, id.clone());
+        }
+        if let Some(response) = filter::request(allowed.filters, &mut request)? {
+            return Ok(response);
+        }
+        let permit = allowed.permit;
+        if headers::is_upgrade(&request) {
+            return Box::pin(self.upgrade(&permit, request)).await;
+        }
+        let mut request = request.map(RequestBody::Incoming);
+        let (mut response, pooled) = match was_http1 {
+            true => {
+                headers::strip_connection(request.headers_mut());
+                if !orig_proto {
+                    headers::origin_form(&mut request);
+                }
+                let mut pooled = self.port.app().http1(&permit).await?;
+                // The application may close an idle connection at any time. What it never saw can be sent again.
+                let response = match pooled.sender().try_send_request(request).await {
+                    Ok(response) => response,
+                    Err(mut error) => match error.take_message() {
+                        Some(request) => {
+                            pooled = Box::pin(self.port.app().fresh_http1(&permit)).await?;
+                            pooled
+                                .sender()
+                                .send_request(request)
+                                .await
+                                .map_err(ProxyError::Http1)?
+                        }
+                        None => {
+                            return Err(self.failed(&handles, started, ProxyError::Http1(error.into_error())));
+                        }
+                    },
+                };
+                (response.map(ResponseBody::http1), Some(pooled))
+            }
+            false => {
+                let mut sender = self.port.app().http2(&permit).await?;
+                headers::absolute_uri(&mut request, || http::uri::Authority::from_static("localhost"));
+                let (head, body) = request.into_parts();
+                match pipe::send(&mut sender, head, body).await {
+                    Ok(response) => (response.map(ResponseBody::http2), None),
+                    Err(error) => return Err(self.failed(&handles, started, error)),
+                }
+            }
+        };
+        let version = response.version();
+        headers::clean_response(&mut response);
+        if orig_proto {
+            let proto = if version == Version::HTTP_10 {
+                "HTTP/1.0"
+            } else {
+                "HTTP/1.1"
+            };
+            response
+                .headers_mut()
+                .insert(headers::ORIG_PROTO, HeaderValue::from_static(proto));
+        }
+        *response.version_mut() = if orig_proto || !was_http1 {
+            Version::HTTP_2
+        } else {
+            Version::HTTP_11
+        };
+        let held = Held { _load: None, pooled };
+        let tracker = Tracker::new(
+            handles.http.clone(),
+            response.status(),
+            response.headers(),
+            started,
+            held,
+        );
+        Ok(response.map(|body| body.tracked(tracker)))
+    }
+
+    async fn upgrade(
+        &self,
+        permit: &Permit,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<ResponseBody>, ProxyError> {
+        if request.method() != http::Method::CONNECT {
+            headers::origin_form(&mut request);
+        }
+        let connection = self.port.app().fresh_http1(permit).await?;
+        upgrade::send(connection, request, ()).await
+    }
+
+    fn failed(&self, handles: &Handles, started: Instant, error: ProxyError) -> ProxyError {
+        handles.http.response(
+            http::StatusCode::BAD_GATEWAY,
+            crate::metrics::http::End::Failed,
+            started,
+        );
+        error
+    }
+
+    fn refuse(&self, server: &Meta, refused: &Refused<'_>) -> ProxyError {
+        let metrics = &self.worker.metrics;
+        let labels = server_labels(self.labels(), server, self.port.addr().port());
+        match refused {
+            Refused::NoRoute { .. } => {
+                metrics.inbound_http_route_not_found_total.get(&labels).add(1);
+                ProxyError::NoRoute
+            }
+            Refused::Denied { route, denied } => {
+                info!(server = server.name(), route = route.name(), %denied, "Request denied");
+                metrics
+                    .inbound_http_authz_deny_total
+                    .get(&labels.resource("route", route))
+                    .add(1);
+                ProxyError::Unauthorized
+            }
+        }
+    }
+
+    fn limit(&self, server: &Meta, policy: &Meta, limited: RateLimited) -> ProxyError {
+        let labels =
+            server_labels(self.labels(), server, self.port.addr().port()).resource("ratelimit", policy);
+        let scope = match limited {
+            RateLimited::Total => "total",
+            RateLimited::Client => "identity",
+        };
+        self.worker
+            .metrics
+            .inbound_http_local_ratelimit_total
+            .get(&labels.with("scope", scope))
+            .add(1);
+        ProxyError::RateLimited
+    }
+
+    fn labels(&self) -> Labels {
+        Labels::default()
+            .with("target_addr", self.port.addr())
+            .client_tls(&self.client.tls, self.no_tls_reason)
+    }
+
+    /// The counters of this verdict; looked up by their labels only once per connection.
+    fn handles(&self, permit: &Permit, route: &Meta) -> Rc<Handles> {
+        let mut all = self.handles.borrow_mut();
+        if let Some(known) = all
+            .iter()
+            .find(|one| one.permit == *permit && one.route == *route)
+        {
+            return known.clone();
+        }
+        let port = self.port.addr().port();
+        let direction = Labels::direction("inbound").target_addr(self.port.addr());
+        let tls = direction.client_tls(&self.client.tls, self.no_tls_reason);
+        let full = |labels: Labels| {
+            server_labels(labels, permit.server(), port)
+                .resource("route", route)
+                .resource("authz", permit.authorization())
+        };
+        let handles = Rc::new(Handles {
+            permit: permit.clone(),
+            route: route.clone(),
+            http: HttpHandles::new(self.worker.metrics.clone(), full(tls)),
+            allowed: self
+                .worker
+                .metrics
+                .inbound_http_authz_allow_total
+                .get(&full(self.labels())),
+        });
+        if all.len() >= HANDLES_MAX {
+            all.clear();
+        }
+        all.push(handles.clone());
+        handles
+    }
+}

@@ -1,0 +1,127 @@
+//! What a worker knows of one of the pod's ports.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use ahash::AHashMap;
+use heddle_proxy_policy::{ClientTls, ServerPolicy, ratelimit::Cells};
+use tokio::{sync::watch, time::Instant};
+
+use super::app::App;
+use crate::{
+    discovery::Full,
+    metrics::{labels::Labels, tcp::TcpHandles},
+    worker::Worker,
+};
+
+/// Clients whose counters are held for the next connection.
+const SOURCES_MAX: usize = 256;
+
+/// A worker's ports, by the address that clients connect to.
+#[derive(Debug, Default)]
+pub(crate) struct Ports(RefCell<AHashMap<SocketAddr, Rc<Port>>>);
+
+/// One port.
+#[derive(Debug)]
+pub(crate) struct Port {
+    worker: Rc<Worker>,
+    addr: SocketAddr,
+    watch: RefCell<watch::Receiver<Arc<ServerPolicy>>>,
+    current: RefCell<Arc<ServerPolicy>>,
+    app: App,
+    sources: RefCell<AHashMap<(ClientTls, &'static str), TcpHandles>>,
+    /// Each worker limits its share; with one worker, which is the default, that is the whole limit.
+    pub cells: RefCell<Cells>,
+    used: Cell<Instant>,
+}
+
+impl Ports {
+    pub(crate) fn port(&self, worker: &Rc<Worker>, addr: SocketAddr) -> Result<Rc<Port>, Full> {
+        if let Some(port) = self.0.borrow().get(&addr) {
+            port.used.set(Instant::now());
+            return Ok(port.clone());
+        }
+        let watch = worker.discovery.inbound(addr.port())?;
+        let current = watch.borrow().clone();
+        // An address of ours is where the application listens; any other was translated on the way here, and loopback
+        // is the one that every application of the pod can be reached at.
+        let ip = match addr.ip() {
+            ip if worker.config.inbound.ips.contains(&ip) => ip,
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        let port = Rc::new(Port {
+            worker: worker.clone(),
+            addr,
+            watch: RefCell::new(watch),
+            current: RefCell::new(current),
+            app: App::new(worker, SocketAddr::new(ip, addr.port())),
+            sources: RefCell::default(),
+            cells: RefCell::default(),
+            used: Cell::new(Instant::now()),
+        });
+        self.0.borrow_mut().insert(addr, port.clone());
+        Ok(port)
+    }
+
+    /// Forgets ports that no connection has used for `idle_timeout`.
+    pub(crate) fn sweep(&self, idle_timeout: Duration) {
+        self.0.borrow_mut().retain(|_, port| {
+            port.app.sweep();
+            if Rc::strong_count(port) > 1 {
+                port.used.set(Instant::now());
+            }
+            port.used.get().elapsed() < idle_timeout
+        });
+    }
+}
+
+impl Port {
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub(crate) fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// The policy as it is now.
+    pub(crate) fn policy(&self) -> Arc<ServerPolicy> {
+        let mut watch = self.watch.borrow_mut();
+        if watch.has_changed().unwrap_or(false) {
+            let policy = watch.borrow_and_update().clone();
+            *self.current.borrow_mut() = policy;
+        }
+        self.current.borrow().clone()
+    }
+
+    /// For waiting for the next change.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<ServerPolicy>> {
+        self.watch.borrow().clone()
+    }
+
+    /// The counters of connections from such clients.
+    pub(crate) fn source(&self, tls: &ClientTls, no_tls_reason: &'static str) -> TcpHandles {
+        let mut sources = self.sources.borrow_mut();
+        let key = (tls.clone(), no_tls_reason);
+        if let Some(handles) = sources.get(&key) {
+            return handles.clone();
+        }
+        let labels = Labels::direction("inbound")
+            .with("peer", "src")
+            .target_addr(self.addr);
+        let labels = labels.client_tls(tls, no_tls_reason);
+        let labels = super::http::server_labels(labels, &self.policy().meta, self.addr.port());
+        let handles = TcpHandles::new(&self.worker.metrics, &labels);
+        if sources.len() >= SOURCES_MAX {
+            sources.clear();
+        }
+        sources.insert(key, handles.clone());
+        handles
+    }
+}

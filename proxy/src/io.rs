@@ -1,0 +1,325 @@
+//! A connection's bytes: a socket, with or without TLS, that gives back what was read ahead and counts what passes.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf as _, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::Instant,
+};
+use tokio_rustls::{client, server};
+
+use crate::metrics::tcp::TcpOpen;
+
+/// A stream whose first bytes were read ahead.
+#[derive(Debug)]
+pub(crate) struct Prefixed<S> {
+    ahead: BytesMut,
+    inner: S,
+}
+
+impl<S> Prefixed<S> {
+    pub(crate) fn new(inner: S) -> Self {
+        Self {
+            ahead: BytesMut::new(),
+            inner,
+        }
+    }
+
+    /// The stream, without what was read ahead and not given out.
+    pub(crate) fn into_inner(self) -> S {
+        debug_assert!(self.ahead.is_empty(), "bytes read ahead would be lost");
+        self.inner
+    }
+}
+
+/// How reading ahead ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ahead<T> {
+    /// The bytes were enough.
+    Decided(T),
+    /// The time, the room or the stream came to its end first.
+    Undecided,
+}
+
+impl<S: AsyncRead + Unpin> Prefixed<S> {
+    /// Reads ahead until `judge` says something of the bytes, or `deadline`, or there are `bytes_max` of them.
+    pub(crate) async fn peek<T>(
+        &mut self,
+        bytes_max: usize,
+        deadline: Instant,
+        mut judge: impl FnMut(&[u8]) -> Option<T>,
+    ) -> io::Result<Ahead<T>> {
+        loop {
+            if !self.ahead.is_empty()
+                && let Some(verdict) = judge(&self.ahead)
+            {
+                return Ok(Ahead::Decided(verdict));
+            }
+            if self.ahead.len() >= bytes_max {
+                return Ok(Ahead::Undecided);
+            }
+            self.ahead.reserve(1024);
+            match tokio::time::timeout_at(deadline, self.inner.read_buf(&mut self.ahead)).await {
+                Err(_) | Ok(Ok(0)) => return Ok(Ahead::Undecided),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Reads exactly `count` bytes and gives them out.
+    pub(crate) async fn read_exact_within(
+        &mut self,
+        count: usize,
+        timeout: Duration,
+    ) -> io::Result<BytesMut> {
+        let mut bytes = BytesMut::zeroed(count);
+        tokio::time::timeout(timeout, self.read_exact(&mut bytes)).await??;
+        Ok(bytes)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        let count = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead[..count]);
+        self.ahead.advance(count);
+        if self.ahead.is_empty() {
+            self.ahead = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// A socket under its TLS, if it has any.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Plain(Prefixed<TcpStream>),
+    Server(Box<server::TlsStream<Prefixed<TcpStream>>>),
+    Client(Box<client::TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Server(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Client(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Server(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Client(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Server(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Client(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(io) => io.is_write_vectored(),
+            Self::Server(io) => io.is_write_vectored(),
+            Self::Client(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_flush(cx),
+            Self::Server(io) => Pin::new(io).poll_flush(cx),
+            Self::Client(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Server(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Client(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A counted connection, as the protocols see it.
+#[derive(Debug)]
+pub(crate) struct Io {
+    inner: Prefixed<Socket>,
+    open: TcpOpen,
+    read_count: ReadCount,
+    /// Whether an error was seen; it becomes the close's label.
+    failed: bool,
+}
+
+/// How many bytes a connection has given out so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ReadCount(Arc<AtomicU64>);
+
+impl ReadCount {
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// One task reads a connection, so that no addition is lost.
+    fn add(&self, count: usize) {
+        self.0.store(self.0.load(Relaxed) + count as u64, Relaxed);
+    }
+}
+
+impl Io {
+    pub(crate) fn new(socket: Socket, open: TcpOpen) -> Self {
+        Self {
+            inner: Prefixed::new(socket),
+            open,
+            read_count: ReadCount::default(),
+            failed: false,
+        }
+    }
+
+    pub(crate) fn bytes_read(&self) -> ReadCount {
+        self.read_count.clone()
+    }
+
+    /// Makes the close a reset, so that the peer sees a refusal and not an end.
+    pub(crate) fn reset_on_close(&mut self) {
+        let tcp = match &self.inner.inner {
+            Socket::Plain(io) => &io.inner,
+            Socket::Server(io) => &io.get_ref().0.inner,
+            Socket::Client(io) => io.get_ref().0,
+        };
+        // Without it the close is an ordinary one.
+        let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+    }
+
+    pub(crate) fn ahead(&mut self) -> &mut Prefixed<Socket> {
+        &mut self.inner
+    }
+
+    fn note<T>(&mut self, result: &Poll<io::Result<T>>) {
+        if let Poll::Ready(Err(_)) = result
+            && !self.failed
+        {
+            self.failed = true;
+            self.open.fail();
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let result = Pin::new(&mut this.inner).poll_read(cx, buf);
+        let count = buf.filled().len() - before;
+        this.open.read(count);
+        this.read_count.add(count);
+        this.note(&result);
+        result
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_write(cx, buf);
+        if let Poll::Ready(Ok(count)) = result {
+            this.open.wrote(count);
+        }
+        this.note(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
+        if let Poll::Ready(Ok(count)) = result {
+            this.open.wrote(count);
+        }
+        this.note(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+/// One of these per direction and connection.
+const COPY_BUFFER_BYTES: usize = 16 * 1024;
+
+/// Copies both ways until both sides have ended; one side's end is passed on at once (half-close).
+pub(crate) async fn copy(one: &mut Io, two: &mut Io) -> io::Result<()> {
+    tokio::io::copy_bidirectional_with_sizes(one, two, COPY_BUFFER_BYTES, COPY_BUFFER_BYTES)
+        .await
+        .map(drop)
+}

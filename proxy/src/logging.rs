@@ -1,0 +1,75 @@
+//! Logs to stderr, with a filter that can be changed while the proxy runs.
+//!
+//! Filters written for Linkerd name its crates (`linkerd=info`); they hold for Heddle's.
+
+use tracing_subscriber::{
+    EnvFilter, Registry, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+};
+
+use crate::config::LogConfig;
+
+/// Changes the filter of the running proxy.
+#[derive(Clone, Debug)]
+pub(crate) struct LogHandle(reload::Handle<EnvFilter, Registry>);
+
+/// A filter that is not in `RUST_LOG` syntax.
+#[derive(Debug, thiserror::Error)]
+#[error("`{text}` is no log filter: expected directives such as `warn,linkerd=debug`")]
+pub(crate) struct FilterError {
+    text: String,
+    source: tracing_subscriber::filter::ParseError,
+}
+
+/// Starts logging.
+///
+/// # Errors
+/// The filter cannot be read.
+pub(crate) fn init(config: &LogConfig) -> Result<LogHandle, FilterError> {
+    let (filter, handle) = reload::Layer::new(parse(&config.filter)?);
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    // An error means that a subscriber is set already, as in tests; its settings hold.
+    let _ = match config.json {
+        true => registry.with(layer.json().flatten_event(true)).try_init(),
+        false => registry.with(layer).try_init(),
+    };
+    Ok(LogHandle(handle))
+}
+
+fn parse(text: &str) -> Result<EnvFilter, FilterError> {
+    let heddle: Vec<String> = text
+        .split(',')
+        .map(str::trim)
+        .filter_map(|one| one.strip_prefix("linkerd").filter(|rest| rest.starts_with('=')))
+        .map(|level| format!("heddle{level}"))
+        .collect();
+    // What names Heddle itself comes last, and so wins.
+    let all = heddle
+        .iter()
+        .map(String::as_str)
+        .chain([text])
+        .collect::<Vec<_>>()
+        .join(",");
+    EnvFilter::builder().parse(&all).map_err(|source| FilterError {
+        text: text.to_owned(),
+        source,
+    })
+}
+
+impl LogHandle {
+    /// Replaces the filter.
+    ///
+    /// # Errors
+    /// The filter cannot be read.
+    pub(crate) fn set(&self, text: &str) -> Result<(), FilterError> {
+        let filter = parse(text)?;
+        // Fails only when the subscriber is gone, at the end of the process.
+        let _ = self.0.reload(filter);
+        Ok(())
+    }
+
+    /// The filter in use.
+    pub(crate) fn current(&self) -> String {
+        self.0.with_current(ToString::to_string).unwrap_or_default()
+    }
+}

@@ -1,0 +1,116 @@
+//! Connections that the pod's applications make: where they wanted to go, what the policy says of it, what they
+//! speak, and on to an endpoint.
+
+mod http;
+mod opaque;
+mod retry;
+mod target;
+mod upgrade;
+
+use std::rc::Rc;
+
+use heddle_proxy_policy::outbound::Protocol;
+use tokio::time::Instant;
+use tracing::debug;
+
+use crate::{
+    detect::{SNIFF_BYTES_MAX, Sniff, sniff},
+    discovery::Outbound,
+    http::{ProxyError, serve::HttpVersion},
+    io::{Ahead, Io, Prefixed, Socket},
+    listen::Accepted,
+    metrics::labels::Labels,
+    worker::Worker,
+};
+use target::Target;
+pub(crate) use target::Targets;
+
+/// Why a connection came to its end early.
+#[derive(Debug, thiserror::Error)]
+enum OutboundError {
+    #[error("the connection was made to the proxy itself")]
+    Loop,
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    #[error("the connection failed")]
+    Io(#[from] std::io::Error),
+    #[error("the policy forbids connections to this address")]
+    Forbidden,
+}
+
+impl OutboundError {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Loop => "loop",
+            Self::Proxy(error) => error.label(),
+            Self::Io(_) => "i/o",
+            Self::Forbidden => "forbidden",
+        }
+    }
+}
+
+/// Serves one connection.
+pub(crate) async fn accept(worker: Rc<Worker>, accepted: Accepted) {
+    let addr = accepted.orig_dst;
+    if let Err(error) = serve(&worker, accepted).await {
+        debug!(%addr, error = %heddle_daemon::report::chain(&error), "Outbound connection failed");
+        let labels = Labels::default().with("error", error.label());
+        worker.metrics.outbound_tcp_errors_total.get(&labels).add(1);
+    }
+}
+
+/// What a connection carries.
+enum Carries {
+    Http(HttpVersion),
+    Bytes,
+}
+
+async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), OutboundError> {
+    let Accepted {
+        tcp,
+        client: _,
+        orig_dst,
+        drain,
+        place: _place,
+    } = accepted;
+    if worker.config.outbound.listen.contains(&orig_dst) {
+        return Err(OutboundError::Loop);
+    }
+    let target = worker.outbound.target(worker, orig_dst)?;
+    let mut io = Io::new(Socket::Plain(Prefixed::new(tcp)), target.source().open());
+    let carries = match target.known().await {
+        Outbound::Policy(policy) => match &policy.protocol {
+            Protocol::Detect { timeout, .. } => detect(&mut io, *timeout).await?,
+            Protocol::Http1(_) => Carries::Http(HttpVersion::Http1),
+            Protocol::Http2(_) | Protocol::Grpc(_) => Carries::Http(HttpVersion::Http2),
+            Protocol::Opaque(_) | Protocol::Tls(_) => Carries::Bytes,
+        },
+        // HTTP clients are told what is wrong.
+        _ => detect(&mut io, worker.config.outbound.detect_timeout).await?,
+    };
+    match carries {
+        Carries::Http(version) => {
+            http::serve(worker.clone(), target, drain, io, version).await;
+            Ok(())
+        }
+        Carries::Bytes => opaque::serve(&target, drain, io).await,
+    }
+}
+
+async fn detect(io: &mut Io, timeout: std::time::Duration) -> Result<Carries, OutboundError> {
+    let judge = |bytes: &[u8]| match sniff(bytes) {
+        Sniff::Http1 => Some(Carries::Http(HttpVersion::Http1)),
+        Sniff::Http2 => Some(Carries::Http(HttpVersion::Http2)),
+        Sniff::Opaque => Some(Carries::Bytes),
+        Sniff::More => None,
+    };
+    match io
+        .ahead()
+        .peek(SNIFF_BYTES_MAX, Instant::now() + timeout, judge)
+        .await?
+    {
+        Ahead::Decided(carries) => Ok(carries),
+        // A client that waits for the server to speak first, or does not come to the end of its first line.
+        Ahead::Undecided => Ok(Carries::Bytes),
+    }
+}

@@ -1,0 +1,215 @@
+//! What a worker knows of an address that applications connect to.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use ahash::AHashMap;
+use heddle_proxy_policy::{
+    ClientPolicy,
+    outbound::{Backend, Distribution, Http, Opaque, OpaqueVerdict, Protocol},
+};
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    balance::Balancer,
+    discovery::Outbound,
+    http::{ProxyError, serve::HttpVersion},
+    metrics::{labels::Labels, tcp::TcpHandles},
+    worker::Worker,
+};
+
+/// A worker's addresses.
+#[derive(Debug, Default)]
+pub(crate) struct Targets(RefCell<AHashMap<SocketAddr, Rc<Target>>>);
+
+/// One address.
+#[derive(Debug)]
+pub(crate) struct Target {
+    worker: Rc<Worker>,
+    pub addr: SocketAddr,
+    watch: RefCell<watch::Receiver<Outbound>>,
+    current: RefCell<Option<Rc<Policy>>>,
+    source: TcpHandles,
+    used: Cell<Instant>,
+}
+
+/// A policy with this worker's balancers of its backends.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    pub policy: Arc<ClientPolicy>,
+    /// By the backend's place in memory, which `policy` keeps.
+    balancers: AHashMap<usize, Rc<Balancer>>,
+}
+
+impl Targets {
+    pub(crate) fn target(&self, worker: &Rc<Worker>, addr: SocketAddr) -> Result<Rc<Target>, ProxyError> {
+        if let Some(target) = self.0.borrow().get(&addr) {
+            target.used.set(Instant::now());
+            return Ok(target.clone());
+        }
+        let mut watch = worker.discovery.outbound(addr)?;
+        watch.mark_changed();
+        // The application's own side of the connection never leaves the pod.
+        let labels = Labels::direction("outbound")
+            .with("peer", "src")
+            .target_addr(addr)
+            .server_tls(Err("loopback"));
+        let target = Rc::new(Target {
+            worker: worker.clone(),
+            addr,
+            watch: RefCell::new(watch),
+            current: RefCell::default(),
+            source: TcpHandles::new(&worker.metrics, &labels),
+            used: Cell::new(Instant::now()),
+        });
+        self.0.borrow_mut().insert(addr, target.clone());
+        Ok(target)
+    }
+
+    /// Forgets addresses that no connection has used for `idle_timeout`.
+    pub(crate) fn sweep(&self, idle_timeout: Duration) {
+        self.0.borrow_mut().retain(|_, target| {
+            if Rc::strong_count(target) > 1 {
+                target.used.set(Instant::now());
+            }
+            target.used.get().elapsed() < idle_timeout
+        });
+    }
+}
+
+impl Target {
+    pub(crate) fn source(&self) -> &TcpHandles {
+        &self.source
+    }
+
+    /// What discovery says, once it has said anything.
+    pub(crate) async fn known(&self) -> Outbound {
+        let mut watch = self.watch.borrow().clone();
+        match watch.wait_for(|now| !matches!(now, Outbound::Pending)).await {
+            Ok(known) => known.clone(),
+            Err(_) => Outbound::Unavailable("the proxy is shutting down".into()),
+        }
+    }
+
+    /// The policy as it is now.
+    pub(crate) fn policy(&self) -> Result<Rc<Policy>, ProxyError> {
+        let mut watch = self.watch.borrow_mut();
+        let mut current = self.current.borrow_mut();
+        if let Some(policy) = &*current
+            && !watch.has_changed().unwrap_or(false)
+        {
+            return Ok(policy.clone());
+        }
+        let outbound = watch.borrow_and_update().clone();
+        match outbound {
+            Outbound::Policy(policy) => {
+                let policy = Rc::new(Policy::new(&self.worker, policy)?);
+                *current = Some(policy.clone());
+                Ok(policy)
+            }
+            failed => {
+                *current = None;
+                match failed {
+                    Outbound::Invalid(why) => Err(ProxyError::InvalidPolicy(why)),
+                    Outbound::Unavailable(why) => Err(ProxyError::Unavailable(why)),
+                    Outbound::Pending | Outbound::Policy(_) => {
+                        Err(ProxyError::Unavailable("not looked up yet".into()))
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Policy {
+    fn new(worker: &Rc<Worker>, policy: Arc<ClientPolicy>) -> Result<Self, ProxyError> {
+        let mut balancers = AHashMap::new();
+        let mut add = |distribution: &Distribution| -> Result<(), ProxyError> {
+            for one in distribution.backends() {
+                balancers.insert(Arc::as_ptr(&one.backend) as usize, worker.balancer(&one.backend)?);
+            }
+            Ok(())
+        };
+        let add_http = |http: &Http, add: &mut dyn FnMut(&Distribution) -> Result<(), ProxyError>| {
+            http.routes
+                .iter()
+                .flat_map(|route| &route.rules)
+                .try_for_each(|rule| add(&rule.policy.distribution))
+        };
+        let add_opaque =
+            |opaque: &Opaque, add: &mut dyn FnMut(&Distribution) -> Result<(), ProxyError>| match &opaque
+                .verdict
+            {
+                OpaqueVerdict::To(distribution) => add(distribution),
+                OpaqueVerdict::Forbidden | OpaqueVerdict::Invalid(_) => Ok(()),
+            };
+        match &policy.protocol {
+            Protocol::Detect {
+                http1, http2, opaque, ..
+            } => {
+                add_http(http1, &mut add)?;
+                add_http(http2, &mut add)?;
+                add_opaque(opaque, &mut add)?;
+            }
+            Protocol::Http1(http) | Protocol::Http2(http) | Protocol::Grpc(http) => add_http(http, &mut add)?,
+            Protocol::Opaque(opaque) | Protocol::Tls(opaque) => add_opaque(opaque, &mut add)?,
+        }
+        Ok(Self { policy, balancers })
+    }
+
+    /// What holds for HTTP of this version.
+    pub(crate) fn http(&self, version: HttpVersion) -> Option<&Http> {
+        match (&self.policy.protocol, version) {
+            (Protocol::Detect { http1, .. }, HttpVersion::Http1) => Some(http1),
+            (Protocol::Detect { http2, .. }, HttpVersion::Http2) => Some(http2),
+            (Protocol::Http1(http) | Protocol::Http2(http) | Protocol::Grpc(http), _) => Some(http),
+            (Protocol::Opaque(_) | Protocol::Tls(_), _) => None,
+        }
+    }
+
+    /// What holds for bytes.
+    pub(crate) fn opaque(&self) -> Option<&Opaque> {
+        match &self.policy.protocol {
+            Protocol::Detect { opaque, .. } | Protocol::Opaque(opaque) | Protocol::Tls(opaque) => {
+                Some(opaque)
+            }
+            Protocol::Http1(_) | Protocol::Http2(_) | Protocol::Grpc(_) => None,
+        }
+    }
+
+    fn balancer(&self, backend: &Arc<Backend>) -> Result<&Rc<Balancer>, ProxyError> {
+        // All backends of the policy are in the map.
+        self.balancers
+            .get(&(Arc::as_ptr(backend) as usize))
+            .ok_or(ProxyError::NoBackend)
+    }
+
+    /// The backend for the next request or connection: by weight, or the first that has an endpoint. The index is the
+    /// backend's place in the distribution.
+    pub(crate) fn choose(&self, distribution: &Distribution) -> Result<(usize, &Rc<Balancer>), ProxyError> {
+        match distribution {
+            Distribution::Empty => Err(ProxyError::NoBackend),
+            Distribution::FirstAvailable(backends) => {
+                let mut first = None;
+                for (index, one) in backends.iter().enumerate() {
+                    let balancer = self.balancer(&one.backend)?;
+                    if backends.len() == 1 || balancer.is_available() {
+                        return Ok((index, balancer));
+                    }
+                    first.get_or_insert((index, balancer));
+                }
+                first.ok_or(ProxyError::NoBackend)
+            }
+            Distribution::RandomAvailable(backends, weights) => {
+                let index = weights.pick(rand::random()).ok_or(ProxyError::NoBackend)?;
+                let one = backends.get(index).ok_or(ProxyError::NoBackend)?;
+                Ok((index, self.balancer(&one.backend)?))
+            }
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Connections to one address: made with TLS or without, one HTTP/2 connection shared by all requests, and idle HTTP/1
+//! connections kept for the next.
+//!
+//! Belongs to one worker. Connections are driven by tasks of that worker.
+
+use std::{
+    cell::RefCell,
+    io,
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::client::SendRequest as Http2Sender;
+use heddle_tls::rustls::pki_types::ServerName;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::TcpStream,
+    sync::watch,
+    time::{Instant, timeout},
+};
+use tokio_rustls::TlsConnector;
+use tracing::debug;
+
+use crate::{
+    http::RequestBody,
+    io::{Io, Prefixed, Socket},
+    metrics::tcp::TcpHandles,
+    tls::Tls,
+    transport_header::TransportHeader,
+};
+
+/// A handshake is one round trip and a few hundred microseconds of work; a peer that takes longer is in trouble.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Data that the peer has not acknowledged for so long means that it is gone.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(15);
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Idle HTTP/1 connections of one worker to one address, and how long each is kept. The time is Linkerd's.
+const IDLE_MAX: usize = 1_024;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A response's head of more than this is not passed on.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// HTTP/2 windows: a stream may fill a path of 1 MiB, all together of 8 MiB.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// Bytes of one connection that wait to be sent.
+pub(crate) const SEND_BUFFER_BYTES: usize = 1 << 20;
+
+/// No connection was made; nothing of the request was sent, so that another endpoint may be tried.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("failed to connect to {addr}")]
+    Tcp {
+        addr: SocketAddr,
+        source: Arc<io::Error>,
+    },
+    #[error("failed to connect to {addr} within {timeout:?}")]
+    TcpTimeout { addr: SocketAddr, timeout: Duration },
+    #[error("the TLS handshake with {addr} as {name} failed")]
+    Tls {
+        addr: SocketAddr,
+        name: String,
+        source: Arc<io::Error>,
+    },
+    #[error("the TLS handshake with {addr} as {name} took longer than {HANDSHAKE_TIMEOUT:?}")]
+    TlsTimeout { addr: SocketAddr, name: String },
+    #[error("the transport header was not taken by {addr}")]
+    Header {
+        addr: SocketAddr,
+        source: Arc<io::Error>,
+    },
+    #[error("{addr} does not speak HTTP/2")]
+    Http2 {
+        addr: SocketAddr,
+        source: Arc<h2::Error>,
+    },
+    #[error("{addr} does not speak HTTP/1")]
+    Http1 {
+        addr: SocketAddr,
+        source: Arc<hyper::Error>,
+    },
+    #[error("connections to {addr} end before they are used")]
+    Unstable { addr: SocketAddr },
+}
+
+/// How connections are made.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub addr: SocketAddr,
+    pub connect_timeout: Duration,
+    pub tls: Option<TargetTls>,
+}
+
+/// The name that the peer must prove.
+#[derive(Clone, Debug)]
+pub(crate) struct TargetTls {
+    pub server_name: ServerName<'static>,
+    /// What to tell the peer's proxy first.
+    pub header: Option<TransportHeader>,
+}
+
+/// Connections to one address.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    target: Target,
+    tls: Rc<Tls>,
+    tcp: TcpHandles,
+    http2: RefCell<Http2>,
+    idle: RefCell<Vec<Idle>>,
+}
+
+/// The shared HTTP/2 connection.
+#[derive(Clone, Debug)]
+enum Http2 {
+    None,
+    Connecting(watch::Receiver<Option<Result<(), ConnectError>>>),
+    Up(Http2Sender<Bytes>),
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+impl Upstream {
+    pub(crate) fn new(target: Target, tls: Rc<Tls>, tcp: TcpHandles) -> Rc<Self> {
+        Rc::new(Self {
+            target,
+            tls,
+            tcp,
+            http2: RefCell::new(Http2::None),
+            idle: RefCell::default(),
+        })
+    }
+
+    /// A new connection.
+    pub(crate) async fn connect(&self) -> Result<Io, ConnectError> {
+        let Target {
+            addr,
+            connect_timeout,
+            tls,
+        } = &self.target;
+        let (addr, connect_timeout) = (*addr, *connect_timeout);
+        let tcp = match timeout(connect_timeout, TcpStream::connect(addr)).await {
+            Ok(Ok(tcp)) => tcp,
+            Ok(Err(source)) => {
+                return Err(ConnectError::Tcp {
+                    addr,
+                    source: source.into(),
+                });
+            }
+            Err(_) => {
+                return Err(ConnectError::TcpTimeout {
+                    addr,
+                    timeout: connect_timeout,
+                });
+            }
+        };
+        set_options(&tcp);
+        let Some(TargetTls { server_name, header }) = tls else {
+            return Ok(Io::new(Socket::Plain(Prefixed::new(tcp)), self.tcp.open()));
+        };
+        let config = if header.is_some() {
+            self.tls.direct_client()
+        } else {
+            self.tls.client()
+        };
+        let handshake = TlsConnector::from(config).connect(server_name.clone(), tcp);
+        let name = || server_name.to_str().into_owned();
+        let tls = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(source)) => {
+                return Err(ConnectError::Tls {
+                    addr,
+                    name: name(),
+                    source: source.into(),
+                });
+            }
+            Err(_) => return Err(ConnectError::TlsTimeout { addr, name: name() }),
+        };
+        let mut io = Io::new(Socket::Client(Box::new(tls)), self.tcp.open());
+        if let Some(header) = header {
+            // It is flushed with the first bytes that follow, or at once by whoever has none.
+            io.write_all(&header.encode())
+                .await
+                .map_err(|source| ConnectError::Header {
+                    addr,
+                    source: source.into(),
+                })?;
+            io.flush().await.map_err(|source| ConnectError::Header {
+                addr,
+                source: source.into(),
+            })?;
+        }
+        Ok(io)
+    }
+
+    /// A sender on the shared HTTP/2 connection that can take a request now.
+    pub(crate) async fn http2(self: &Rc<Self>) -> Result<Http2Sender<Bytes>, ConnectError> {
+        // A connection may end between any two steps; one that keeps ending is an error.
+        for _ in 0..4 {
+            let state = self.http2.borrow().clone();
+            match state {
+                Http2::Up(sender) => match sender.ready().await {
+                    Ok(sender) => return Ok(sender),
+                    Err(_) => self.forget_http2(),
+                },
+                Http2::Connecting(mut connecting) => {
+                    if let Ok(done) = connecting.wait_for(Option::is_some).await
+                        && let Some(Err(error)) = &*done
+                    {
+                        return Err(error.clone());
+                    }
+                }
+                Http2::None => {
+                    let (publish, connecting) = watch::channel(None);
+                    *self.http2.borrow_mut() = Http2::Connecting(connecting);
+                    let this = self.clone();
+                    // In a task of its own: the request that wants it first may be given up.
+                    tokio::task::spawn_local(async move {
+                        let connected = Box::pin(this.connect_http2()).await;
+                        let (state, result) = match connected {
+                            Ok(sender) => (Http2::Up(sender), Ok(())),
+                            Err(error) => (Http2::None, Err(error)),
+                        };
+                        *this.http2.borrow_mut() = state;
+                        publish.send_replace(Some(result));
+                    });
+                }
+            }
+        }
+        Err(ConnectError::Unstable {
+            addr: self.target.addr,
+        })
+    }
+
+    /// Only a connection that is up is forgotten: another request may be making the next one already.
+    fn forget_http2(&self) {
+        let mut state = self.http2.borrow_mut();
+        if matches!(*state, Http2::Up(_)) {
+            *state = Http2::None;
+        }
+    }
+
+    async fn connect_http2(self: &Rc<Self>) -> Result<Http2Sender<Bytes>, ConnectError> {
+        let addr = self.target.addr;
+        let io = self.connect().await?;
+        let (sender, connection) = h2::client::Builder::new()
+            .initial_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_send_buffer_size(SEND_BUFFER_BYTES)
+            .max_header_list_size(HEAD_BYTES_MAX as u32)
+            .enable_push(false)
+            .handshake(io)
+            .await
+            .map_err(|source| ConnectError::Http2 {
+                addr,
+                source: Arc::new(source),
+            })?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                debug!(%addr, %error, "HTTP/2 connection ended");
+            }
+        });
+        Ok(sender)
+    }
+
+    /// An HTTP/1 connection that no other request uses.
+    pub(crate) async fn http1(self: &Rc<Self>) -> Result<Pooled, ConnectError> {
+        loop {
+            let idle = self.idle.borrow_mut().pop();
+            let Some(Idle { mut sender, since }) = idle else {
+                break;
+            };
+            if since.elapsed() > IDLE_TIMEOUT || sender.is_closed() {
+                continue;
+            }
+            if sender.ready().await.is_ok() {
+                return Ok(Pooled::new(self, sender));
+            }
+        }
+        Box::pin(self.fresh_http1()).await
+    }
+
+    /// A new HTTP/1 connection.
+    pub(crate) async fn fresh_http1(self: &Rc<Self>) -> Result<Pooled, ConnectError> {
+        let addr = self.target.addr;
+        let io = self.connect().await?;
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(HEAD_BYTES_MAX)
+            .handshake(TokioIo::new(io))
+            .await
+            .map_err(|source| ConnectError::Http1 {
+                addr,
+                source: Arc::new(source),
+            })?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                debug!(%addr, %error, "HTTP/1 connection ended");
+            }
+        });
+        Ok(Pooled::new(self, sender))
+    }
+
+    /// Closes connections that have been idle for too long.
+    pub(crate) fn sweep(&self) {
+        self.idle
+            .borrow_mut()
+            .retain(|idle| idle.since.elapsed() <= IDLE_TIMEOUT && !idle.sender.is_closed());
+    }
+}
+
+/// An HTTP/1 connection in use by one request; it goes back to the idle ones when its response has ended well.
+#[derive(Debug)]
+pub(crate) struct Pooled {
+    upstream: Weak<Upstream>,
+    /// Taken when it goes back.
+    sender: Option<http1::SendRequest<RequestBody>>,
+    reusable: bool,
+}
+
+impl Pooled {
+    fn new(upstream: &Rc<Upstream>, sender: http1::SendRequest<RequestBody>) -> Self {
+        Self {
+            upstream: Rc::downgrade(upstream),
+            sender: Some(sender),
+            reusable: false,
+        }
+    }
+
+    pub(crate) fn sender(&mut self) -> &mut http1::SendRequest<RequestBody> {
+        self.sender
+            .as_mut()
+            .expect("the sender is taken only when this is dropped")
+    }
+
+    /// The response was read to its end.
+    pub(crate) fn reusable(&mut self) {
+        self.reusable = true;
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        if let Some(sender) = self
+            .sender
+            .take()
+            .filter(|sender| self.reusable && !sender.is_closed())
+            && let Some(upstream) = self.upstream.upgrade()
+        {
+            let mut idle = upstream.idle.borrow_mut();
+            if idle.len() < IDLE_MAX {
+                idle.push(Idle {
+                    sender,
+                    since: Instant::now(),
+                });
+            }
+        }
+    }
+}
+
+/// Options of all connections between proxies and applications.
+pub(crate) fn set_options(tcp: &TcpStream) {
+    let socket = SockRef::from(tcp);
+    // A kernel that refuses one of these still carries bytes.
+    let _ = tcp.set_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE));
+    let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
+}

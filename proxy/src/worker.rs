@@ -1,0 +1,136 @@
+//! A worker: one thread, one single-threaded runtime, its own listeners on the shared ports, its own connections to
+//! upstreams. Workers share what they learn of the control plane, and the counters; nothing else.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use ahash::AHashMap;
+use heddle_proxy_policy::outbound::{Backend, BackendKind};
+use heddle_tls::Store;
+use tokio::{task::LocalSet, time::interval};
+use tracing::error;
+
+use crate::{
+    balance::Balancer, config::Config, discovery::Discovery, http::ProxyError, inbound, listen,
+    metrics::Metrics, outbound, tls::Tls,
+};
+
+/// Idle connections and unused backends are looked for this often.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a worker is made of.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub config: Arc<Config>,
+    pub discovery: Discovery,
+    pub store: Store,
+    pub metrics: Arc<Metrics>,
+    pub drain: drain::Watch,
+}
+
+/// A worker's own state.
+pub(crate) struct Worker {
+    pub config: Arc<Config>,
+    pub discovery: Discovery,
+    pub tls: Rc<Tls>,
+    pub metrics: Arc<Metrics>,
+    pub draining: Cell<bool>,
+    pub outbound: outbound::Targets,
+    pub inbound: inbound::Ports,
+    balancers: RefCell<AHashMap<BackendKey, Rc<Balancer>>>,
+}
+
+/// Backends that are the same share their connections, whatever route they are part of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum BackendKey {
+    Path(String),
+    Forward(String),
+}
+
+impl Worker {
+    /// The worker's balancer of a backend.
+    pub(crate) fn balancer(self: &Rc<Self>, backend: &Backend) -> Result<Rc<Balancer>, ProxyError> {
+        let key = match &backend.kind {
+            BackendKind::Balance { path, .. } => BackendKey::Path(path.clone()),
+            // All that is known of the endpoint: two policies may know different things of one address.
+            BackendKind::Forward(endpoint) => BackendKey::Forward(format!("{endpoint:?}")),
+        };
+        if let Some(balancer) = self.balancers.borrow().get(&key) {
+            return Ok(balancer.clone());
+        }
+        let balancer = Balancer::new(self.clone(), backend)?;
+        self.balancers.borrow_mut().insert(key, balancer.clone());
+        Ok(balancer)
+    }
+
+    fn sweep(&self) {
+        self.outbound.sweep(self.config.outbound.discovery_idle);
+        self.inbound.sweep(self.config.inbound.discovery_idle);
+        let mut balancers = self.balancers.borrow_mut();
+        // Whoever still uses it, holds it.
+        balancers.retain(|_, balancer| Rc::strong_count(balancer) > 1);
+        for balancer in balancers.values() {
+            balancer.sweep();
+        }
+    }
+}
+
+/// Runs a worker until its connections have ended after a drain. Blocks the thread.
+pub(crate) fn run(parts: Parts, listeners: listen::Listeners) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "Failed to start a worker");
+            return;
+        }
+    };
+    let local = LocalSet::new();
+    runtime.block_on(local.run_until(async move {
+        let Parts {
+            config,
+            discovery,
+            store,
+            metrics,
+            drain,
+        } = parts;
+        let worker = Rc::new(Worker {
+            config,
+            discovery,
+            tls: Rc::new(Tls::new(store)),
+            metrics,
+            draining: Cell::new(false),
+            outbound: outbound::Targets::default(),
+            inbound: inbound::Ports::default(),
+            balancers: RefCell::default(),
+        });
+        let sweeping = worker.clone();
+        tokio::task::spawn_local(async move {
+            let mut tick = interval(SWEEP_INTERVAL);
+            loop {
+                tick.tick().await;
+                sweeping.sweep();
+            }
+        });
+        let flagging = worker.clone();
+        let drained = drain.clone().signaled();
+        tokio::task::spawn_local(async move {
+            let release = drained.await;
+            flagging.draining.set(true);
+            drop(release);
+        });
+        listen::serve(&worker, listeners, drain).await;
+        // Connections hold the drain; the process ends when all have let go of it, or the grace period is over.
+        std::future::pending::<()>().await;
+    }));
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").finish_non_exhaustive()
+    }
+}
