@@ -450,9 +450,10 @@ impl Issuer {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+/// Reads `path`, which people know as `shown`.
+fn read(path: &Path, shown: &Path) -> Result<Vec<u8>, LoadError> {
     let error = |source| LoadError::Read {
-        path: path.into(),
+        path: shown.into(),
         source,
     };
     let file = std::fs::File::open(path).map_err(error)?;
