@@ -28,14 +28,18 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     let (name, packages): (&str, &[&str]) = match name {
         Name::Proxy => {
             packages::ensure(host::BENCH_PACKAGES, Progress::Shown)?;
-            ("proxy", &["heddle-proxy", "heddle-proxy-init", "heddle-tests-bench"])
+            (
+                "proxy",
+                &["heddle-proxy", "heddle-proxy-init", "heddle-tests-bench"],
+            )
         }
         Name::Reconcile => ("reconcile", &["heddle-reconciler", "heddle-tests-bench"]),
     };
     let mut build = vec!["build", "--profile", "image"];
     build.extend(packages.iter().flat_map(|package| ["--package", package]));
     lint::cargo(&build)?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| workspace_root().join("target").into());
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| workspace_root().join("target").into());
     let binary = std::path::Path::new(&target).join("image/heddle-bench");
     let status = Command::new(&binary)
         .arg(name)

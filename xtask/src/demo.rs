@@ -8,12 +8,8 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use heddle_tests_cluster::{
-    FIRST_COMMIT, PAYMENTS, PLAIN_TEXT, SECRET_TEXT, capture,
-    heddle::Heddle,
-    kubectl::Kubectl,
-    repository::MeshRepository,
-    story,
-    workloads,
+    FIRST_COMMIT, PAYMENTS, PLAIN_TEXT, SECRET_TEXT, capture, heddle::Heddle, kubectl::Kubectl,
+    repository::MeshRepository, story, workloads,
 };
 use heddle_tests_harness::{
     cluster::{Cluster, ClusterOptions, Mode},
@@ -58,8 +54,14 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     second_commit(&mut tell, &stage).await?;
     drift(&mut tell, &stage).await?;
     tell.chapter("That was Heddle");
-    tell.say(&format!("Look around: export KUBECONFIG={}", stage.kubectl.kubeconfig().display()));
-    tell.say(&format!("Commit to the mesh repository: git clone {}", stage.repository.url()));
+    tell.say(&format!(
+        "Look around: export KUBECONFIG={}",
+        stage.kubectl.kubeconfig().display()
+    ));
+    tell.say(&format!(
+        "Commit to the mesh repository: git clone {}",
+        stage.repository.url()
+    ));
     if stage.embedded.is_some() {
         tell.say(&format!("Remove the cluster: cargo xtask down --name {CLUSTER}"));
     }
@@ -73,7 +75,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
 async fn prepare(tell: &mut Narrator, release: bool) -> Result<Stage> {
     tell.chapter("A Kubernetes, and two workloads that know nothing of a mesh");
     let profile = if release { "image" } else { "dev" };
-    let given = std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty()).map(PathBuf::from);
+    let given = std::env::var_os("KUBECONFIG")
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from);
     packages::ensure(host::BUILD_PACKAGES, Progress::Shown)?;
     lint::cargo(&["build", "--workspace", "--bins", "--profile", profile])?;
     let (kubeconfig, embedded) = match given {
@@ -83,7 +87,8 @@ async fn prepare(tell: &mut Narrator, release: bool) -> Result<Stage> {
         }
         None => {
             packages::ensure(host::CLUSTER_PACKAGES, Progress::Shown)?;
-            let cluster = Cluster::up(ClusterOptions::new(CLUSTER, Mode::Full).with_progress(Progress::Shown)).await?;
+            let cluster =
+                Cluster::up(ClusterOptions::new(CLUSTER, Mode::Full).with_progress(Progress::Shown)).await?;
             images::build_and_load(profile, images::Target::Cluster(cluster.clone()), &[]).await?;
             (cluster.kubeconfig_path(), Some(cluster))
         }
@@ -91,21 +96,38 @@ async fn prepare(tell: &mut Narrator, release: bool) -> Result<Stage> {
     let tools = Tools::ensure(&[Program::Kubectl], Progress::Shown)?;
     let kubectl = Kubectl::new(tools.path(Program::Kubectl), &kubeconfig);
     let folder = if release { "image" } else { "debug" };
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from);
     let heddle = Heddle::new(target.join(folder).join("heddle"), &kubeconfig);
     let repository = MeshRepository::serve(embedded.as_ref()).await?;
-    tell.step("Deploying payments-api, checkout (calls it 20 times a second) and, in another namespace, batch");
+    tell.step(
+        "Deploying payments-api, checkout (calls it 20 times a second) and, in another namespace, batch",
+    );
     story::reset(&kubectl)?;
     kubectl.apply(PAYMENTS)?;
-    for (namespace, deployment) in [("payments", "payments-api"), ("payments", "checkout"), ("legacy", "batch")] {
+    for (namespace, deployment) in [
+        ("payments", "payments-api"),
+        ("payments", "checkout"),
+        ("legacy", "batch"),
+    ] {
         kubectl.rollout_status(namespace, deployment)?;
     }
     tell.done();
-    Ok(Stage { kubectl, heddle, repository, embedded })
+    Ok(Stage {
+        kubectl,
+        heddle,
+        repository,
+        embedded,
+    })
 }
 
 async fn commit_becomes_mesh(tell: &mut Narrator, stage: &Stage) -> Result<()> {
-    let Stage { kubectl, heddle, repository, .. } = stage;
+    let Stage {
+        kubectl,
+        heddle,
+        repository,
+        ..
+    } = stage;
     tell.chapter("A commit becomes a mesh");
     tell.file("clusters/production/mesh.yaml", FIRST_COMMIT[0].1);
     let commit = repository.commit(&FIRST_COMMIT, "A mesh for payments")?;
@@ -126,12 +148,17 @@ async fn commit_becomes_mesh(tell: &mut Narrator, stage: &Stage) -> Result<()> {
         tell.detail(&format!("{} has the proxy: {}", pod.name, pod.meshed));
     }
     tell.command("heddle status", &heddle.stdout(&["status"])?);
-    ensure!(heddle.stdout(&["status"])?.contains(&commit), "heddle status does not name commit {commit}");
+    ensure!(
+        heddle.stdout(&["status"])?.contains(&commit),
+        "heddle status does not name commit {commit}"
+    );
     Ok(())
 }
 
 fn look_at_the_traffic(tell: &mut Narrator, stage: &Stage) -> Result<()> {
-    let Stage { kubectl, embedded, .. } = stage;
+    let Stage {
+        kubectl, embedded, ..
+    } = stage;
     tell.chapter("Requests flow over mutual TLS");
     tell.step("Asking the proxies on both sides, until they have seen meshed and unmeshed requests");
     let seen = story::wait_traffic(kubectl, Duration::from_secs(60))?;
@@ -143,17 +170,30 @@ fn look_at_the_traffic(tell: &mut Narrator, stage: &Stage) -> Result<()> {
         tell.step("Capturing five seconds of packets between the pods");
         let bytes = capture::between_pods(cluster, Duration::from_secs(5))?;
         tell.done();
-        ensure!(!capture::contains(&bytes, SECRET_TEXT), "the capture shows the meshed client's text {SECRET_TEXT:?}");
-        ensure!(capture::contains(&bytes, PLAIN_TEXT), "the capture does not even show the unmeshed client's text");
+        ensure!(
+            !capture::contains(&bytes, SECRET_TEXT),
+            "the capture shows the meshed client's text {SECRET_TEXT:?}"
+        );
+        ensure!(
+            capture::contains(&bytes, PLAIN_TEXT),
+            "the capture does not even show the unmeshed client's text"
+        );
         tell.detail(&format!("{} bytes captured", bytes.len()));
         tell.detail(&format!("the meshed client's `{SECRET_TEXT}` is nowhere in them"));
-        tell.detail(&format!("the unmeshed client's `{PLAIN_TEXT}` is: plaintext, and shown as such above"));
+        tell.detail(&format!(
+            "the unmeshed client's `{PLAIN_TEXT}` is: plaintext, and shown as such above"
+        ));
     }
     Ok(())
 }
 
 async fn second_commit(tell: &mut Narrator, stage: &Stage) -> Result<()> {
-    let Stage { kubectl, heddle, repository, .. } = stage;
+    let Stage {
+        kubectl,
+        heddle,
+        repository,
+        ..
+    } = stage;
     tell.chapter("A second commit changes an annotation");
     let (path, text) = FIRST_COMMIT[0];
     let changed = text.replace(
@@ -164,7 +204,12 @@ async fn second_commit(tell: &mut Narrator, stage: &Stage) -> Result<()> {
     let clone = repository.worktree(&[(path, &changed)])?;
     let folder = clone.path().to_str().context("paths are UTF-8")?;
     let plan = heddle.run(&["plan", "--repo", folder, "--path", "clusters/production"])?;
-    ensure!(plan.code == Some(1), "heddle plan ended with {:?}, expected 1: {}", plan.code, plan.stderr);
+    ensure!(
+        plan.code == Some(1),
+        "heddle plan ended with {:?}, expected 1: {}",
+        plan.code,
+        plan.stderr
+    );
     tell.command("heddle plan --repo . --path clusters/production", &plan.stdout);
     let before = workloads::pods(kubectl, "payments")?;
     let commit = repository.commit(&[(path, &changed)], "Give the proxies of payments 250 MiB")?;
@@ -173,7 +218,11 @@ async fn second_commit(tell: &mut Narrator, stage: &Stage) -> Result<()> {
     story::wait_replaced(kubectl, "payments", &before, Duration::from_secs(180)).await?;
     tell.done();
     let again = heddle.run(&["plan", "--repo", folder, "--path", "clusters/production"])?;
-    ensure!(again.code == Some(0) && again.stdout.trim().is_empty(), "a second plan is not empty: {}", again.stdout);
+    ensure!(
+        again.code == Some(0) && again.stdout.trim().is_empty(),
+        "a second plan is not empty: {}",
+        again.stdout
+    );
     tell.detail("the same plan again prints nothing and exits 0");
     Ok(())
 }
@@ -182,7 +231,16 @@ async fn drift(tell: &mut Narrator, stage: &Stage) -> Result<()> {
     let Stage { kubectl, .. } = stage;
     tell.chapter("Somebody edits an object by hand");
     let patch = r#"{"spec":{"accessPolicy":"deny"}}"#;
-    kubectl.run(&["patch", "server.policy.linkerd.io", "payments-api", "-n", "payments", "--type=merge", "-p", patch])?;
+    kubectl.run(&[
+        "patch",
+        "server.policy.linkerd.io",
+        "payments-api",
+        "-n",
+        "payments",
+        "--type=merge",
+        "-p",
+        patch,
+    ])?;
     tell.say(&format!("kubectl patch server payments-api: {patch}"));
     tell.step("Waiting for the repair");
     story::wait_access_policy(kubectl, "all-unauthenticated", Duration::from_secs(60)).await?;

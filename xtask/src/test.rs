@@ -47,7 +47,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     // The test programs run the built binaries, so these must be there, and current, first.
     lint::cargo(&["build", "--workspace", "--bins"])?;
     Cluster::down(CLUSTER).await?;
-    let cluster = Cluster::up(ClusterOptions::new(CLUSTER, Mode::Full).with_progress(Progress::Shown)).await?;
+    let cluster =
+        Cluster::up(ClusterOptions::new(CLUSTER, Mode::Full).with_progress(Progress::Shown)).await?;
     let outcome = async {
         images::build_and_load("dev", images::Target::Cluster(cluster), &[]).await?;
         cargo_test(&[], &rest)
@@ -65,8 +66,14 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
 
 fn cargo_test(what: &[&str], rest: &[String]) -> Result<()> {
     let mut command = Command::new(env!("CARGO"));
-    command.args(["test", "--workspace", "--no-fail-fast"]).args(what).arg("--").args(rest);
-    command.env("HEDDLE_TEST_CLUSTER", CLUSTER).current_dir(workspace_root());
+    command
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .args(what)
+        .arg("--")
+        .args(rest);
+    command
+        .env("HEDDLE_TEST_CLUSTER", CLUSTER)
+        .current_dir(workspace_root());
     let status = command.status().context("failed to start cargo test")?;
     ensure!(status.success(), "tests failed ({status})");
     Ok(())

@@ -37,7 +37,7 @@ const MANAGED: &str = "app.kubernetes.io/managed-by=heddle";
 /// Puts the reconciler into the cluster, and nothing of the mesh: that comes from Git.
 pub fn install_reconciler(kubectl: &Kubectl, heddle: &Heddle) -> Result<()> {
     kubectl.apply(&heddle.stdout(&["install", "--crds"])?)?;
-    kubectl.apply(&heddle.stdout(&["install", "--reconciler-only"])?)?;
+    kubectl.apply(&heddle.stdout(&["install", "--reconciler"])?)?;
     kubectl.run(&["wait", "--for=condition=Established", "crd/meshes.heddle.dev", "--timeout=60s"])?;
     kubectl.rollout_status("heddle-system", "heddle")
 }

@@ -1,9 +1,6 @@
 //! Words for a newcomer, on stdout, with times.
 
-use std::{
-    io::Write as _,
-    time::Instant,
-};
+use std::{io::Write as _, time::Instant};
 
 use console::{Term, style};
 
@@ -16,13 +13,22 @@ pub(crate) struct Narrator {
 
 impl Narrator {
     pub(crate) fn new() -> Self {
-        Self { out: Term::stdout(), start: Instant::now(), step: None, chapters: 0 }
+        Self {
+            out: Term::stdout(),
+            start: Instant::now(),
+            step: None,
+            chapters: 0,
+        }
     }
 
     pub(crate) fn chapter(&mut self, title: &str) {
         self.chapters += 1;
         let elapsed = self.start.elapsed().as_secs();
-        self.line(&format!("\n{} {}", style(format!("{}. {title}", self.chapters)).bold(), style(format!("[{elapsed} s]")).dim()));
+        self.line(&format!(
+            "\n{} {}",
+            style(format!("{}. {title}", self.chapters)).bold(),
+            style(format!("[{elapsed} s]")).dim()
+        ));
     }
 
     pub(crate) fn say(&mut self, sentence: &str) {
@@ -37,7 +43,10 @@ impl Narrator {
 
     pub(crate) fn done(&mut self) {
         if let Some(since) = self.step.take() {
-            self.line(&format!("   {}", style(format!("done in {:.1} s", since.elapsed().as_secs_f64())).green()));
+            self.line(&format!(
+                "   {}",
+                style(format!("done in {:.1} s", since.elapsed().as_secs_f64())).green()
+            ));
         }
     }
 
