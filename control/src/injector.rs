@@ -177,6 +177,7 @@ impl Parts {
             newest,
             presented,
             state,
+            catch_up: ca_bundle::API_SERVERS_CATCH_UP,
         };
         tasks.spawn(keeper.run());
 
@@ -217,6 +218,14 @@ async fn follow_namespaces(client: Client, writer: reflector::store::Writer<Name
         if let Err(error) = event {
             warn!(error = %report::chain(&error), "Failed to watch namespaces");
         }
+    }
+}
+
+/// What the API server said: the client's own text repeats it with the whole status.
+fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({} {})", status.message, status.code, status.reason),
+        other => report::chain(other),
     }
 }
 

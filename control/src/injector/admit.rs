@@ -6,7 +6,6 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use heddle_daemon::report;
 use heddle_inject::{Decision, Injection, Owner, SkipReason, decide, decide_service};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use kube::{
@@ -22,6 +21,7 @@ use super::{
     metrics::{Metrics, RequestLabels, ResponseLabels, owner_kind},
     owners::Owners,
     review::{self, Answer, Request, ReviewError},
+    said,
 };
 
 const NAMESPACE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,8 +42,8 @@ pub(super) enum AdmitError {
     #[error("the request cannot be read")]
     Review(#[from] ReviewError),
     /// The API server then goes by the webhook's failurePolicy, rather than take a pod for unmeshed.
-    #[error("failed to read namespace {name}, which decides whether the pod is injected")]
-    Namespace { name: String, source: kube::Error },
+    #[error("failed to read namespace {name}, which decides whether the pod is injected: {problem}")]
+    Namespace { name: String, problem: String },
     #[error("failed to read namespace {name}, which decides whether the pod is injected: no answer within {} s", NAMESPACE_TIMEOUT.as_secs())]
     NamespaceTimeout { name: String },
 }
@@ -134,10 +134,7 @@ impl Admission {
         let api: Api<Namespace> = Api::all(self.client.clone());
         match timeout(NAMESPACE_TIMEOUT, api.get(name)).await {
             Ok(Ok(found)) => Ok(Arc::new(found)),
-            Ok(Err(source)) => {
-                warn!(namespace = name, error = %report::chain(&source), "Failed to read a namespace");
-                Err(AdmitError::Namespace { name: name.to_owned(), source })
-            }
+            Ok(Err(error)) => Err(AdmitError::Namespace { name: name.to_owned(), problem: said(&error) }),
             Err(_) => Err(AdmitError::NamespaceTimeout { name: name.to_owned() }),
         }
     }

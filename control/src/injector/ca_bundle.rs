@@ -20,7 +20,10 @@ use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 use tracing::{info, warn};
 
-use super::certificate::{self, Serving};
+use super::{
+    certificate::{self, Serving},
+    said,
+};
 
 /// The field manager of `caBundle`.
 const MANAGER: &str = "heddle-injector";
@@ -28,7 +31,7 @@ const MANAGER: &str = "heddle-injector";
 const CAINJECTOR_PREFIX: &str = "cert-manager.io/inject-ca-from";
 const RETRY: Duration = Duration::from_secs(2);
 /// API servers see a changed configuration after a moment; a certificate under a new authority waits for that.
-const API_SERVERS_CATCH_UP: Duration = Duration::from_secs(10);
+pub(super) const API_SERVERS_CATCH_UP: Duration = Duration::from_secs(10);
 
 /// What the cluster's webhook configuration says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,8 @@ pub(super) struct Keeper {
     /// The certificate that the listener presents.
     pub(super) presented: watch::Sender<Option<Arc<Serving>>>,
     pub(super) state: watch::Sender<State>,
+    /// See [`API_SERVERS_CATCH_UP`].
+    pub(super) catch_up: Duration,
 }
 
 impl Keeper {
@@ -105,7 +110,7 @@ impl Keeper {
                 State::Differs => {
                     let found = configuration.as_ref().expect("only an existing configuration differs");
                     if let Err(error) = self.apply(found, &newest).await {
-                        warn!(configuration = self.name, error = %report::chain(&error), "Failed to apply the caBundle");
+                        warn!(configuration = self.name, error = said(&error), "Failed to apply the caBundle");
                         wake = Some(Instant::now() + RETRY);
                     }
                     trusted_since = None;
@@ -126,7 +131,7 @@ impl Keeper {
             certificate::newest_authority(&presented.ca_bundle) == certificate::newest_authority(&newest.ca_bundle)
         });
         let same = presented.is_some_and(|presented| same_authority && presented.not_after == newest.not_after);
-        let catch_up = trusted_since + API_SERVERS_CATCH_UP;
+        let catch_up = trusted_since + self.catch_up;
         if same {
             return None;
         }

@@ -5,7 +5,6 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use heddle_daemon::report;
 use heddle_inject::Owner;
 use kube::{
     Client,
@@ -15,7 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::{sync::mpsc, time::Instant};
 use tracing::warn;
 
-use super::owners::Owners;
+use super::{owners::Owners, said};
 
 /// A burst of admissions: some hundred workloads that roll at once.
 const QUEUE_CAPACITY: usize = 512;
@@ -107,7 +106,7 @@ impl Worker {
         let reference = self.owners.reference(&namespace, &owner).await;
         let problem = match tokio::time::timeout(PUBLISH_TIMEOUT, self.recorder.publish(&event, &reference)).await {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => report::chain(&error),
+            Ok(Err(error)) => said(&error),
             Err(_) => format!("no answer within {} s", PUBLISH_TIMEOUT.as_secs()),
         };
         self.dropped.inc();

@@ -22,6 +22,8 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::said;
+
 /// An admission must not wait long for a label.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Some thousand workloads; when they are more, the memory starts anew.
@@ -58,7 +60,7 @@ impl Owners {
         let found = match asked {
             Ok(references) => references.into_iter().find(|reference| reference.controller == Some(true)),
             Err(error) => {
-                debug!(namespace, owner = owner.name, %error, "Taking a pod's direct owner");
+                debug!(namespace, owner = owner.name, error = said(&error), "Taking a pod's direct owner");
                 return Some(owner);
             }
         };

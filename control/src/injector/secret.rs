@@ -20,7 +20,10 @@ use kube::{
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::certificate::{self, CertificateError, Material, Serving};
+use super::{
+    certificate::{self, CertificateError, Material, Serving},
+    said,
+};
 
 /// On the Secret: who made it. What others made is served, and never overwritten.
 const MADE_BY: &str = "heddle.dev/made-by";
@@ -182,7 +185,7 @@ impl Keeper {
                 info!(secret = self.name, "Another replica made a serving certificate first");
                 Ok(())
             }
-            Err(error) => Err(WriteError::Api(error)),
+            Err(error) => Err(WriteError::Api(said(&error))),
         }
     }
 
@@ -211,8 +214,8 @@ impl Keeper {
 enum WriteError {
     #[error("failed to make a serving certificate")]
     Certificate(#[source] CertificateError),
-    #[error("the API server refused the Secret")]
-    Api(#[source] kube::Error),
+    #[error("the API server did not take the Secret: {0}")]
+    Api(String),
 }
 
 /// What a Secret holds; missing or binary parts are empty, and fail the check by name.

@@ -225,7 +225,11 @@ pub(crate) fn free_port() -> anyhow::Result<u16> {
 pub(crate) fn mk_pod(name: &str, annotations: Value) -> Value {
     json!({
         "metadata": {"name": name, "annotations": annotations},
-        "spec": {"containers": [{"name": "app", "image": "app:1", "ports": [{"containerPort": 8080, "name": "http"}]}]},
+        "spec": {
+            // What an admission plugin of a whole cluster fills in before webhooks are asked.
+            "serviceAccountName": "default",
+            "containers": [{"name": "app", "image": "app:1", "ports": [{"containerPort": 8080, "name": "http"}]}],
+        },
     })
 }
 
