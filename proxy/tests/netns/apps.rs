@@ -1,0 +1,188 @@
+//! Applications and their clients.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    client::conn,
+    service::service_fn,
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::net::{Namespace, runtime};
+
+pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// A reply, read whole.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: String,
+    pub trailers: Option<HeaderMap>,
+}
+
+/// Serves HTTP/1 and HTTP/2 on a pod's port. It answers with `name`, tells in headers what it saw, and does what
+/// some paths ask for.
+pub(crate) fn serve_http(namespace: &Namespace, port: u16, name: &'static str) {
+    let (up, is_up) = std::sync::mpsc::channel();
+    namespace.thread(move || {
+        runtime().block_on(async move {
+            let listener = TcpListener::bind(("0.0.0.0", port)).await.expect("the port is free");
+            up.send(()).expect("the test waits for this");
+            loop {
+                let Ok((tcp, _)) = listener.accept().await else { continue };
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| async move { Ok::<_, Infallible>(answer(request, name).await) });
+                    let serving = auto::Builder::new(TokioExecutor::new());
+                    let serving = serving.serve_connection_with_upgrades(TokioIo::new(tcp), service);
+                    // Clients come and go.
+                    let _ = serving.await;
+                });
+            }
+        });
+    });
+    is_up.recv().expect("the application starts");
+}
+
+async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<Bytes, Infallible>> {
+    let full = |text: String| Full::new(Bytes::from(text)).boxed();
+    let mut response = match request.uri().path() {
+        "/echo" => {
+            let body = request.body_mut().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            Response::new(Full::new(body).boxed())
+        }
+        "/slow" => {
+            tokio::time::sleep(Duration::from_millis(800)).await;
+            Response::new(full(name.to_owned()))
+        }
+        "/fail" => {
+            let mut response = Response::new(full(String::new()));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            response
+        }
+        "/grpc.Test/Call" => {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", HeaderValue::from_static("0"));
+            let frames = [Frame::data(Bytes::from_static(b"message")), Frame::trailers(trailers)];
+            let body = StreamBody::new(tokio_stream::iter(frames.map(Ok)));
+            let mut response = Response::new(body.boxed());
+            response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+            response
+        }
+        "/upgrade" => {
+            let upgraded = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let mut io = TokioIo::new(upgraded.await.expect("the client switches, too"));
+                let mut bytes = [0; 4];
+                while io.read_exact(&mut bytes).await.is_ok() {
+                    bytes.reverse();
+                    if io.write_all(&bytes).await.is_err() {
+                        break;
+                    }
+                }
+            });
+            let mut response = Response::new(full(String::new()));
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+            response.headers_mut().insert("upgrade", HeaderValue::from_static("reverse"));
+            response
+        }
+        _ => Response::new(full(name.to_owned())),
+    };
+    let seen_version = format!("{:?}", request.version());
+    let client_id = request.headers().get("l5d-client-id").cloned().unwrap_or(HeaderValue::from_static("none"));
+    let seen_host = request.headers().get("host").cloned().unwrap_or(HeaderValue::from_static("none"));
+    let seen_l5d = request.headers().keys().filter(|name| name.as_str().starts_with("l5d-")).count();
+    let headers = response.headers_mut();
+    headers.insert("seen-version", HeaderValue::from_str(&seen_version).expect("a version"));
+    headers.insert("seen-client-id", client_id);
+    headers.insert("seen-host", seen_host);
+    headers.insert("seen-l5d", HeaderValue::from(seen_l5d));
+    response
+}
+
+/// Serves a protocol in which the server speaks first, then echoes.
+pub(crate) fn serve_greeting(namespace: &Namespace, port: u16) {
+    let (up, is_up) = std::sync::mpsc::channel();
+    namespace.thread(move || {
+        runtime().block_on(async move {
+            let listener = TcpListener::bind(("0.0.0.0", port)).await.expect("the port is free");
+            up.send(()).expect("the test waits for this");
+            loop {
+                let Ok((mut tcp, _)) = listener.accept().await else { continue };
+                tokio::spawn(async move {
+                    tcp.write_all(b"220 hello\r\n").await?;
+                    let (mut read, mut write) = tcp.split();
+                    tokio::io::copy(&mut read, &mut write).await?;
+                    write.shutdown().await
+                });
+            }
+        });
+    });
+    is_up.recv().expect("the application starts");
+}
+
+/// A client's HTTP/1 connection.
+pub(crate) struct Http1 {
+    sender: conn::http1::SendRequest<Full<Bytes>>,
+}
+
+impl Http1 {
+    pub(crate) async fn connect(addr: SocketAddr) -> Result<Self, Error> {
+        let tcp = TcpStream::connect(addr).await?;
+        let (sender, connection) = conn::http1::handshake(TokioIo::new(tcp)).await?;
+        tokio::spawn(connection.with_upgrades());
+        Ok(Self { sender })
+    }
+
+    pub(crate) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Reply, Error> {
+        self.sender.ready().await?;
+        read(self.sender.send_request(request).await?).await
+    }
+
+    pub(crate) async fn raw(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
+        Ok(self.sender.send_request(request).await?)
+    }
+}
+
+/// A request for a path.
+pub(crate) fn get(path: &str) -> Request<Full<Bytes>> {
+    Request::get(path).header("host", "web.test").body(Full::default()).expect("a valid request")
+}
+
+/// One request on a connection of its own.
+pub(crate) async fn try_get(addr: SocketAddr, path: &str) -> Result<Reply, Error> {
+    let exchange = async { Http1::connect(addr).await?.send(get(path)).await };
+    tokio::time::timeout(crate::DEADLINE, exchange).await?
+}
+
+/// One request over HTTP/2.
+pub(crate) async fn send_http2(addr: SocketAddr, request: Request<Full<Bytes>>) -> Result<Reply, Error> {
+    let tcp = TcpStream::connect(addr).await?;
+    let (mut sender, connection) = conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tcp)).await?;
+    tokio::spawn(connection);
+    read(sender.send_request(request).await?).await
+}
+
+async fn read(response: Response<Incoming>) -> Result<Reply, Error> {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await?;
+    let trailers = body.trailers().cloned();
+    let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+    Ok(Reply { status: head.status.as_u16(), headers: head.headers, body, trailers })
+}

@@ -1,0 +1,40 @@
+//! The real `heddle-proxy` between network namespaces: pods with real redirection, a scripted control plane that speaks
+//! the proxy API in each pod, and applications. Needs root, `ip` and the kernel's nftables.
+
+mod apps;
+mod control;
+mod http_traffic;
+mod lifecycle;
+mod net;
+mod pod;
+mod policies;
+mod policy;
+mod tcp_traffic;
+
+use std::time::{Duration, Instant};
+
+/// No condition of these tests takes this long, even on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Whether these tests can run here. Where CI requires them, they must.
+fn can_run() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(std::env::var_os("CI").is_none(), "these tests need root, and CI requires them");
+    println!("not run: network namespaces need root");
+    false
+}
+
+/// Waits until the condition holds.
+fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        std::thread::yield_now();
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,106 @@
+//! Network namespaces, one per pod, on a bridge in one more.
+
+use std::{
+    fs::File,
+    future::Future,
+    net::Ipv4Addr,
+    os::fd::AsFd as _,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    thread::JoinHandle,
+};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// A bridge, and the namespaces on it. Everything is gone when it is dropped.
+pub(crate) struct Network {
+    id: String,
+    pods: AtomicU32,
+}
+
+/// A pod's namespace.
+#[derive(Clone)]
+pub(crate) struct Namespace {
+    pub name: String,
+    pub ip: Ipv4Addr,
+}
+
+impl Network {
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("hp{}x{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+        ip(&["netns", "add", &format!("{id}-sw")]);
+        let network = Self { id, pods: AtomicU32::new(0) };
+        let switch = network.switch();
+        ip(&["-n", &switch, "link", "add", "br0", "type", "bridge"]);
+        ip(&["-n", &switch, "link", "set", "br0", "up"]);
+        network
+    }
+
+    fn switch(&self) -> String {
+        format!("{}-sw", self.id)
+    }
+
+    /// A namespace with an address of its own; everything that is not on the bridge is routed to it, too.
+    pub(crate) fn namespace(&self) -> Namespace {
+        let number = self.pods.fetch_add(1, Relaxed) + 1;
+        let name = format!("{}-{number}", self.id);
+        let address = Ipv4Addr::new(10, 77, 0, u8::try_from(number).expect("few pods"));
+        let (switch, port) = (self.switch(), format!("p{number}"));
+        ip(&["netns", "add", &name]);
+        ip(&["-n", &name, "link", "set", "lo", "up"]);
+        ip(&["-n", &name, "link", "add", "eth0", "type", "veth", "peer", "name", &port, "netns", &switch]);
+        ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"]);
+        ip(&["-n", &name, "addr", "add", &format!("{address}/24"), "dev", "eth0"]);
+        ip(&["-n", &name, "link", "set", "eth0", "up"]);
+        ip(&["-n", &name, "route", "add", "default", "dev", "eth0"]);
+        Namespace { name, ip: address }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let pods = self.pods.load(Relaxed);
+        for name in (1..=pods).map(|number| format!("{}-{number}", self.id)).chain([self.switch()]) {
+            // One that is gone already is no failure of the test.
+            let _ = Command::new("ip").args(["netns", "del", &name]).status();
+        }
+    }
+}
+
+impl Namespace {
+    pub(crate) fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+
+    /// Runs a thread inside.
+    pub(crate) fn thread<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let path = self.path();
+        std::thread::spawn(move || {
+            let file = File::open(path).expect("the namespace exists");
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may enter it");
+            body()
+        })
+    }
+
+    /// Runs async code inside and waits for its result.
+    pub(crate) fn block_on<T, F>(&self, body: impl FnOnce() -> F + Send + 'static) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T>,
+    {
+        match self.thread(move || runtime().block_on(body())).join() {
+            Ok(value) => value,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+fn ip(args: &[&str]) {
+    let output = Command::new("ip").args(args).output().expect("`ip` of iproute2 is installed");
+    assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
