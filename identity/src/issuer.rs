@@ -384,8 +384,8 @@ impl Issuer {
         if now + clock_skew < self.not_before {
             return Err(SignError::NotYetValid);
         }
-        let expires = (now + lifetime).min(self.expires);
-        if expires < now + LIFE_MIN.min(lifetime) {
+        let expires = whole_seconds((now + lifetime).min(self.expires));
+        if expires < now + LIFE_MIN.min(lifetime / 2) {
             return Err(SignError::Expired);
         }
         let (not_before, not_after) = (date_time(now - clock_skew)?, date_time(expires)?);
@@ -486,7 +486,12 @@ fn system_time(unix_seconds: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(unix_seconds).unwrap_or(0))
 }
 
-/// Certificates count in whole seconds.
+/// Certificates count in whole seconds, and what is told of them must not be more.
+fn whole_seconds(at: SystemTime) -> SystemTime {
+    let since_epoch = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(since_epoch.as_secs())
+}
+
 fn date_time(at: SystemTime) -> Result<OffsetDateTime, SignError> {
     let seconds = at
         .duration_since(SystemTime::UNIX_EPOCH)
