@@ -269,7 +269,7 @@ async fn endpoints_and_profiles_follow_the_cluster() -> anyhow::Result<()> {
     let opaque = json!({"podSelector": {}, "port": "http", "proxyProtocol": "opaque"});
     writer.apply(policy("Server", "v1beta3", "web", opaque)).await?;
     let update::Update::Add(set) = kind(next(&mut endpoints).await?)? else { bail!("not an addition") };
-    let hint = set.addrs[0].protocol_hint.clone().and_then(|hint| hint.protocol);
+    let hint = set.addrs[0].protocol_hint.and_then(|hint| hint.protocol);
     assert!(matches!(hint, Some(protocol_hint::Protocol::Opaque(_))), "{hint:?}");
 
     let mut profile = client.get_profile(get(&format!("{cluster_ip}:80"))).await?.into_inner();

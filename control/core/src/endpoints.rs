@@ -4,7 +4,8 @@
 //! may use of it. [`Diff`] is how one view becomes the next.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    borrow::Cow,
+    collections::BTreeMap,
     net::SocketAddr,
     sync::Arc,
 };
@@ -17,6 +18,9 @@ pub const DEFAULT_WEIGHT: u32 = 10_000;
 /// Labels of a metric, in order of their names.
 pub type Labels = BTreeMap<String, String>;
 
+/// Endpoints by address.
+pub type Addresses = BTreeMap<SocketAddr, Arc<Endpoint>>;
+
 /// All endpoints of one port of one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoints {
@@ -27,7 +31,7 @@ pub struct Endpoints {
     /// Whether a client may use the endpoints on its own node only (`internalTrafficPolicy: Local`).
     pub local_only: bool,
     /// The endpoints by address.
-    pub addresses: BTreeMap<SocketAddr, Arc<Endpoint>>,
+    pub addresses: Addresses,
 }
 
 /// One address that takes a service's traffic.
@@ -89,21 +93,21 @@ impl Endpoints {
     ///
     /// Topology hints hold only when every endpoint has some, and when the client's zone is hinted at by at least one:
     /// kube-proxy falls back to all endpoints in these cases, so that a stale hint never leaves a client without any.
-    pub fn seen_from(&self, client: &ClientLocation) -> BTreeMap<SocketAddr, Arc<Endpoint>> {
+    pub fn seen_from(&self, client: &ClientLocation) -> Cow<'_, Addresses> {
         if self.local_only {
             let here = |endpoint: &Endpoint| endpoint.node.is_some() && endpoint.node == client.node;
-            return self.filtered(here);
+            return Cow::Owned(self.filtered(here));
         }
-        let Some(zone) = &client.zone else { return self.addresses.clone() };
+        let Some(zone) = &client.zone else { return Cow::Borrowed(&self.addresses) };
         let all_hinted = self.addresses.values().all(|endpoint| !endpoint.for_zones.is_empty());
         let ours = |endpoint: &Endpoint| endpoint.for_zones.contains(zone);
         if all_hinted && self.addresses.values().any(|endpoint| ours(endpoint)) {
-            return self.filtered(ours);
+            return Cow::Owned(self.filtered(ours));
         }
-        self.addresses.clone()
+        Cow::Borrowed(&self.addresses)
     }
 
-    fn filtered(&self, keep: impl Fn(&Endpoint) -> bool) -> BTreeMap<SocketAddr, Arc<Endpoint>> {
+    fn filtered(&self, keep: impl Fn(&Endpoint) -> bool) -> Addresses {
         let kept = self.addresses.iter().filter(|(_, endpoint)| keep(endpoint));
         kept.map(|(addr, endpoint)| (*addr, endpoint.clone())).collect()
     }
@@ -137,13 +141,12 @@ pub struct Diff {
 
 impl Diff {
     /// What turns `old` into `new`.
-    pub fn between(old: &BTreeMap<SocketAddr, Arc<Endpoint>>, new: &BTreeMap<SocketAddr, Arc<Endpoint>>) -> Self {
-        // Comparing the pointers first makes an update of a large service cost what changed, not what it is.
+    pub fn between(old: &Addresses, new: &Addresses) -> Self {
+        // Unchanged endpoints share their memory, so the pointer mostly decides.
         let same = |a: &Arc<Endpoint>, b: &Arc<Endpoint>| Arc::ptr_eq(a, b) || a == b;
-        let unchanged: BTreeSet<&SocketAddr> =
-            new.iter().filter(|(addr, endpoint)| old.get(addr).is_some_and(|o| same(o, endpoint))).map(|(addr, _)| addr).collect();
+        let changed = new.iter().filter(|(addr, endpoint)| !old.get(addr).is_some_and(|known| same(known, endpoint)));
         Self {
-            add: new.iter().filter(|(addr, _)| !unchanged.contains(addr)).map(|(addr, e)| (*addr, e.clone())).collect(),
+            add: changed.map(|(addr, endpoint)| (*addr, endpoint.clone())).collect(),
             remove: old.keys().filter(|addr| !new.contains_key(addr)).copied().collect(),
         }
     }
@@ -179,7 +182,7 @@ mod tests {
         ClientLocation { node: Some(node.into()), zone: Some(zone.into()) }
     }
 
-    fn addrs(view: &BTreeMap<SocketAddr, Arc<Endpoint>>) -> Vec<String> {
+    fn addrs(view: &Addresses) -> Vec<String> {
         view.keys().map(ToString::to_string).collect()
     }
 

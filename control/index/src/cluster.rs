@@ -158,22 +158,24 @@ impl State {
     fn refresh(&mut self, config: &Config, dirty: &Dirty) {
         let Self { store, endpoints, profiles, inbound, outbound } = self;
         let store = &*store;
-        endpoints.refresh(
-            |target| dirty.has_endpoints(target),
-            |target, old| Some(endpoints::compute(store, config, target, Some(old))),
-        );
-        profiles.refresh(
-            |(_, target)| dirty.has_profile(target, store),
-            |(namespace, target), _| Some(profile::compute(store, config, namespace, target)),
-        );
-        inbound.refresh(
-            |(pod, _)| dirty.has_inbound(pod),
-            |(pod, port), _| inbound::compute(store, config, &ObjectKey::new(&pod.namespace, &pod.name), *port),
-        );
-        outbound.refresh(
-            |_| dirty.has_outbound(),
-            |(namespace, target), _| outbound::compute(store, config, namespace, target).ok(),
-        );
+        if dirty.any_endpoints() {
+            let make = |target: &_, old: &_| Some(endpoints::compute(store, config, target, Some(old)));
+            endpoints.refresh(|target| dirty.has_endpoints(target), make);
+        }
+        if dirty.any_profile() {
+            let make = |(namespace, target): &(String, Target), _: &_| Some(profile::compute(store, config, namespace, target));
+            profiles.refresh(|(_, target)| dirty.has_profile(target, store), make);
+        }
+        if dirty.any_inbound() {
+            let make = |(pod, port): &(PodName, u16), _: &_| {
+                inbound::compute(store, config, &ObjectKey::new(&pod.namespace, &pod.name), *port)
+            };
+            inbound.refresh(|(pod, _)| dirty.has_inbound(pod), make);
+        }
+        if dirty.any_outbound() {
+            let make = |(namespace, target): &(String, Target), _: &_| outbound::compute(store, config, namespace, target).ok();
+            outbound.refresh(|_| true, make);
+        }
     }
 }
 

@@ -1,23 +1,44 @@
 //! Which answers a change of objects may touch.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use heddle_control_core::discover::{PodName, ServiceTarget, Target};
+use heddle_control_core::discover::{PodName, ServiceName, ServiceTarget, Target};
 
 use crate::{facts::ObjectKey, store::Store};
 
 /// The answers that have to be computed anew.
 #[derive(Debug, Default)]
 pub struct Dirty {
-    services: BTreeSet<ObjectKey>,
+    services: Names,
     service_namespaces: BTreeSet<String>,
     profile_ips: BTreeSet<IpAddr>,
-    profile_services: BTreeSet<ObjectKey>,
+    profile_services: Names,
     profiles: bool,
-    pods: BTreeSet<ObjectKey>,
+    pods: Names,
     inbound_namespaces: BTreeSet<String>,
     inbound: bool,
     outbound: bool,
+}
+
+/// Names by namespace; asked for every answer that is watched, so asking must not allocate.
+#[derive(Debug, Default)]
+struct Names(BTreeMap<String, BTreeSet<String>>);
+
+impl Names {
+    fn insert(&mut self, key: ObjectKey) {
+        self.0.entry(key.namespace).or_default().insert(key.name);
+    }
+
+    fn contains(&self, namespace: &str, name: &str) -> bool {
+        self.0.get(namespace).is_some_and(|names| names.contains(name))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 impl Dirty {
@@ -57,36 +78,49 @@ impl Dirty {
         self.outbound = true;
     }
 
+    /// Whether any answer about endpoints may have changed.
+    pub(crate) fn any_endpoints(&self) -> bool {
+        !self.services.is_empty() || !self.service_namespaces.is_empty()
+    }
+
     pub(crate) fn has_endpoints(&self, target: &ServiceTarget) -> bool {
-        let service = &target.service;
-        self.service_namespaces.contains(&service.namespace)
-            || self.services.contains(&ObjectKey::new(&service.namespace, &service.name))
+        let ServiceName { namespace, name } = &target.service;
+        self.service_namespaces.contains(namespace) || self.services.contains(namespace, name)
+    }
+
+    /// Whether any profile may have changed.
+    pub(crate) fn any_profile(&self) -> bool {
+        self.profiles || !self.profile_ips.is_empty() || !self.profile_services.is_empty() || self.any_endpoints()
     }
 
     pub(crate) fn has_profile(&self, target: &Target, store: &Store) -> bool {
         if self.profiles {
             return true;
         }
-        let has_service = |service: &ObjectKey| self.profile_services.contains(service);
         match target {
             Target::Addr(addr) => {
+                let has_service = |key: &ObjectKey| self.profile_services.contains(&key.namespace, &key.name);
                 self.profile_ips.contains(&addr.ip()) || store.services_by_ip.get(&addr.ip()).is_some_and(has_service)
             }
             Target::Service(target) => {
-                has_service(&ObjectKey::new(&target.service.namespace, &target.service.name))
+                self.profile_services.contains(&target.service.namespace, &target.service.name)
                     // The name of one pod behind a headless service depends on the service's slices.
                     || (target.instance.is_some() && self.has_endpoints(target))
             }
         }
     }
 
-    pub(crate) fn has_inbound(&self, pod: &PodName) -> bool {
-        self.inbound
-            || self.inbound_namespaces.contains(&pod.namespace)
-            || self.pods.contains(&ObjectKey::new(&pod.namespace, &pod.name))
+    /// Whether any inbound policy may have changed.
+    pub(crate) fn any_inbound(&self) -> bool {
+        self.inbound || !self.inbound_namespaces.is_empty() || !self.pods.is_empty()
     }
 
-    pub(crate) fn has_outbound(&self) -> bool {
+    pub(crate) fn has_inbound(&self, pod: &PodName) -> bool {
+        self.inbound || self.inbound_namespaces.contains(&pod.namespace) || self.pods.contains(&pod.namespace, &pod.name)
+    }
+
+    /// Whether any outbound policy may have changed.
+    pub(crate) fn any_outbound(&self) -> bool {
         self.outbound
     }
 }

@@ -95,7 +95,7 @@ fn addresses_outside_the_cluster_are_forwarded_to() {
     let OutboundProtocol::Detect { http, opaque, .. } = &policy.protocol else { panic!("detected: {policy:?}") };
     let forward = BackendTarget::Forward(socket("192.0.2.1:443"));
     for distribution in [&http.routes[0].rules[0].backends, &opaque.backends] {
-        assert_eq!(distribution.backends().map(|backend| backend.target.clone()).collect::<Vec<_>>(), [forward.clone()]);
+        assert_eq!(distribution.backends().map(|backend| backend.target.clone()).collect::<Vec<_>>(), std::slice::from_ref(&forward));
     }
 }
 

@@ -1,14 +1,14 @@
 //! Endpoints and profiles as messages.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
 
 use heddle_control_core::{
-    endpoints::{ClientLocation, Diff, Endpoint, Endpoints, Protocol},
+    endpoints::{Addresses, ClientLocation, Diff, Endpoint, Endpoints, Protocol},
     profile::{Profile, ProfileRoute, RequestMatch, ResponseClass, ResponseMatch},
 };
 use linkerd2_proxy_api::{
@@ -25,17 +25,11 @@ const ADDRESSES_MAX: usize = 1000;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What one client has been told of a service's endpoints.
+/// What one client has been told of a service's endpoints: a snapshot that it shares with the other clients.
 #[derive(Debug)]
 pub(super) struct View {
     location: ClientLocation,
-    told: Option<Told>,
-}
-
-#[derive(Debug, PartialEq)]
-enum Told {
-    Nothing { exists: bool },
-    Addresses(BTreeMap<SocketAddr, Arc<Endpoint>>),
+    told: Option<Arc<Endpoints>>,
 }
 
 impl View {
@@ -44,21 +38,19 @@ impl View {
     }
 
     /// The messages that bring the client up to date; none when nothing changed for it.
-    pub(super) fn next(&mut self, endpoints: &Endpoints) -> VecDeque<proto::Update> {
+    pub(super) fn next(&mut self, endpoints: &Arc<Endpoints>) -> VecDeque<proto::Update> {
+        let before = self.told.replace(endpoints.clone());
         let seen = endpoints.seen_from(&self.location);
-        let now = match seen.is_empty() {
+        let seen_before = before.as_ref().map(|before| before.seen_from(&self.location));
+        match (seen_before, seen.is_empty()) {
+            (Some(seen_before), false) => self.steps(endpoints, &Diff::between(&seen_before, &seen)),
+            (None, false) => self.steps(endpoints, &Diff::between(&Addresses::new(), &seen)),
+            (Some(seen_before), true) if seen_before.is_empty() && before.as_ref().is_some_and(|b| b.exists == endpoints.exists) => {
+                VecDeque::new()
+            }
             // A service without endpoints has to be said, or the client waits for the first message in vain.
-            true => Told::Nothing { exists: endpoints.exists },
-            false => Told::Addresses(seen),
-        };
-        let messages = match (&self.told, &now) {
-            (Some(before), now) if before == now => return VecDeque::new(),
-            (_, Told::Nothing { exists }) => VecDeque::from([update(Kind::NoEndpoints(proto::NoEndpoints { exists: *exists }))]),
-            (Some(Told::Addresses(before)), Told::Addresses(seen)) => self.steps(endpoints, &Diff::between(before, seen)),
-            (_, Told::Addresses(seen)) => self.steps(endpoints, &Diff::between(&BTreeMap::new(), seen)),
-        };
-        self.told = Some(now);
-        messages
+            (_, true) => [update(Kind::NoEndpoints(proto::NoEndpoints { exists: endpoints.exists }))].into(),
+        }
     }
 
     /// Additions first, so that a complete exchange of endpoints leaves the client none without any.
@@ -182,4 +174,101 @@ fn response_match(condition: &ResponseMatch) -> proto::ResponseMatch {
         ResponseMatch::Status { min, max } => Match::Status(proto::HttpStatusRange { min: *min, max: *max }),
     };
     proto::ResponseMatch { r#match: Some(kind) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fmt::Write as _};
+
+    use expect_test::{Expect, expect};
+    use heddle_control_core::endpoints::{DEFAULT_WEIGHT, Labels, ProtocolHint};
+
+    use super::*;
+
+    fn endpoint(node: &str) -> Arc<Endpoint> {
+        Arc::new(Endpoint {
+            weight: DEFAULT_WEIGHT,
+            identity: Some("web.ns.serviceaccount.identity.linkerd.cluster.local".parse().expect("an identity")),
+            hint: ProtocolHint { protocol: Protocol::H2, opaque_transport: Some(4143) },
+            labels: Arc::new(Labels::new()),
+            zone: None,
+            for_zones: Vec::new(),
+            node: Some(node.into()),
+        })
+    }
+
+    fn endpoints(exists: bool, local_only: bool, list: &[(&str, &str)]) -> Arc<Endpoints> {
+        let addresses: BTreeMap<_, _> =
+            list.iter().map(|(addr, node)| (addr.parse().expect("an address"), endpoint(node))).collect();
+        Arc::new(Endpoints { exists, labels: Labels::new(), local_only, addresses })
+    }
+
+    /// Each step's messages on a line.
+    fn check(location: ClientLocation, steps: &[Arc<Endpoints>], expected: &Expect) {
+        let mut view = View::new(location);
+        let mut text = String::new();
+        let show = |addr: Option<TcpAddress>| {
+            let addr = addr.expect("an address");
+            let ip: std::net::IpAddr = addr.ip.expect("an IP").try_into().expect("an IP");
+            format!("{ip}:{}", addr.port)
+        };
+        for step in steps {
+            let messages = view.next(step).into_iter().map(|message| match message.update.expect("an update") {
+                Kind::Add(set) => format!("+{:?}", set.addrs.into_iter().map(|a| show(a.addr)).collect::<Vec<_>>()),
+                Kind::Remove(set) => format!("-{:?}", set.addrs.into_iter().map(|a| show(Some(a))).collect::<Vec<_>>()),
+                Kind::NoEndpoints(none) => format!("none, exists: {}", none.exists),
+            });
+            let messages: Vec<_> = messages.collect();
+            writeln!(text, "{}", messages.join(" ")).expect("a string takes everything");
+        }
+        expected.assert_eq(&text);
+    }
+
+    #[test]
+    fn a_client_is_told_differences_only_and_never_nothing_at_first() {
+        let (a, b) = (("10.0.0.1:80", "n"), ("10.0.0.2:80", "n"));
+        let steps = [
+            endpoints(true, false, &[]),
+            endpoints(true, false, &[]),
+            endpoints(true, false, &[a]),
+            endpoints(true, false, &[b]),
+            endpoints(true, false, &[b]),
+            endpoints(true, false, &[]),
+            endpoints(false, false, &[]),
+            endpoints(true, false, &[a, b]),
+        ];
+        check(ClientLocation::default(), &steps, &expect![[r#"
+            none, exists: true
+
+            +["10.0.0.1:80"]
+            +["10.0.0.2:80"] -["10.0.0.1:80"]
+
+            none, exists: true
+            none, exists: false
+            +["10.0.0.1:80", "10.0.0.2:80"]
+        "#]]);
+    }
+
+    #[test]
+    fn a_client_of_a_local_service_hears_of_its_own_node_alone() {
+        let here = ClientLocation { node: Some("here".into()), zone: None };
+        let steps = [
+            endpoints(true, true, &[("10.0.0.1:80", "there")]),
+            endpoints(true, true, &[("10.0.0.2:80", "there")]),
+            endpoints(true, true, &[("10.0.0.2:80", "there"), ("10.0.0.3:80", "here")]),
+        ];
+        check(here, &steps, &expect![[r#"
+            none, exists: true
+
+            +["10.0.0.3:80"]
+        "#]]);
+    }
+
+    #[test]
+    fn large_sets_come_in_several_messages() {
+        let many: Vec<_> = (0..2500).map(|n| (format!("10.0.{}.{}:80", n / 250, n % 250), "n")).collect();
+        let many: Vec<_> = many.iter().map(|(addr, node)| (addr.as_str(), *node)).collect();
+        let messages = View::new(ClientLocation::default()).next(&endpoints(true, false, &many));
+        assert_eq!(messages.len(), 3);
+    }
 }
