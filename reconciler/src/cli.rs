@@ -51,6 +51,13 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Follow a mesh's source and keep the cluster as it says.
+    Run(commands::run::Args),
+    /// Print what a commit would do to the cluster; exits 0 for nothing, 1 for changes, 2 for errors.
+    #[command(visible_alias = "diff")]
+    Plan(commands::plan::Args),
+    /// Apply a profile once.
+    Apply(commands::apply::Args),
     /// Print the objects that a profile asks for.
     Render(commands::render::Args),
     /// Print the manifests of the default profile, for kubectl apply -f -.
@@ -133,6 +140,9 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Outcome {
     let Cli { global, command } = cli;
     match command {
+        Command::Run(args) => commands::run::run(&global, args),
+        Command::Plan(args) => commands::plan::run(&global, args),
+        Command::Apply(args) => commands::apply::run(&global, args),
         Command::Render(args) => commands::render::run(&global, args),
         Command::Install(args) => commands::install::run(&global, args),
         Command::Version(args) => commands::version::run(&global, args),
