@@ -9,6 +9,8 @@ mod inbound;
 mod outbound;
 mod stream;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use linkerd2_proxy_api::{
     destination::destination_server::DestinationServer, inbound::inbound_server_policies_server::InboundServerPoliciesServer,

@@ -1,0 +1,263 @@
+//! Heddle's own proxy reads what Heddle's control plane writes: no message is refused, and each means what the cluster
+//! says. The proxy's reader is as strict as Linkerd's, which drops a whole policy for one missing field.
+
+use std::net::SocketAddr;
+
+use futures_util::StreamExt as _;
+use gateway_api::apis::standard::{grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute};
+use heddle_control_index::{Cluster, Config, Tracked};
+use heddle_k8s::policy::{
+    AuthorizationPolicy, HttpLocalRateLimitPolicy, HttpRoute, MeshTLSAuthentication, NetworkAuthentication, Server,
+};
+use heddle_proxy_policy::{Client, ClientPolicy, ClientTls, Endpoint, EndpointSet, Profile, ServerPolicy};
+use k8s_openapi::api::{
+    core::v1::{Pod, Service},
+    discovery::v1::EndpointSlice,
+};
+use linkerd2_proxy_api::{
+    destination::{GetDestination, destination_server::Destination as _},
+    inbound::{PortSpec, inbound_server_policies_server::InboundServerPolicies as _},
+    outbound::{TrafficSpec, outbound_policies_server::OutboundPolicies as _, traffic_spec},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tonic::Request;
+
+use super::{Destination, Inbound, Outbound};
+use crate::metrics::GrpcMetrics;
+
+struct World {
+    cluster: Cluster,
+    /// Kept so that streams do not end.
+    _closing: watch::Sender<bool>,
+    closed: watch::Receiver<bool>,
+}
+
+impl World {
+    /// A service `web` of `ns`, and a meshed pod `web-0` behind it.
+    fn new() -> Self {
+        let (closing, closed) = watch::channel(false);
+        let world = Self { cluster: Cluster::new(Config::default()), _closing: closing, closed };
+        world.apply::<Service>("web", json!({"spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}}));
+        world.apply::<Pod>("web-0", json!({
+            "metadata": {"labels": {"app": "web", "linkerd.io/control-plane-ns": "linkerd"}},
+            "spec": {"containers": [
+                {"name": "app", "ports": [{"name": "http", "containerPort": 8080}], "livenessProbe": {"httpGet": {"path": "/live", "port": 8080}}},
+                {"name": "linkerd-proxy"},
+            ]},
+            "status": {"phase": "Running", "podIP": "10.1.0.1"},
+        }));
+        world.apply::<EndpointSlice>("web-1", json!({
+            "metadata": {"labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4",
+            "ports": [{"name": "http", "port": 8080}],
+            "endpoints": [{"addresses": ["10.1.0.1"], "zone": "z", "targetRef": {"kind": "Pod", "namespace": "ns", "name": "web-0"}}],
+        }));
+        world
+    }
+
+    fn apply<K: Tracked + DeserializeOwned>(&self, name: &str, mut object: Value) {
+        object["apiVersion"] = K::api_version(&()).into();
+        object["kind"] = K::kind(&()).into();
+        object["metadata"]["namespace"] = "ns".into();
+        object["metadata"]["name"] = name.into();
+        self.cluster.apply(&serde_json::from_value::<K>(object).expect("an object of this kind"));
+    }
+
+    async fn server(&self, port: u16) -> ServerPolicy {
+        let service = Inbound::new(self.cluster.clone(), GrpcMetrics::default(), self.closed.clone());
+        let spec = PortSpec { workload: "ns:web-0".into(), port: port.into() };
+        let message = service.get_port(Request::new(spec)).await.expect("the pod is known").into_inner();
+        ServerPolicy::try_from(message).expect("the proxy takes the message")
+    }
+
+    async fn client(&self, target: traffic_spec::Target) -> ClientPolicy {
+        let service = Outbound::new(self.cluster.clone(), "cluster.local".into(), GrpcMetrics::default(), self.closed.clone());
+        let spec = TrafficSpec { source_workload: "client:p".into(), target: Some(target) };
+        let message = service.get(Request::new(spec)).await.expect("the target is known").into_inner();
+        ClientPolicy::try_from(message).expect("the proxy takes the message")
+    }
+
+    fn destination(&self) -> Destination<Cluster> {
+        Destination::new(self.cluster.clone(), "cluster.local".into(), GrpcMetrics::default(), self.closed.clone())
+    }
+}
+
+fn addr(text: &str) -> traffic_spec::Target {
+    traffic_spec::Target::Addr(text.parse::<SocketAddr>().expect("an address").into())
+}
+
+fn meshed(identity: &str) -> Client {
+    let tls = ClientTls::Established(Some(identity.parse().expect("an identity")));
+    Client { addr: "10.1.0.9".parse().expect("an address"), tls }
+}
+
+fn plain(ip: &str) -> Client {
+    Client { addr: ip.parse().expect("an address"), tls: ClientTls::None }
+}
+
+const CHECKOUT: &str = "checkout.ns.serviceaccount.identity.linkerd.cluster.local";
+
+#[tokio::test]
+async fn each_default_policy_lets_in_whom_it_names() {
+    for (policy, anyone, insider, identity) in [
+        ("all-unauthenticated", true, true, true),
+        ("all-authenticated", false, false, true),
+        ("cluster-unauthenticated", false, true, true),
+        ("cluster-authenticated", false, false, true),
+        ("audit", true, true, true),
+        ("deny", false, false, false),
+    ] {
+        let world = World { cluster: Cluster::new(Config { default_policy: policy.parse().expect("a policy"), ..Config::default() }), ..World::new() };
+        world.apply::<Pod>("web-0", json!({"status": {"podIP": "10.1.0.1"}}));
+        let server = world.server(8080).await;
+        let admitted = |client: &Client| server.authorize(client).is_ok();
+        assert_eq!(
+            (admitted(&plain("192.0.2.1")), admitted(&plain("10.1.0.9")), admitted(&meshed(CHECKOUT))),
+            (anyone, insider, identity),
+            "{policy}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_seeds_policy_admits_the_identity_it_names_and_no_other() {
+    let world = World::new();
+    world.apply::<Server>("web", json!({"spec": {"podSelector": {}, "port": "http", "proxyProtocol": "HTTP/2"}}));
+    world.apply::<MeshTLSAuthentication>("checkout", json!({"spec": {"identities": [CHECKOUT]}}));
+    world.apply::<AuthorizationPolicy>("allow", json!({"spec": {
+        "targetRef": {"group": "policy.linkerd.io", "kind": "Server", "name": "web"},
+        "requiredAuthenticationRefs": [{"group": "policy.linkerd.io", "kind": "MeshTLSAuthentication", "name": "checkout"}],
+    }}));
+    let server = world.server(8080).await;
+    assert!(server.authorize(&meshed(CHECKOUT)).is_ok());
+    assert!(server.authorize(&meshed("other.ns.serviceaccount.identity.linkerd.cluster.local")).is_err());
+    assert!(server.authorize(&plain("10.1.0.9")).is_err());
+}
+
+#[tokio::test]
+async fn a_namespace_reference_admits_all_of_its_accounts() {
+    let world = World::new();
+    world.apply::<Server>("web", json!({"spec": {"podSelector": {}, "port": "http"}}));
+    world.apply::<MeshTLSAuthentication>("m", json!({"spec": {"identityRefs": [{"kind": "Namespace", "name": "ns"}]}}));
+    world.apply::<NetworkAuthentication>("n", json!({"spec": {"networks": [{"cidr": "10.0.0.0/8", "except": ["10.1.0.9/32"]}]}}));
+    let policy = |references: Value| {
+        world.apply::<AuthorizationPolicy>("allow", json!({"spec": {
+            "targetRef": {"group": "policy.linkerd.io", "kind": "Server", "name": "web"},
+            "requiredAuthenticationRefs": references,
+        }}));
+    };
+    let mesh = json!({"group": "policy.linkerd.io", "kind": "MeshTLSAuthentication", "name": "m"});
+    let network = json!({"group": "policy.linkerd.io", "kind": "NetworkAuthentication", "name": "n"});
+    policy(json!([mesh]));
+    assert!(world.server(8080).await.authorize(&meshed(CHECKOUT)).is_ok());
+    assert!(world.server(8080).await.authorize(&meshed("a.other.serviceaccount.identity.linkerd.cluster.local")).is_err());
+    policy(json!([mesh, network]));
+    assert!(world.server(8080).await.authorize(&meshed(CHECKOUT)).is_err(), "from an excepted address");
+}
+
+#[tokio::test]
+async fn every_kind_of_server_and_inbound_route_is_read() {
+    let world = World::new();
+    world.apply::<HttpLocalRateLimitPolicy>("limit", json!({"spec": {
+        "targetRef": {"group": "policy.linkerd.io", "kind": "Server", "name": "web"},
+        "total": {"requestsPerSecond": 10},
+        "identity": {"requestsPerSecond": 5},
+        "overrides": [{"requestsPerSecond": 7, "clientRefs": [{"kind": "ServiceAccount", "name": "a"}]}],
+    }}));
+    let parents = json!([{"group": "policy.linkerd.io", "kind": "Server", "name": "web"}]);
+    let rules = json!([full_rule("RequestRedirect"), full_rule("RequestHeaderModifier")]);
+    world.apply::<GrpcRoute>("grpc", json!({"spec": {"parentRefs": parents, "rules": [{"matches": [{"method": {"service": "a.B"}}]}]}}));
+    for routed in [false, true] {
+        if routed {
+            world.apply::<HttpRoute>("http", json!({"spec": {"parentRefs": parents, "hostnames": ["a.b", "*.c.d"], "rules": rules}}));
+        }
+        for protocol in ["unknown", "HTTP/1", "HTTP/2", "gRPC", "opaque", "TLS"] {
+            world.apply::<Server>("web", json!({"spec": {"podSelector": {}, "port": "http", "proxyProtocol": protocol}}));
+            let server = world.server(8080).await;
+            assert_eq!(server.authorizations.len(), 0, "{protocol}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_kind_of_outbound_policy_is_read() {
+    let world = World::new();
+    for target in ["10.96.0.1:80", "10.96.0.1:81", "192.0.2.1:443", "192.0.2.1:3306"] {
+        world.client(addr(target)).await;
+    }
+    world.client(traffic_spec::Target::Authority("web.ns.svc.cluster.local:80".into())).await;
+    for (mode, protocol) in [("consecutive", Some("http")), ("unified", Some("kubernetes.io/h2c")), ("unified", Some("linkerd.io/opaque")), ("", None)] {
+        let annotations = json!({
+            "balancer.linkerd.io/failure-accrual": mode,
+            "retry.linkerd.io/http": "5xx,429",
+            "retry.linkerd.io/grpc": "unavailable,internal",
+            "retry.linkerd.io/timeout": "1s",
+            "timeout.linkerd.io/request": "5s",
+            "timeout.linkerd.io/response": "3s",
+            "timeout.linkerd.io/idle": "2s",
+        });
+        world.apply::<Service>("web", json!({
+            "metadata": {"annotations": annotations},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80, "appProtocol": protocol}]},
+        }));
+        world.client(addr("10.96.0.1:80")).await;
+    }
+    let parents = json!([{"group": "core", "kind": "Service", "name": "web", "port": 80}]);
+    let mut split = full_rule("ResponseHeaderModifier");
+    split["backendRefs"] = json!([
+        {"name": "web", "port": 80, "weight": 90},
+        {"name": "gone", "port": 80, "weight": 10, "filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["a"]}}]},
+        {"name": "web", "port": 81, "weight": 0},
+    ]);
+    let mut none = full_rule("RequestHeaderModifier");
+    none["backendRefs"] = json!([{"name": "web", "port": 80, "weight": 0}]);
+    let rules = json!([split, none, full_rule("RequestRedirect"), {}]);
+    world.apply::<GatewayHttpRoute>("http", json!({"spec": {"parentRefs": parents, "hostnames": ["web", "*.example.com"], "rules": rules}}));
+    world.client(addr("10.96.0.1:80")).await;
+    world.apply::<GrpcRoute>("grpc", json!({"spec": {"parentRefs": parents, "rules": [
+        {"matches": [{"method": {"service": "a.B", "method": "C"}, "headers": [{"name": "x", "value": "y"}]}], "backendRefs": [{"name": "gone", "port": 80}]},
+        {},
+    ]}}));
+    world.client(addr("10.96.0.1:80")).await;
+}
+
+fn full_rule(filter: &str) -> Value {
+    let body = match filter {
+        "RequestRedirect" => json!({"scheme": "https", "hostname": "h", "port": 443, "statusCode": 301, "path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/x"}}),
+        _ => json!({"add": [{"name": "a", "value": "b"}], "set": [{"name": "c", "value": "d"}], "remove": ["e"]}),
+    };
+    let field = format!("{}{}", filter[..1].to_lowercase(), &filter[1..]);
+    json!({
+        "matches": [
+            {"path": {"type": "Exact", "value": "/a"}, "method": "GET"},
+            {"path": {"type": "PathPrefix", "value": "/b"}, "queryParams": [{"name": "q", "value": "1"}]},
+            {"path": {"type": "RegularExpression", "value": "/c.*"}, "headers": [
+                {"type": "RegularExpression", "name": "x", "value": "y.*"}, {"name": "z", "value": "1"},
+            ]},
+        ],
+        "filters": [{"type": filter, field: body}],
+        "timeouts": {"request": "10s"},
+    })
+}
+
+#[tokio::test]
+async fn endpoints_and_profiles_are_read() {
+    let world = World::new();
+    let get = |path: &str| Request::new(GetDestination { path: path.into(), ..GetDestination::default() });
+    let mut updates = world.destination().get(get("web.ns.svc.cluster.local:80")).await.expect("a stream").into_inner();
+    let update = updates.next().await.expect("a first message").expect("a message");
+    let mut set = EndpointSet::default();
+    let refused = set.apply(update, true).expect("the proxy takes the message");
+    assert_eq!(refused, []);
+    let endpoints: Vec<&Endpoint> = set.iter().map(AsRef::as_ref).collect();
+    assert_eq!(endpoints.len(), 1);
+    assert_eq!(endpoints[0].identity.as_ref().map(ToString::to_string).as_deref(), Some("default.ns.serviceaccount.identity.linkerd.cluster.local"));
+    assert_eq!(endpoints[0].opaque_transport_port, Some(4143));
+    for path in ["10.96.0.1:80", "10.96.0.1:81", "10.1.0.1:8080", "192.0.2.1:443", "web.ns.svc.cluster.local:80"] {
+        let mut profiles = world.destination().get_profile(get(path)).await.expect("a stream").into_inner();
+        let profile = profiles.next().await.expect("a first message").expect("a message");
+        Profile::try_from(profile).expect("the proxy takes the message");
+    }
+}
