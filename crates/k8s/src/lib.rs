@@ -11,7 +11,10 @@
     unreachable_pub,
     reason = "KubeSchema derives a copy of each type inside a function, with the type's own visibility"
 )]
-#![expect(clippy::duplicated_attributes, reason = "each of a kind's printer columns has a type of its own")]
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "each of a kind's printer columns has a type of its own"
+)]
 
 mod crd;
 pub mod external_workload;

@@ -20,28 +20,103 @@ fn admitted() -> Vec<(&'static str, &'static str, Value)> {
     let policy = "policy.linkerd.io";
     let server = json!({"group": policy, "kind": "Server", "name": "a"});
     let mut objects = vec![
-        ("Server", "policy.linkerd.io/v1beta3", json!({"podSelector": {"matchLabels": {"app": "a"}}, "port": 8080, "proxyProtocol": "HTTP/2"})),
-        ("Server", "policy.linkerd.io/v1beta3", json!({"externalWorkloadSelector": {}, "port": "http", "accessPolicy": "audit"})),
-        ("Server", "policy.linkerd.io/v1beta3", json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["b"]}]}, "port": 1})),
-        ("ServerAuthorization", "policy.linkerd.io/v1beta1", json!({"server": {"selector": {}}, "client": {"meshTLS": {"serviceAccounts": [{"name": "a"}]}}})),
-        ("ServerAuthorization", "policy.linkerd.io/v1alpha1", json!({"server": {"name": "a"}, "client": {"unauthenticated": true, "networks": [{"cidr": "0.0.0.0/0"}, {"cidr": "::/0"}]}})),
-        ("AuthorizationPolicy", "policy.linkerd.io/v1alpha1", json!({"targetRef": {"kind": "Namespace", "name": "default"}, "requiredAuthenticationRefs": [{"kind": "ServiceAccount", "name": "a", "namespace": "b"}, {"kind": "NetworkAuthentication", "group": policy, "name": "c"}]})),
-        ("AuthorizationPolicy", "policy.linkerd.io/v1beta3", json!({"targetRef": {"group": "gateway.networking.k8s.io", "kind": "GRPCRoute", "name": "a"}, "requiredAuthenticationRefs": []})),
-        ("MeshTLSAuthentication", "policy.linkerd.io/v1beta3", json!({"identities": ["*", "*.ns.serviceaccount.identity.linkerd.cluster.local"]})),
-        ("MeshTLSAuthentication", "policy.linkerd.io/v1alpha1", json!({"identityRefs": [{"kind": "ServiceAccount"}, {"kind": "Namespace", "name": "a"}]})),
-        ("NetworkAuthentication", "policy.linkerd.io/v1alpha1", json!({"networks": [{"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16", "10.2.0.1"]}, {"cidr": "fd00::/8"}, {"cidr": "192.0.2.7"}]})),
-        ("HTTPLocalRateLimitPolicy", "policy.linkerd.io/v1alpha1", Value::Null),
-        ("HTTPLocalRateLimitPolicy", "policy.linkerd.io/v1alpha1", json!({"targetRef": server, "total": {"requestsPerSecond": 100}, "identity": {"requestsPerSecond": 10}, "overrides": [{"requestsPerSecond": 50, "clientRefs": [{"kind": "ServiceAccount", "name": "a"}]}]})),
-        ("EgressNetwork", "policy.linkerd.io/v1alpha1", json!({"trafficPolicy": "Deny", "networks": [{"cidr": "192.0.2.0/24"}]})),
-        ("ExternalWorkload", "workload.linkerd.io/v1beta1", json!({"meshTLS": {"identity": "spiffe://root/a", "serverName": "a.example.com"}, "ports": [{"port": 80}], "workloadIPs": [{"ip": "192.0.2.1"}, {"ip": "fd00::1"}]})),
-        ("ExternalWorkload", "workload.linkerd.io/v1alpha1", json!({"meshTls": {"identity": "a", "serverName": "b"}})),
-        ("ServiceProfile", "linkerd.io/v1alpha2", json!({"routes": [{"name": "a", "condition": {"all": [{"method": "GET"}, {"not": {"pathRegex": "/b"}}]}, "responseClasses": [{"condition": {"status": {"min": 500, "max": 599}}, "isFailure": true}]}], "retryBudget": {"retryRatio": 0.2, "minRetriesPerSecond": 10, "ttl": "10s"}, "dstOverrides": [{"authority": "a.ns.svc.cluster.local:80", "weight": "500m"}]})),
-        ("Mesh", "heddle.dev/v1alpha1", json!({"source": {"git": {"url": "https://git.example.com/mesh.git", "ref": {"branch": "main"}, "secretRef": {"name": "a"}}}, "path": "clusters/a", "interval": "30s"})),
-        ("Mesh", "heddle.dev/v1alpha1", json!({"source": {"inline": {"extends": ["core"], "values": {"a": 1}}}})),
+        (
+            "Server",
+            "policy.linkerd.io/v1beta3",
+            json!({"podSelector": {"matchLabels": {"app": "a"}}, "port": 8080, "proxyProtocol": "HTTP/2"}),
+        ),
+        (
+            "Server",
+            "policy.linkerd.io/v1beta3",
+            json!({"externalWorkloadSelector": {}, "port": "http", "accessPolicy": "audit"}),
+        ),
+        (
+            "Server",
+            "policy.linkerd.io/v1beta3",
+            json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["b"]}]}, "port": 1}),
+        ),
+        (
+            "ServerAuthorization",
+            "policy.linkerd.io/v1beta1",
+            json!({"server": {"selector": {}}, "client": {"meshTLS": {"serviceAccounts": [{"name": "a"}]}}}),
+        ),
+        (
+            "ServerAuthorization",
+            "policy.linkerd.io/v1alpha1",
+            json!({"server": {"name": "a"}, "client": {"unauthenticated": true, "networks": [{"cidr": "0.0.0.0/0"}, {"cidr": "::/0"}]}}),
+        ),
+        (
+            "AuthorizationPolicy",
+            "policy.linkerd.io/v1alpha1",
+            json!({"targetRef": {"kind": "Namespace", "name": "default"}, "requiredAuthenticationRefs": [{"kind": "ServiceAccount", "name": "a", "namespace": "b"}, {"kind": "NetworkAuthentication", "group": policy, "name": "c"}]}),
+        ),
+        (
+            "AuthorizationPolicy",
+            "policy.linkerd.io/v1beta3",
+            json!({"targetRef": {"group": "gateway.networking.k8s.io", "kind": "GRPCRoute", "name": "a"}, "requiredAuthenticationRefs": []}),
+        ),
+        (
+            "MeshTLSAuthentication",
+            "policy.linkerd.io/v1beta3",
+            json!({"identities": ["*", "*.ns.serviceaccount.identity.linkerd.cluster.local"]}),
+        ),
+        (
+            "MeshTLSAuthentication",
+            "policy.linkerd.io/v1alpha1",
+            json!({"identityRefs": [{"kind": "ServiceAccount"}, {"kind": "Namespace", "name": "a"}]}),
+        ),
+        (
+            "NetworkAuthentication",
+            "policy.linkerd.io/v1alpha1",
+            json!({"networks": [{"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16", "10.2.0.1"]}, {"cidr": "fd00::/8"}, {"cidr": "192.0.2.7"}]}),
+        ),
+        (
+            "HTTPLocalRateLimitPolicy",
+            "policy.linkerd.io/v1alpha1",
+            Value::Null,
+        ),
+        (
+            "HTTPLocalRateLimitPolicy",
+            "policy.linkerd.io/v1alpha1",
+            json!({"targetRef": server, "total": {"requestsPerSecond": 100}, "identity": {"requestsPerSecond": 10}, "overrides": [{"requestsPerSecond": 50, "clientRefs": [{"kind": "ServiceAccount", "name": "a"}]}]}),
+        ),
+        (
+            "EgressNetwork",
+            "policy.linkerd.io/v1alpha1",
+            json!({"trafficPolicy": "Deny", "networks": [{"cidr": "192.0.2.0/24"}]}),
+        ),
+        (
+            "ExternalWorkload",
+            "workload.linkerd.io/v1beta1",
+            json!({"meshTLS": {"identity": "spiffe://root/a", "serverName": "a.example.com"}, "ports": [{"port": 80}], "workloadIPs": [{"ip": "192.0.2.1"}, {"ip": "fd00::1"}]}),
+        ),
+        (
+            "ExternalWorkload",
+            "workload.linkerd.io/v1alpha1",
+            json!({"meshTls": {"identity": "a", "serverName": "b"}}),
+        ),
+        (
+            "ServiceProfile",
+            "linkerd.io/v1alpha2",
+            json!({"routes": [{"name": "a", "condition": {"all": [{"method": "GET"}, {"not": {"pathRegex": "/b"}}]}, "responseClasses": [{"condition": {"status": {"min": 500, "max": 599}}, "isFailure": true}]}], "retryBudget": {"retryRatio": 0.2, "minRetriesPerSecond": 10, "ttl": "10s"}, "dstOverrides": [{"authority": "a.ns.svc.cluster.local:80", "weight": "500m"}]}),
+        ),
+        (
+            "Mesh",
+            "heddle.dev/v1alpha1",
+            json!({"source": {"git": {"url": "https://git.example.com/mesh.git", "ref": {"branch": "main"}, "secretRef": {"name": "a"}}}, "path": "clusters/a", "interval": "30s"}),
+        ),
+        (
+            "Mesh",
+            "heddle.dev/v1alpha1",
+            json!({"source": {"inline": {"extends": ["core"], "values": {"a": 1}}}}),
+        ),
     ];
-    for api_version in
-        ["policy.linkerd.io/v1alpha1", "policy.linkerd.io/v1beta1", "policy.linkerd.io/v1beta2", "policy.linkerd.io/v1beta3"]
-    {
+    for api_version in [
+        "policy.linkerd.io/v1alpha1",
+        "policy.linkerd.io/v1beta1",
+        "policy.linkerd.io/v1beta2",
+        "policy.linkerd.io/v1beta3",
+    ] {
         objects.push(("HTTPRoute", api_version, json!({
             "parentRefs": [{"group": policy, "kind": "Server", "name": "a"}, {"group": "core", "kind": "Service", "name": "b", "port": 80}],
             "rules": [{
@@ -64,57 +139,284 @@ fn refused() -> Vec<(&'static str, &'static str, Value, &'static str)> {
     let (workload, mesh) = ("workload.linkerd.io/v1beta1", "heddle.dev/v1alpha1");
     let git = |extra: Value| {
         let mut spec = json!({"source": {"git": {"url": "https://git.example.com/a"}}});
-        spec.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+        spec.as_object_mut()
+            .expect("an object")
+            .extend(extra.as_object().expect("an object").clone());
         spec
     };
     vec![
-        ("Server", beta3, json!({"port": 80}), "exactly one of podSelector and externalWorkloadSelector"),
-        ("Server", beta3, json!({"port": 80, "podSelector": {}, "externalWorkloadSelector": {}}), "exactly one of podSelector"),
+        (
+            "Server",
+            beta3,
+            json!({"port": 80}),
+            "exactly one of podSelector and externalWorkloadSelector",
+        ),
+        (
+            "Server",
+            beta3,
+            json!({"port": 80, "podSelector": {}, "externalWorkloadSelector": {}}),
+            "exactly one of podSelector",
+        ),
         ("Server", beta3, json!({"podSelector": {}}), "spec.port"),
-        ("Server", beta3, json!({"port": 0, "podSelector": {}}), "greater than or equal to 1"),
-        ("Server", beta3, json!({"port": 70000, "podSelector": {}}), "less than or equal to 65535"),
-        ("Server", beta3, json!({"port": "80", "podSelector": {}}), "spec.port"),
-        ("Server", beta3, json!({"port": true, "podSelector": {}}), "spec.port"),
-        ("Server", beta3, json!({"port": 80, "podSelector": {}, "proxyProtocol": "HTTP2"}), "spec.proxyProtocol"),
-        ("Server", beta3, json!({"port": 80, "podSelector": {}, "accessPolicy": "allow"}), "all-unauthenticated"),
-        ("Server", beta3, json!({"port": 80, "podSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}), "values must be given"),
-        ("Server", beta3, json!({"port": 80, "podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}}), "must be absent"),
-        ("ServerAuthorization", "policy.linkerd.io/v1beta1", json!({"server": {}, "client": {}}), "exactly one of name and selector"),
-        ("ServerAuthorization", "policy.linkerd.io/v1beta1", json!({"server": {"name": "a"}, "client": {"unauthenticated": true, "meshTLS": {}}}), "exclude each other"),
-        ("AuthorizationPolicy", beta3, json!({"targetRef": {"group": "apps", "kind": "Deployment", "name": "a"}, "requiredAuthenticationRefs": []}), "a policy's target must be"),
-        ("AuthorizationPolicy", alpha1, json!({"targetRef": {"kind": "Server", "name": "a"}, "requiredAuthenticationRefs": []}), "a policy's target must be"),
-        ("AuthorizationPolicy", alpha1, json!({"targetRef": server}), "requiredAuthenticationRefs"),
-        ("AuthorizationPolicy", alpha1, json!({"targetRef": server, "requiredAuthenticationRefs": [{"kind": "Secret", "name": "a"}]}), "an authentication must be"),
-        ("AuthorizationPolicy", alpha1, json!({"targetRef": server, "requiredAuthenticationRefs": [{"kind": "ServiceAccount", "name": "a"}, {"group": policy, "kind": "MeshTLSAuthentication", "name": "a"}]}), "at most one"),
-        ("MeshTLSAuthentication", alpha1, json!({}), "exactly one of identities and identityRefs"),
-        ("MeshTLSAuthentication", beta3, json!({"identities": ["*"], "identityRefs": [{"kind": "Namespace", "name": "a"}]}), "exactly one of identities"),
-        ("MeshTLSAuthentication", beta3, json!({"identities": ["Not A Name"]}), "spec.identities[0]"),
-        ("MeshTLSAuthentication", beta3, json!({"identityRefs": [{"kind": "Pod", "name": "a"}]}), "must be a ServiceAccount or a Namespace"),
-        ("NetworkAuthentication", alpha1, json!({"networks": []}), "spec.networks"),
-        ("NetworkAuthentication", alpha1, json!({"networks": [{"cidr": "10.0.0.0/33"}]}), "spec.networks[0].cidr"),
-        ("NetworkAuthentication", alpha1, json!({"networks": [{"cidr": "10.0.0.0/8", "except": ["any"]}]}), "spec.networks[0].except[0]"),
-        ("HTTPLocalRateLimitPolicy", alpha1, json!({"total": {"requestsPerSecond": 1}}), "targetRef must name the Server"),
-        ("HTTPLocalRateLimitPolicy", alpha1, json!({"targetRef": {"kind": "Service", "name": "a"}}), "only a Server"),
-        ("HTTPLocalRateLimitPolicy", alpha1, json!({"targetRef": server, "total": {"requestsPerSecond": 0}}), "greater than or equal to 1"),
-        ("HTTPLocalRateLimitPolicy", alpha1, json!({"targetRef": server, "total": {"requestsPerSecond": 1}, "identity": {"requestsPerSecond": 2}}), "must not be above"),
-        ("HTTPLocalRateLimitPolicy", alpha1, json!({"targetRef": server, "total": {"requestsPerSecond": 1}, "overrides": [{"requestsPerSecond": 2, "clientRefs": [{"kind": "ServiceAccount", "name": "a"}]}]}), "must not be above"),
-        ("HTTPLocalRateLimitPolicy", alpha1, json!({"targetRef": server, "overrides": [{"requestsPerSecond": 2, "clientRefs": [{"kind": "Pod", "name": "a"}]}]}), "must be a ServiceAccount"),
-        ("EgressNetwork", alpha1, json!({"trafficPolicy": "Maybe"}), "spec.trafficPolicy"),
-        ("HTTPRoute", beta3, json!({"rules": [{"matches": [{"path": {"type": "Glob", "value": "/"}}]}]}), "PathPrefix"),
-        ("HTTPRoute", beta3, json!({"rules": [{"matches": [{"path": {"value": "a"}}]}]}), "must begin with /"),
-        ("HTTPRoute", beta3, json!({"rules": [{"filters": [{"type": "RequestRedirect"}]}]}), "requestRedirect must be given"),
-        ("HTTPRoute", beta3, json!({"rules": [{"filters": [{"type": "RequestMirror"}]}]}), "RequestHeaderModifier"),
-        ("HTTPRoute", beta3, json!({"rules": [{"filters": [{"type": "RequestRedirect", "requestRedirect": {"path": {"type": "ReplaceFullPath"}}}]}]}), "replaceFullPath must be given"),
-        ("HTTPRoute", beta3, json!({"rules": [{"filters": [{"type": "RequestRedirect", "requestRedirect": {"statusCode": 200}}]}]}), "statusCode"),
-        ("HTTPRoute", beta3, json!({"rules": [{"timeouts": {"request": "10"}}]}), "spec.rules[0].timeouts.request"),
-        ("HTTPRoute", beta3, json!({"parentRefs": [{"name": "a", "port": 0}]}), "spec.parentRefs[0].port"),
+        (
+            "Server",
+            beta3,
+            json!({"port": 0, "podSelector": {}}),
+            "greater than or equal to 1",
+        ),
+        (
+            "Server",
+            beta3,
+            json!({"port": 70000, "podSelector": {}}),
+            "less than or equal to 65535",
+        ),
+        (
+            "Server",
+            beta3,
+            json!({"port": "80", "podSelector": {}}),
+            "spec.port",
+        ),
+        (
+            "Server",
+            beta3,
+            json!({"port": true, "podSelector": {}}),
+            "spec.port",
+        ),
+        (
+            "Server",
+            beta3,
+            json!({"port": 80, "podSelector": {}, "proxyProtocol": "HTTP2"}),
+            "spec.proxyProtocol",
+        ),
+        (
+            "Server",
+            beta3,
+            json!({"port": 80, "podSelector": {}, "accessPolicy": "allow"}),
+            "all-unauthenticated",
+        ),
+        (
+            "Server",
+            beta3,
+            json!({"port": 80, "podSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
+            "values must be given",
+        ),
+        (
+            "Server",
+            beta3,
+            json!({"port": 80, "podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}}),
+            "must be absent",
+        ),
+        (
+            "ServerAuthorization",
+            "policy.linkerd.io/v1beta1",
+            json!({"server": {}, "client": {}}),
+            "exactly one of name and selector",
+        ),
+        (
+            "ServerAuthorization",
+            "policy.linkerd.io/v1beta1",
+            json!({"server": {"name": "a"}, "client": {"unauthenticated": true, "meshTLS": {}}}),
+            "exclude each other",
+        ),
+        (
+            "AuthorizationPolicy",
+            beta3,
+            json!({"targetRef": {"group": "apps", "kind": "Deployment", "name": "a"}, "requiredAuthenticationRefs": []}),
+            "a policy's target must be",
+        ),
+        (
+            "AuthorizationPolicy",
+            alpha1,
+            json!({"targetRef": {"kind": "Server", "name": "a"}, "requiredAuthenticationRefs": []}),
+            "a policy's target must be",
+        ),
+        (
+            "AuthorizationPolicy",
+            alpha1,
+            json!({"targetRef": server}),
+            "requiredAuthenticationRefs",
+        ),
+        (
+            "AuthorizationPolicy",
+            alpha1,
+            json!({"targetRef": server, "requiredAuthenticationRefs": [{"kind": "Secret", "name": "a"}]}),
+            "an authentication must be",
+        ),
+        (
+            "AuthorizationPolicy",
+            alpha1,
+            json!({"targetRef": server, "requiredAuthenticationRefs": [{"kind": "ServiceAccount", "name": "a"}, {"group": policy, "kind": "MeshTLSAuthentication", "name": "a"}]}),
+            "at most one",
+        ),
+        (
+            "MeshTLSAuthentication",
+            alpha1,
+            json!({}),
+            "exactly one of identities and identityRefs",
+        ),
+        (
+            "MeshTLSAuthentication",
+            beta3,
+            json!({"identities": ["*"], "identityRefs": [{"kind": "Namespace", "name": "a"}]}),
+            "exactly one of identities",
+        ),
+        (
+            "MeshTLSAuthentication",
+            beta3,
+            json!({"identities": ["Not A Name"]}),
+            "spec.identities[0]",
+        ),
+        (
+            "MeshTLSAuthentication",
+            beta3,
+            json!({"identityRefs": [{"kind": "Pod", "name": "a"}]}),
+            "must be a ServiceAccount or a Namespace",
+        ),
+        (
+            "NetworkAuthentication",
+            alpha1,
+            json!({"networks": []}),
+            "spec.networks",
+        ),
+        (
+            "NetworkAuthentication",
+            alpha1,
+            json!({"networks": [{"cidr": "10.0.0.0/33"}]}),
+            "spec.networks[0].cidr",
+        ),
+        (
+            "NetworkAuthentication",
+            alpha1,
+            json!({"networks": [{"cidr": "10.0.0.0/8", "except": ["any"]}]}),
+            "spec.networks[0].except[0]",
+        ),
+        (
+            "HTTPLocalRateLimitPolicy",
+            alpha1,
+            json!({"total": {"requestsPerSecond": 1}}),
+            "targetRef must name the Server",
+        ),
+        (
+            "HTTPLocalRateLimitPolicy",
+            alpha1,
+            json!({"targetRef": {"kind": "Service", "name": "a"}}),
+            "only a Server",
+        ),
+        (
+            "HTTPLocalRateLimitPolicy",
+            alpha1,
+            json!({"targetRef": server, "total": {"requestsPerSecond": 0}}),
+            "greater than or equal to 1",
+        ),
+        (
+            "HTTPLocalRateLimitPolicy",
+            alpha1,
+            json!({"targetRef": server, "total": {"requestsPerSecond": 1}, "identity": {"requestsPerSecond": 2}}),
+            "must not be above",
+        ),
+        (
+            "HTTPLocalRateLimitPolicy",
+            alpha1,
+            json!({"targetRef": server, "total": {"requestsPerSecond": 1}, "overrides": [{"requestsPerSecond": 2, "clientRefs": [{"kind": "ServiceAccount", "name": "a"}]}]}),
+            "must not be above",
+        ),
+        (
+            "HTTPLocalRateLimitPolicy",
+            alpha1,
+            json!({"targetRef": server, "overrides": [{"requestsPerSecond": 2, "clientRefs": [{"kind": "Pod", "name": "a"}]}]}),
+            "must be a ServiceAccount",
+        ),
+        (
+            "EgressNetwork",
+            alpha1,
+            json!({"trafficPolicy": "Maybe"}),
+            "spec.trafficPolicy",
+        ),
+        (
+            "HTTPRoute",
+            beta3,
+            json!({"rules": [{"matches": [{"path": {"type": "Glob", "value": "/"}}]}]}),
+            "PathPrefix",
+        ),
+        (
+            "HTTPRoute",
+            beta3,
+            json!({"rules": [{"matches": [{"path": {"value": "a"}}]}]}),
+            "must begin with /",
+        ),
+        (
+            "HTTPRoute",
+            beta3,
+            json!({"rules": [{"filters": [{"type": "RequestRedirect"}]}]}),
+            "requestRedirect must be given",
+        ),
+        (
+            "HTTPRoute",
+            beta3,
+            json!({"rules": [{"filters": [{"type": "RequestMirror"}]}]}),
+            "RequestHeaderModifier",
+        ),
+        (
+            "HTTPRoute",
+            beta3,
+            json!({"rules": [{"filters": [{"type": "RequestRedirect", "requestRedirect": {"path": {"type": "ReplaceFullPath"}}}]}]}),
+            "replaceFullPath must be given",
+        ),
+        (
+            "HTTPRoute",
+            beta3,
+            json!({"rules": [{"filters": [{"type": "RequestRedirect", "requestRedirect": {"statusCode": 200}}]}]}),
+            "statusCode",
+        ),
+        (
+            "HTTPRoute",
+            beta3,
+            json!({"rules": [{"timeouts": {"request": "10"}}]}),
+            "spec.rules[0].timeouts.request",
+        ),
+        (
+            "HTTPRoute",
+            beta3,
+            json!({"parentRefs": [{"name": "a", "port": 0}]}),
+            "spec.parentRefs[0].port",
+        ),
         ("ExternalWorkload", workload, json!({}), "meshTLS must be given"),
-        ("ExternalWorkload", workload, json!({"meshTLS": {"identity": "a", "serverName": "b"}, "workloadIPs": [{"ip": "1.2.3"}]}), "spec.workloadIPs[0].ip"),
-        ("Mesh", mesh, json!({"source": {}}), "exactly one of git, directory and inline"),
-        ("Mesh", mesh, json!({"source": {"git": {"url": "https://git.example.com/a"}, "directory": {"path": "/a"}}}), "exactly one of git"),
-        ("Mesh", mesh, json!({"source": {"git": {"url": "https://git.example.com/a", "ref": {"branch": "a", "tag": "b"}}}}), "exactly one of branch, tag and commit"),
-        ("Mesh", mesh, json!({"source": {"git": {"url": "git@git.example.com:a"}}}), "spec.source.git.url"),
-        ("Mesh", mesh, git(json!({"path": "a/../../b"})), "must not leave it"),
+        (
+            "ExternalWorkload",
+            workload,
+            json!({"meshTLS": {"identity": "a", "serverName": "b"}, "workloadIPs": [{"ip": "1.2.3"}]}),
+            "spec.workloadIPs[0].ip",
+        ),
+        (
+            "Mesh",
+            mesh,
+            json!({"source": {}}),
+            "exactly one of git, directory and inline",
+        ),
+        (
+            "Mesh",
+            mesh,
+            json!({"source": {"git": {"url": "https://git.example.com/a"}, "directory": {"path": "/a"}}}),
+            "exactly one of git",
+        ),
+        (
+            "Mesh",
+            mesh,
+            json!({"source": {"git": {"url": "https://git.example.com/a", "ref": {"branch": "a", "tag": "b"}}}}),
+            "exactly one of branch, tag and commit",
+        ),
+        (
+            "Mesh",
+            mesh,
+            json!({"source": {"git": {"url": "git@git.example.com:a"}}}),
+            "spec.source.git.url",
+        ),
+        (
+            "Mesh",
+            mesh,
+            git(json!({"path": "a/../../b"})),
+            "must not leave it",
+        ),
         ("Mesh", mesh, git(json!({"interval": "1m30s"})), "spec.interval"),
     ]
 }
@@ -132,10 +434,19 @@ fn object(kind: &str, api_version: &str, name: &str, spec: &Value) -> Result<(Va
     if !spec.is_null() {
         object["spec"] = spec.clone();
     }
-    Ok((object, ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), &plural)))
+    Ok((
+        object,
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), &plural),
+    ))
 }
 
-async fn create(client: &kube::Client, kind: &str, api_version: &str, name: &str, spec: &Value) -> Result<kube::Result<DynamicObject>> {
+async fn create(
+    client: &kube::Client,
+    kind: &str,
+    api_version: &str,
+    name: &str,
+    spec: &Value,
+) -> Result<kube::Result<DynamicObject>> {
     let (object, resource) = object(kind, api_version, name, spec)?;
     let api: Api<DynamicObject> = match kind {
         "Mesh" => Api::all_with(client.clone(), &resource),
@@ -147,18 +458,35 @@ async fn create(client: &kube::Client, kind: &str, api_version: &str, name: &str
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_api_server_takes_the_definitions_and_good_objects_and_refuses_bad_ones() -> Result<()> {
-    let cluster = ScopedCluster::up(ClusterOptions::new("heddle-test-admission", Mode::ApiServerOnly)).await?;
+    let cluster =
+        ScopedCluster::up(ClusterOptions::new("heddle-test-admission", Mode::ApiServerOnly)).await?;
     let client = cluster.client().await?;
-    let definitions = heddle_k8s::crds().iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
-    crds::apply(&client, &definitions).await.context("the definitions are not taken")?;
+    let definitions = heddle_k8s::crds()
+        .iter()
+        .map(serde_json::to_value)
+        .collect::<Result<Vec<_>, _>>()?;
+    crds::apply(&client, &definitions)
+        .await
+        .context("the definitions are not taken")?;
 
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
     for crd in crds.list(&ListParams::default()).await? {
         let name = crd.metadata.name.unwrap_or_default();
-        let conditions = crd.status.and_then(|status| status.conditions).unwrap_or_default();
-        ensure!(conditions.iter().any(|condition| condition.type_ == "Established" && condition.status == "True"), "{name} is not established");
+        let conditions = crd
+            .status
+            .and_then(|status| status.conditions)
+            .unwrap_or_default();
+        ensure!(
+            conditions
+                .iter()
+                .any(|condition| condition.type_ == "Established" && condition.status == "True"),
+            "{name} is not established"
+        );
         for wrong in ["NonStructuralSchema", "KubernetesAPIApprovalPolicyConformant"] {
-            ensure!(!conditions.iter().any(|condition| condition.type_ == wrong), "{name}: {conditions:?}");
+            ensure!(
+                !conditions.iter().any(|condition| condition.type_ == wrong),
+                "{name}: {conditions:?}"
+            );
         }
     }
 
@@ -167,8 +495,14 @@ async fn an_api_server_takes_the_definitions_and_good_objects_and_refuses_bad_on
         let created = create(&client, kind, api_version, &name, spec).await?;
         let created = created.with_context(|| format!("{api_version} {kind} was refused: {spec}"))?;
         match *kind {
-            "HTTPLocalRateLimitPolicy" => ensure!(created.data["spec"].is_object(), "no spec: {:?}", created.data),
-            "Mesh" => ensure!(created.data["status"] == json!({"observedGeneration": -1}), "status: {:?}", created.data),
+            "HTTPLocalRateLimitPolicy" => {
+                ensure!(created.data["spec"].is_object(), "no spec: {:?}", created.data)
+            }
+            "Mesh" => ensure!(
+                created.data["status"] == json!({"observedGeneration": -1}),
+                "status: {:?}",
+                created.data
+            ),
             _ => {}
         }
     }
@@ -179,7 +513,9 @@ async fn an_api_server_takes_the_definitions_and_good_objects_and_refuses_bad_on
         match create(&client, kind, api_version, &format!("bad-{index}"), spec).await? {
             Ok(_) => taken.push(format!("{api_version} {kind} was taken: {spec}")),
             Err(error) if error.to_string().contains(said) => {}
-            Err(error) => taken.push(format!("{api_version} {kind} {spec}: the refusal does not say `{said}`: {error}")),
+            Err(error) => taken.push(format!(
+                "{api_version} {kind} {spec}: the refusal does not say `{said}`: {error}"
+            )),
         }
     }
     ensure!(taken.is_empty(), "{}", taken.join("\n"));
@@ -188,31 +524,55 @@ async fn an_api_server_takes_the_definitions_and_good_objects_and_refuses_bad_on
 
 /// A type reads every object that its schema admits, whichever version it was written in.
 async fn read_as_types(client: &kube::Client) -> Result<()> {
-    use heddle_k8s::{external_workload::ExternalWorkload, mesh::Mesh, policy, service_profile::ServiceProfile};
+    use heddle_k8s::{
+        external_workload::ExternalWorkload, mesh::Mesh, policy, service_profile::ServiceProfile,
+    };
 
     async fn count<K>(client: &kube::Client) -> Result<usize>
     where
         K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
     {
         let objects = Api::<K>::all(client.clone()).list(&ListParams::default()).await;
-        Ok(objects.with_context(|| format!("failed to read objects of kind {}", K::kind(&())))?.items.len())
+        Ok(objects
+            .with_context(|| format!("failed to read objects of kind {}", K::kind(&())))?
+            .items
+            .len())
     }
     let expected = admitted();
     let written = |kind: &str| expected.iter().filter(|(theirs, _, _)| *theirs == kind).count();
     for (kind, read) in [
         ("Server", count::<policy::Server>(client).await?),
-        ("ServerAuthorization", count::<policy::ServerAuthorization>(client).await?),
-        ("AuthorizationPolicy", count::<policy::AuthorizationPolicy>(client).await?),
-        ("MeshTLSAuthentication", count::<policy::MeshTLSAuthentication>(client).await?),
-        ("NetworkAuthentication", count::<policy::NetworkAuthentication>(client).await?),
-        ("HTTPLocalRateLimitPolicy", count::<policy::HttpLocalRateLimitPolicy>(client).await?),
+        (
+            "ServerAuthorization",
+            count::<policy::ServerAuthorization>(client).await?,
+        ),
+        (
+            "AuthorizationPolicy",
+            count::<policy::AuthorizationPolicy>(client).await?,
+        ),
+        (
+            "MeshTLSAuthentication",
+            count::<policy::MeshTLSAuthentication>(client).await?,
+        ),
+        (
+            "NetworkAuthentication",
+            count::<policy::NetworkAuthentication>(client).await?,
+        ),
+        (
+            "HTTPLocalRateLimitPolicy",
+            count::<policy::HttpLocalRateLimitPolicy>(client).await?,
+        ),
         ("EgressNetwork", count::<policy::EgressNetwork>(client).await?),
         ("HTTPRoute", count::<policy::HttpRoute>(client).await?),
         ("ExternalWorkload", count::<ExternalWorkload>(client).await?),
         ("ServiceProfile", count::<ServiceProfile>(client).await?),
         ("Mesh", count::<Mesh>(client).await?),
     ] {
-        ensure!(read == written(kind), "{read} of {} {kind}s were read", written(kind));
+        ensure!(
+            read == written(kind),
+            "{read} of {} {kind}s were read",
+            written(kind)
+        );
     }
     Ok(())
 }

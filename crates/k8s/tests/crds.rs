@@ -21,19 +21,27 @@ fn yaml(crd: &CustomResourceDefinition) -> String {
     }
     fn sorted(value: Value) -> Sorted {
         match value {
-            Value::Object(map) => Sorted::Map(map.into_iter().map(|(key, value)| (key, sorted(value))).collect()),
+            Value::Object(map) => {
+                Sorted::Map(map.into_iter().map(|(key, value)| (key, sorted(value))).collect())
+            }
             Value::Array(list) => Sorted::List(list.into_iter().map(sorted).collect()),
             // Bounds are floats in the type; the API server gives whole ones back without a fraction.
             Value::Number(number) => match number.as_f64() {
-                Some(float) if float.fract() == 0.0 && float.abs() < 1e15 => Sorted::Other(json!(float as i64)),
+                Some(float) if float.fract() == 0.0 && float.abs() < 1e15 => {
+                    Sorted::Other(json!(float as i64))
+                }
                 _ => Sorted::Other(Value::Number(number)),
             },
             other => Sorted::Other(other),
         }
     }
-    let body = serde_yaml::to_string(&sorted(serde_json::to_value(crd).expect("a definition serialises")))
-        .expect("a definition is YAML");
-    format!("# Written from the types in crates/k8s. To refresh: UPDATE_EXPECT=1 cargo test -p heddle-k8s\n{body}")
+    let body = serde_yaml::to_string(&sorted(
+        serde_json::to_value(crd).expect("a definition serialises"),
+    ))
+    .expect("a definition is YAML");
+    format!(
+        "# Written from the types in crates/k8s. To refresh: UPDATE_EXPECT=1 cargo test -p heddle-k8s\n{body}"
+    )
 }
 
 /// Core installs all kinds; the reconciler's own kind must be there before a mesh is.
@@ -44,12 +52,23 @@ fn committed_definitions_are_those_of_the_types() {
 }
 
 fn check_folder(profile: &str, wanted: impl Fn(&CustomResourceDefinition) -> bool) {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../profiles").join(profile).join("crds");
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../profiles")
+        .join(profile)
+        .join("crds");
     let update = env::var_os("UPDATE_EXPECT").is_some();
     let expected: BTreeMap<String, String> = heddle_k8s::crds()
         .iter()
         .filter(|crd| wanted(crd))
-        .map(|crd| (format!("{}.yaml", crd.metadata.name.as_deref().expect("a definition has a name")), yaml(crd)))
+        .map(|crd| {
+            (
+                format!(
+                    "{}.yaml",
+                    crd.metadata.name.as_deref().expect("a definition has a name")
+                ),
+                yaml(crd),
+            )
+        })
         .collect();
     if update {
         fs::create_dir_all(&folder).expect("the folder can be made");
@@ -59,12 +78,26 @@ fn check_folder(profile: &str, wanted: impl Fn(&CustomResourceDefinition) -> boo
     }
     let names: BTreeSet<String> = fs::read_dir(&folder)
         .expect("the folder exists")
-        .map(|entry| entry.expect("readable").file_name().into_string().expect("a UTF-8 name"))
+        .map(|entry| {
+            entry
+                .expect("readable")
+                .file_name()
+                .into_string()
+                .expect("a UTF-8 name")
+        })
         .collect();
-    assert_eq!(names, expected.keys().cloned().collect(), "files in {}", folder.display());
+    assert_eq!(
+        names,
+        expected.keys().cloned().collect(),
+        "files in {}",
+        folder.display()
+    );
     for (name, text) in expected {
         let committed = fs::read_to_string(folder.join(&name)).expect("readable");
-        assert!(committed == text, "{name} is stale: run UPDATE_EXPECT=1 cargo test -p heddle-k8s");
+        assert!(
+            committed == text,
+            "{name} is stale: run UPDATE_EXPECT=1 cargo test -p heddle-k8s"
+        );
     }
 }
 
@@ -92,7 +125,10 @@ fn served_and_stored_versions_are_linkerds_and_the_seeds() {
         ("egressnetworks.policy.linkerd.io", "v1alpha1*"),
         ("externalworkloads.workload.linkerd.io", "v1alpha1 v1beta1*"),
         ("httplocalratelimitpolicies.policy.linkerd.io", "v1alpha1*"),
-        ("httproutes.policy.linkerd.io", "v1alpha1 v1beta1 v1beta2 v1beta3*"),
+        (
+            "httproutes.policy.linkerd.io",
+            "v1alpha1 v1beta1 v1beta2 v1beta3*",
+        ),
         ("meshes.heddle.dev", "v1alpha1*"),
         ("meshtlsauthentications.policy.linkerd.io", "v1alpha1* v1beta3"),
         ("networkauthentications.policy.linkerd.io", "v1alpha1*"),
@@ -100,7 +136,12 @@ fn served_and_stored_versions_are_linkerds_and_the_seeds() {
         ("servers.policy.linkerd.io", "v1alpha1- v1beta1- v1beta2 v1beta3*"),
         ("serviceprofiles.linkerd.io", "v1alpha1 v1alpha2*"),
     ];
-    assert_eq!(found, expected.map(|(name, versions)| (name.to_owned(), versions.to_owned())).into());
+    assert_eq!(
+        found,
+        expected
+            .map(|(name, versions)| (name.to_owned(), versions.to_owned()))
+            .into()
+    );
 }
 
 /// What the API server demands of structural schemas, as far as it can be seen without one.
@@ -119,18 +160,45 @@ fn structural(schema: &Value, path: &str) {
     let has = |key: &str| schema.get(key).is_some();
     let open = has("x-kubernetes-int-or-string") || has("x-kubernetes-preserve-unknown-fields");
     assert!(has("type") || open, "{path}: no type");
-    for never in ["$ref", "nullable", "title", "definitions", "oneOf", "patternProperties", "const"] {
+    for never in [
+        "$ref",
+        "nullable",
+        "title",
+        "definitions",
+        "oneOf",
+        "patternProperties",
+        "const",
+    ] {
         assert!(!has(never), "{path}: {never}");
     }
-    assert!(!(has("properties") && has("additionalProperties")), "{path}: properties and additionalProperties");
-    assert_ne!(schema.get("required"), Some(&json!([])), "{path}: nothing is required");
-    assert_ne!(schema.get("default"), Some(&Value::Null), "{path}: null is no default");
+    assert!(
+        !(has("properties") && has("additionalProperties")),
+        "{path}: properties and additionalProperties"
+    );
+    assert_ne!(
+        schema.get("required"),
+        Some(&json!([])),
+        "{path}: nothing is required"
+    );
+    assert_ne!(
+        schema.get("default"),
+        Some(&Value::Null),
+        "{path}: null is no default"
+    );
     if schema["type"] == "array" {
         assert!(has("items"), "{path}: no items");
-        assert!(has("maxItems") || path.contains("conditions"), "{path}: an unbounded list");
+        assert!(
+            has("maxItems") || path.contains("conditions"),
+            "{path}: an unbounded list"
+        );
     }
     // Within anyOf only checks of values may stand.
-    for part in schema.get("anyOf").and_then(Value::as_array).into_iter().flatten() {
+    for part in schema
+        .get("anyOf")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         for never in ["type", "description", "default", "properties"] {
             assert!(part.get(never).is_none(), "{path}: {never} in anyOf");
         }
@@ -138,9 +206,13 @@ fn structural(schema: &Value, path: &str) {
     if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
         for (name, property) in properties {
             let path = format!("{path}.{name}");
-            let standard = path.split('.').count() <= 5 && ["apiVersion", "kind", "metadata"].contains(&name.as_str());
+            let standard =
+                path.split('.').count() <= 5 && ["apiVersion", "kind", "metadata"].contains(&name.as_str());
             if !standard {
-                assert!(property.get("description").is_some() || open, "{path}: no description");
+                assert!(
+                    property.get("description").is_some() || open,
+                    "{path}: no description"
+                );
             }
             structural(property, &path);
         }
@@ -156,7 +228,9 @@ fn structural(schema: &Value, path: &str) {
 #[test]
 fn definitions_fit_into_client_side_apply() {
     for crd in heddle_k8s::crds() {
-        let length = serde_json::to_string(&crd).expect("a definition serialises").len();
+        let length = serde_json::to_string(&crd)
+            .expect("a definition serialises")
+            .len();
         assert!(length < 200 * 1024, "{:?}: {length} bytes", crd.metadata.name);
     }
 }
@@ -166,8 +240,15 @@ fn an_object_without_spec_is_admitted_for_rate_limits_only() {
     for crd in heddle_k8s::crds() {
         for version in &crd.spec.versions {
             let schema = serde_json::to_value(&version.schema).expect("a schema serialises");
-            let required = schema["openAPIV3Schema"]["required"].as_array().is_some_and(|required| required.contains(&"spec".into()));
-            assert_eq!(required, crd.spec.names.kind != "HTTPLocalRateLimitPolicy", "{:?}", crd.metadata.name);
+            let required = schema["openAPIV3Schema"]["required"]
+                .as_array()
+                .is_some_and(|required| required.contains(&"spec".into()));
+            assert_eq!(
+                required,
+                crd.spec.names.kind != "HTTPLocalRateLimitPolicy",
+                "{:?}",
+                crd.metadata.name
+            );
         }
     }
 }
