@@ -4,7 +4,7 @@ use gateway_api::apis::standard::{grpcroutes::GrpcRoute, httproutes::HttpRoute a
 use heddle_control_index::watcher::Watchers;
 use heddle_k8s::{
     policy::{
-        AuthorizationPolicy, HttpLocalRateLimitPolicy, HttpRoute, MeshTLSAuthentication, NetworkAuthentication, Server,
+        AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, HttpRoute, MeshTLSAuthentication, NetworkAuthentication, Server,
         ServerAuthorization,
     },
     service_profile::ServiceProfile,
@@ -37,6 +37,7 @@ pub(crate) fn policy(watchers: &mut Watchers) {
     watchers.watch::<MeshTLSAuthentication>();
     watchers.watch::<NetworkAuthentication>();
     watchers.watch::<HttpLocalRateLimitPolicy>();
+    watchers.watch::<EgressNetwork>();
     watchers.watch::<HttpRoute>();
     watchers.watch::<GatewayHttpRoute>();
     watchers.watch::<GrpcRoute>();

@@ -2,6 +2,7 @@
 
 mod authentication;
 mod authorization;
+mod egress;
 mod namespace;
 mod node;
 mod pod;
@@ -17,11 +18,12 @@ use kube::{Resource, ResourceExt as _};
 pub(crate) use self::{
     authentication::{MeshTlsFacts, NetworkFacts},
     authorization::{AuthenticationRef, PolicyFacts, PolicyTarget, ServerAuthorizationFacts},
+    egress::EgressFacts,
     namespace::NamespaceFacts,
     node::NodeFacts,
     pod::PodFacts,
     rate_limit::RateLimitFacts,
-    route::{BackendRef, GrpcRouteFacts, HttpRouteFacts, RouteFacts, RouteKind, RuleFacts},
+    route::{BackendKind, BackendRef, GrpcRouteFacts, HttpRouteFacts, ParentKind, RouteFacts, RouteKind, RuleFacts},
     server::ServerFacts,
     service::{PortFacts, ServiceFacts},
     service_profile::ProfileFacts,

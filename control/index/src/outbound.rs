@@ -1,5 +1,6 @@
 //! The policy of what a client connects to: a service with its routes, or an address outside the cluster.
 
+mod egress;
 mod traffic;
 
 use std::net::SocketAddr;
@@ -17,7 +18,7 @@ use heddle_control_core::{
 use self::traffic::{RouteTraffic, ServiceTraffic};
 use crate::{
     config::Config,
-    facts::{BackendRef, ObjectKey, PortFacts, RouteFacts, RouteKind, RuleFacts},
+    facts::{BackendKind, BackendRef, ObjectKey, ParentKind, PortFacts, RouteFacts, RouteKind, RuleFacts},
     store::Store,
 };
 
@@ -28,28 +29,41 @@ pub(crate) fn compute(store: &Store, config: &Config, client_namespace: &str, ta
         Target::Addr(addr) => match store.services_by_ip.get(&addr.ip()) {
             Some(key) => (key.clone(), addr.port()),
             None if config.is_in_cluster(addr.ip()) || addr.ip().is_loopback() => return Err(NotFound::Address(addr.ip())),
-            None => return Ok(egress_fallback(config, *addr)),
+            None => return Ok(outside(store, config, client_namespace, *addr)),
         },
     };
     let missing = || NotFound::Service { namespace: key.namespace.clone(), name: key.name.clone() };
     let service = store.services.get(&key).ok_or_else(missing)?;
-    let parent = Parent { store, config, client_namespace, key: &key, port, traffic: ServiceTraffic::read(&key, &service.traffic) };
+    let resource = ResourceRef::service(&key.namespace, &key.name, port);
+    let parent = Parent {
+        store,
+        config,
+        client_namespace,
+        kind: ParentKind::Service,
+        key: &key,
+        port,
+        backend: Backend::service(resource.clone(), &config.cluster_domain),
+        traffic: ServiceTraffic::read(&key, &service.traffic),
+    };
     let protocol = match service.port(port) {
         Some(declared) => parent.protocol(declared),
         // kube-proxy, too, refuses what the service does not declare; a headless service has no such gate.
         None if service.headless() => parent.detect(),
         None => OutboundProtocol::Opaque(parent.opaque(true)),
     };
-    Ok(OutboundPolicy { meta: Meta::Resource(parent.resource()), protocol })
+    Ok(OutboundPolicy { meta: Meta::Resource(resource), protocol })
 }
 
-/// A service's port, as the parent of routes.
+/// A port of a service or of an EgressNetwork, as the parent of routes.
 struct Parent<'a> {
     store: &'a Store,
     config: &'a Config,
     client_namespace: &'a str,
+    kind: ParentKind,
     key: &'a ObjectKey,
     port: u16,
+    /// Where requests go when no route says otherwise.
+    backend: Backend,
     traffic: ServiceTraffic,
 }
 
@@ -77,26 +91,22 @@ impl Parent<'_> {
         OutboundProtocol::Detect { timeout: self.config.detect_timeout, http: self.http(), opaque: self.opaque(false) }
     }
 
-    fn resource(&self) -> ResourceRef {
-        ResourceRef::service(&self.key.namespace, &self.key.name, self.port)
-    }
-
-    fn backend(&self) -> Backend {
-        Backend::service(self.resource(), &self.config.cluster_domain)
-    }
-
     fn opaque(&self, forbidden: bool) -> OpaqueRoute {
-        OpaqueRoute { meta: Meta::Default("opaque"), backends: Distribution::First(self.backend()), forbidden }
+        OpaqueRoute { meta: Meta::Default("opaque"), backends: Distribution::First(self.backend.clone()), forbidden }
     }
 
     fn http(&self) -> Routes<HttpMatch> {
-        let policy = self.store.policy_http_routes.iter().map(|(ns, name, facts)| (RouteKind::PolicyHttp, ns, name, facts));
-        let gateway = self.store.gateway_http_routes.iter().map(|(ns, name, facts)| (RouteKind::GatewayHttp, ns, name, facts));
-        let mut routes = self.attached(policy.chain(gateway));
+        let mut routes = self.http_routes();
         if routes.is_empty() {
-            routes.push(self.default_route(HttpMatch::all()));
+            routes.push(self.default_route(Meta::Default("http")));
         }
         Routes { routes, failure_accrual: self.traffic.failure_accrual }
+    }
+
+    fn http_routes(&self) -> Vec<OutboundRoute<HttpMatch>> {
+        let policy = self.store.policy_http_routes.iter().map(|(ns, name, facts)| (RouteKind::PolicyHttp, ns, name, facts));
+        let gateway = self.store.gateway_http_routes.iter().map(|(ns, name, facts)| (RouteKind::GatewayHttp, ns, name, facts));
+        self.attached(policy.chain(gateway))
     }
 
     fn grpc(&self) -> Option<Routes<GrpcMatch>> {
@@ -105,19 +115,16 @@ impl Parent<'_> {
         (!routes.is_empty()).then(|| Routes { routes, failure_accrual: self.traffic.failure_accrual })
     }
 
-    fn default_route<M: Routed>(&self, all: M) -> OutboundRoute<M> {
-        let RouteTraffic { timeouts, retry_http, retry_grpc } = self.traffic.route.clone();
-        OutboundRoute {
-            meta: Meta::Default("http"),
-            hosts: Vec::new(),
-            rules: vec![OutboundRule {
-                matches: vec![all],
-                filters: Vec::new(),
-                backends: Distribution::First(self.backend()),
-                timeouts,
-                retry: M::retry(retry_http, retry_grpc),
-            }],
-        }
+    fn default_route(&self, meta: Meta) -> OutboundRoute<HttpMatch> {
+        let RouteTraffic { timeouts, retry_http, .. } = self.traffic.route.clone();
+        let rule = OutboundRule {
+            matches: vec![HttpMatch::all()],
+            filters: Vec::new(),
+            backends: Distribution::First(self.backend.clone()),
+            timeouts,
+            retry: retry_http,
+        };
+        OutboundRoute { meta, hosts: Vec::new(), rules: vec![rule] }
     }
 
     /// The routes of the client's own namespace when there are any (consumer routes), else those of the service's.
@@ -127,7 +134,7 @@ impl Parent<'_> {
     ) -> Vec<OutboundRoute<M>> {
         let ours = routes.filter(|(_, namespace, _, facts)| {
             let heard = **namespace == self.key.namespace || **namespace == *self.client_namespace;
-            heard && facts.body.is_some() && facts.is_for_service(self.key, self.port)
+            heard && facts.body.is_some() && facts.is_for_port(self.kind, self.key, self.port)
         });
         let mut ours: Vec<_> = ours.collect();
         if self.client_namespace != self.key.namespace && ours.iter().any(|(_, ns, ..)| *ns == self.client_namespace) {
@@ -168,7 +175,7 @@ impl Parent<'_> {
 
     fn distribution(&self, namespace: &str, references: &[BackendRef]) -> Distribution {
         if references.is_empty() {
-            return Distribution::First(self.backend());
+            return Distribution::First(self.backend.clone());
         }
         let weighted: Vec<_> = references
             .iter()
@@ -178,19 +185,23 @@ impl Parent<'_> {
         match weighted.is_empty() {
             false => Distribution::Weighted(weighted),
             // The Gateway API: when all weights are 0, requests get a 500.
-            true => Distribution::First(failing(self.backend(), "all backends of the route have weight 0")),
+            true => Distribution::First(failing(self.backend.clone(), "all backends of the route have weight 0")),
         }
     }
 
     fn backend_of(&self, namespace: &str, reference: &BackendRef) -> Backend {
         let namespace = reference.namespace.as_deref().unwrap_or(namespace);
-        let BackendRef { is_service, name, port, filters, .. } = reference;
+        let BackendRef { kind, name, port, filters, .. } = reference;
+        let is_own = self.kind == ParentKind::EgressNetwork && self.key.namespace == namespace && self.key.name == *name;
+        if *kind == BackendKind::EgressNetwork && is_own {
+            return Backend { filters: filters.clone(), ..self.backend.clone() };
+        }
         let service = ResourceRef::service(namespace, name, *port);
         let mut backend = Backend::service(service, &self.config.cluster_domain);
         backend.filters.clone_from(filters);
         let known = self.store.services.find(namespace, name);
         match known {
-            _ if !is_service => failing(backend, "the backend is no Service with a port"),
+            _ if *kind != BackendKind::Service => failing(backend, "the backend is no Service with a port"),
             None => failing(backend, "the backend's Service does not exist"),
             Some(service) if service.port(*port).is_none() && !service.headless() => {
                 failing(backend, "the backend's Service has no such port")
@@ -232,23 +243,48 @@ fn failing(mut backend: Backend, message: &str) -> Backend {
     backend
 }
 
-/// An address outside the cluster that nothing is said about: forwarded as it is.
-fn egress_fallback(config: &Config, addr: SocketAddr) -> OutboundPolicy {
-    let meta = Meta::Default("egress-fallback");
-    let backend = Backend { meta: meta.clone(), target: BackendTarget::Forward(addr), filters: Vec::new() };
-    let rule = OutboundRule {
-        matches: vec![HttpMatch::all()],
-        filters: Vec::new(),
-        backends: Distribution::First(backend.clone()),
-        timeouts: Timeouts::default(),
-        retry: None,
+/// An address outside the cluster: as its EgressNetwork says, or forwarded to when there is none.
+fn outside(store: &Store, config: &Config, client_namespace: &str, addr: SocketAddr) -> OutboundPolicy {
+    let found = egress::find(store, client_namespace, addr.ip());
+    let nowhere = ObjectKey::new("", "");
+    let (key, allowed, meta, fallback) = match &found {
+        None => (&nowhere, true, Meta::Default("egress-fallback"), "egress-fallback"),
+        Some((key, facts)) => {
+            let resource = ResourceRef {
+                group: "policy.linkerd.io",
+                kind: "EgressNetwork",
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                section: String::new(),
+                port: Some(addr.port()),
+            };
+            let fallback = if facts.allowed { "egress-allow" } else { "egress-deny" };
+            (key, facts.allowed, Meta::Resource(resource), fallback)
+        }
     };
-    let opaque = OpaqueRoute { meta: meta.clone(), backends: Distribution::First(backend), forbidden: false };
+    let parent = Parent {
+        store,
+        config,
+        client_namespace,
+        kind: ParentKind::EgressNetwork,
+        key,
+        port: addr.port(),
+        backend: Backend { meta: meta.clone(), target: BackendTarget::Forward(addr), filters: Vec::new() },
+        traffic: ServiceTraffic::default(),
+    };
+    let opaque = OpaqueRoute { meta: Meta::Default(fallback), ..parent.opaque(!allowed) };
     let protocol = if config.opaque_ports.contains(addr.port()) {
         OutboundProtocol::Opaque(opaque)
     } else {
-        let route = OutboundRoute { meta: meta.clone(), hosts: Vec::new(), rules: vec![rule] };
-        let http = Routes { routes: vec![route], failure_accrual: None };
+        let mut routes = parent.http_routes();
+        // What no route matches is for the traffic policy to decide.
+        let mut rest = parent.default_route(Meta::Default(fallback));
+        if !allowed {
+            let denied = Filter::Fail { status: 403, message: "traffic to this destination is denied by its EgressNetwork".into() };
+            rest.rules[0].filters.push(denied);
+        }
+        routes.push(rest);
+        let http = Routes { routes, failure_accrual: None };
         OutboundProtocol::Detect { timeout: config.detect_timeout, http, opaque }
     };
     OutboundPolicy { meta, protocol }

@@ -49,13 +49,23 @@ pub(crate) struct Rule<M> {
 /// Where requests of a rule go.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct BackendRef {
-    /// Whether it is a Service with a port: nothing else can be sent to.
-    pub(crate) is_service: bool,
+    pub(crate) kind: BackendKind,
     pub(crate) namespace: Option<String>,
     pub(crate) name: String,
     pub(crate) port: u16,
     pub(crate) weight: u32,
     pub(crate) filters: Vec<Filter>,
+}
+
+/// What a backend is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BackendKind {
+    /// A Service with a port.
+    Service,
+    /// An EgressNetwork: the address that the client asked for.
+    EgressNetwork,
+    /// Nothing that requests can be sent to.
+    Other,
 }
 
 /// The hosts and rules of a route.
@@ -97,10 +107,13 @@ impl<M: ReadMatch> Rule<M> {
 
 impl BackendRef {
     fn read(spec: spec::BackendRefSpec) -> Result<Self, RouteError> {
-        let core = matches!(spec.group.as_deref(), None | Some("" | "core"));
-        let service = matches!(spec.kind.as_deref(), None | Some("Service"));
+        let kind = match (spec.group.as_deref(), spec.kind.as_deref()) {
+            (None | Some("" | "core"), None | Some("Service")) if spec.port.is_some() => BackendKind::Service,
+            (Some("policy.linkerd.io"), Some("EgressNetwork")) => BackendKind::EgressNetwork,
+            _ => BackendKind::Other,
+        };
         Ok(Self {
-            is_service: core && service && spec.port.is_some(),
+            kind,
             namespace: spec.namespace.filter(|namespace| !namespace.is_empty()),
             name: spec.name,
             port: spec.port.unwrap_or_default(),

@@ -11,7 +11,7 @@ use heddle_mesh::PortSet;
 use crate::{
     config::Config,
     facts::{
-        GrpcRouteFacts, HttpRouteFacts, MeshTlsFacts, NamespaceFacts, NetworkFacts, NodeFacts, ObjectKey, PodFacts, PolicyFacts,
+        EgressFacts, GrpcRouteFacts, HttpRouteFacts, MeshTlsFacts, NamespaceFacts, NetworkFacts, NodeFacts, ObjectKey, PodFacts, PolicyFacts,
         ProfileFacts, RateLimitFacts, ServerAuthorizationFacts, ServerFacts, ServiceFacts, SliceFacts,
     },
 };
@@ -33,6 +33,7 @@ pub struct Store {
     pub(crate) server_authorizations: Table<ServerAuthorizationFacts>,
     pub(crate) mesh_tls: Table<MeshTlsFacts>,
     pub(crate) networks: Table<NetworkFacts>,
+    pub(crate) egress_networks: Table<EgressFacts>,
     pub(crate) rate_limits: Table<RateLimitFacts>,
     pub(crate) policy_http_routes: Table<HttpRouteFacts>,
     pub(crate) gateway_http_routes: Table<HttpRouteFacts>,

@@ -7,7 +7,7 @@ use futures_util::StreamExt as _;
 use gateway_api::apis::standard::{grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute};
 use heddle_control_index::{Cluster, Config, Tracked};
 use heddle_k8s::policy::{
-    AuthorizationPolicy, HttpLocalRateLimitPolicy, HttpRoute, MeshTLSAuthentication, NetworkAuthentication, Server,
+    AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, HttpRoute, MeshTLSAuthentication, NetworkAuthentication, Server,
 };
 use heddle_proxy_policy::{Client, ClientPolicy, ClientTls, Endpoint, EndpointSet, Profile, ServerPolicy};
 use k8s_openapi::api::{
@@ -57,10 +57,14 @@ impl World {
         world
     }
 
-    fn apply<K: Tracked + DeserializeOwned>(&self, name: &str, mut object: Value) {
+    fn apply<K: Tracked + DeserializeOwned>(&self, name: &str, object: Value) {
+        self.apply_in::<K>("ns", name, object);
+    }
+
+    fn apply_in<K: Tracked + DeserializeOwned>(&self, namespace: &str, name: &str, mut object: Value) {
         object["apiVersion"] = K::api_version(&()).into();
         object["kind"] = K::kind(&()).into();
-        object["metadata"]["namespace"] = "ns".into();
+        object["metadata"]["namespace"] = namespace.into();
         object["metadata"]["name"] = name.into();
         self.cluster.apply(&serde_json::from_value::<K>(object).expect("an object of this kind"));
     }
@@ -184,8 +188,16 @@ async fn every_kind_of_server_and_inbound_route_is_read() {
 #[tokio::test]
 async fn every_kind_of_outbound_policy_is_read() {
     let world = World::new();
-    for target in ["10.96.0.1:80", "10.96.0.1:81", "192.0.2.1:443", "192.0.2.1:3306"] {
+    let targets = ["10.96.0.1:80", "10.96.0.1:81", "192.0.2.1:443", "192.0.2.1:3306"];
+    for target in targets {
         world.client(addr(target)).await;
+    }
+    for traffic in ["Allow", "Deny"] {
+        let network = json!({"spec": {"trafficPolicy": traffic}});
+        world.apply_in::<EgressNetwork>("linkerd-egress", "all", network);
+        for target in targets {
+            world.client(addr(target)).await;
+        }
     }
     world.client(traffic_spec::Target::Authority("web.ns.svc.cluster.local:80".into())).await;
     for (mode, protocol) in [("consecutive", Some("http")), ("unified", Some("kubernetes.io/h2c")), ("unified", Some("linkerd.io/opaque")), ("", None)] {

@@ -9,7 +9,7 @@ use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 
 use super::{ObjectKey, Tracked, service::traffic_annotations};
-pub(crate) use crate::route::{BackendRef, Rule as RuleFacts};
+pub(crate) use crate::route::{BackendKind, BackendRef, Rule as RuleFacts};
 use crate::{
     dirty::Dirty,
     route::{Body, ParentRef, ReadMatch, RouteError},
@@ -50,6 +50,7 @@ pub(crate) struct Parent {
 pub(crate) enum ParentKind {
     Server,
     Service,
+    EgressNetwork,
 }
 
 impl RouteKind {
@@ -75,11 +76,11 @@ impl<M> RouteFacts<M> {
         parents.any(|parent| parent.namespace == namespace && parent.name == server)
     }
 
-    /// Whether it is attached to a Service's port.
-    pub(crate) fn is_for_service(&self, service: &ObjectKey, port: u16) -> bool {
-        let mut parents = self.parents.iter().filter(|parent| parent.kind == ParentKind::Service);
+    /// Whether it is attached to a port of a Service or EgressNetwork.
+    pub(crate) fn is_for_port(&self, kind: ParentKind, key: &ObjectKey, port: u16) -> bool {
+        let mut parents = self.parents.iter().filter(|parent| parent.kind == kind);
         parents.any(|parent| {
-            parent.namespace == service.namespace && parent.name == service.name && parent.port.is_none_or(|p| p == port)
+            parent.namespace == key.namespace && parent.name == key.name && parent.port.is_none_or(|p| p == port)
         })
     }
 
@@ -87,7 +88,7 @@ impl<M> RouteFacts<M> {
         for parent in &self.parents {
             match parent.kind {
                 ParentKind::Server => dirty.namespace_inbound(&parent.namespace),
-                ParentKind::Service => dirty.all_outbound(),
+                ParentKind::Service | ParentKind::EgressNetwork => dirty.all_outbound(),
             }
         }
     }
@@ -119,6 +120,7 @@ where
 fn known_parent(parent: ParentRef, namespace: &str) -> Option<Parent> {
     let kind = match (parent.group.as_deref(), parent.kind.as_deref()) {
         (Some("policy.linkerd.io"), Some("Server")) => ParentKind::Server,
+        (Some("policy.linkerd.io"), Some("EgressNetwork")) => ParentKind::EgressNetwork,
         (Some("" | "core"), Some("Service")) => ParentKind::Service,
         // Gateways and the like are somebody else's.
         _ => return None,

@@ -11,7 +11,7 @@ use heddle_mesh::duration;
 use crate::facts::ObjectKey;
 
 /// Settings of a service's traffic.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct ServiceTraffic {
     pub(super) route: RouteTraffic,
     pub(super) failure_accrual: Option<FailureAccrual>,

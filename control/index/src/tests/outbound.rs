@@ -12,7 +12,7 @@ use heddle_control_core::{
     },
     route::{Filter, HttpMatch},
 };
-use heddle_k8s::policy::HttpRoute;
+use heddle_k8s::policy::{EgressNetwork, HttpRoute};
 use serde_json::Value;
 
 use super::fixtures::*;
@@ -240,4 +240,53 @@ fn a_headless_service_is_reached_on_any_port_by_name() {
     cluster.apply(&mk_service("ns", "db", "None"));
     let policy = cluster.outbound_of("client", Target::Service(target("ns", "db", 5000)));
     assert!(matches!(policy.protocol, OutboundProtocol::Detect { .. }), "{policy:?}");
+}
+
+fn egress(namespace: &str, name: &str, policy: &str, networks: Value) -> EgressNetwork {
+    mk(namespace, name, j!({"spec": {"trafficPolicy": policy, "networks": networks}}))
+}
+
+/// The EgressNetwork's name, and whether opaque connections and plain requests get through.
+fn outside(cluster: &Cluster, client: &str, to: &str) -> (String, bool, bool) {
+    let policy = cluster.outbound_of(client, addr(to));
+    let name = match &policy.meta {
+        Meta::Default(name) => (*name).to_owned(),
+        Meta::Resource(resource) => format!("{}/{}", resource.namespace, resource.name),
+    };
+    let OutboundProtocol::Detect { http, opaque, .. } = &policy.protocol else { panic!("detected: {policy:?}") };
+    let last = &http.routes.last().expect("a route").rules[0];
+    (name, !opaque.forbidden, !last.filters.iter().any(|filter| matches!(filter, Filter::Fail { status: 403, .. })))
+}
+
+#[test]
+fn egress_networks_decide_by_namespace_and_then_by_the_smallest_network() {
+    let cluster = web();
+    cluster.apply(&egress("linkerd-egress", "all", "Deny", Value::Null));
+    assert_eq!(outside(&cluster, "client", "192.0.2.1:443"), ("linkerd-egress/all".into(), false, false));
+    cluster.apply(&egress("client", "wide", "Deny", j!([{"cidr": "192.0.0.0/16"}])));
+    cluster.apply(&egress("client", "narrow", "Allow", j!([{"cidr": "192.0.2.0/24", "except": ["192.0.2.9/32"]}])));
+    assert_eq!(outside(&cluster, "client", "192.0.2.1:443"), ("client/narrow".into(), true, true));
+    assert_eq!(outside(&cluster, "client", "192.0.2.9:443"), ("client/wide".into(), false, false));
+    assert_eq!(outside(&cluster, "client", "198.51.100.1:443").0, "linkerd-egress/all");
+    assert_eq!(outside(&cluster, "other", "192.0.2.1:443").0, "linkerd-egress/all");
+    cluster.apply(&egress("client", "narrow", "Allow", j!([{"cidr": "nonsense"}])));
+    assert_eq!(outside(&cluster, "client", "192.0.2.1:443").0, "client/wide", "networks that cannot be read are none");
+}
+
+#[test]
+fn routes_of_a_denying_egress_network_are_its_exceptions() {
+    let cluster = web();
+    cluster.apply(&egress("client", "all", "Deny", Value::Null));
+    cluster.apply(&mk::<HttpRoute>("client", "allow-api", j!({"spec": {
+        "parentRefs": [{"group": "policy.linkerd.io", "kind": "EgressNetwork", "name": "all", "port": 80}],
+        "hostnames": ["api.example.com"],
+        "rules": [{"backendRefs": [{"group": "policy.linkerd.io", "kind": "EgressNetwork", "name": "all"}]}],
+    }})));
+    let policy = cluster.outbound_of("client", addr("192.0.2.1:80"));
+    let OutboundProtocol::Detect { http, .. } = &policy.protocol else { panic!("detected: {policy:?}") };
+    assert_eq!(http.routes.len(), 2);
+    let backend = http.routes[0].rules[0].backends.backends().next().expect("a backend");
+    assert_eq!((backend.target.clone(), backend.filters.len()), (BackendTarget::Forward(socket("192.0.2.1:80")), 0));
+    assert_eq!(outside(&cluster, "client", "192.0.2.1:80"), ("client/all".into(), false, false), "all else is denied");
+    assert_eq!(outside(&cluster, "client", "192.0.2.1:81"), ("client/all".into(), false, false), "another port");
 }

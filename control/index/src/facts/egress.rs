@@ -1,0 +1,36 @@
+//! EgressNetworks: destinations outside the cluster, and whether they may be reached.
+
+use heddle_control_core::inbound::NetworkMatch;
+use heddle_k8s::policy::{EgressNetwork, TrafficPolicy};
+
+use super::{ObjectKey, Tracked};
+use crate::{
+    dirty::Dirty,
+    store::{Store, Table},
+};
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct EgressFacts {
+    pub(crate) created: i64,
+    pub(crate) allowed: bool,
+    /// `None`: everything outside the cluster's networks.
+    pub(crate) networks: Option<Vec<NetworkMatch>>,
+}
+
+impl Tracked for EgressNetwork {
+    type Facts = EgressFacts;
+
+    fn facts(&self) -> EgressFacts {
+        // Networks that cannot be read are no networks: the rest of the world stays as it is without this object.
+        let networks = self.spec.networks.as_ref().map(|list| super::authentication::networks(self, list).unwrap_or_default());
+        EgressFacts { created: super::created(self), allowed: self.spec.traffic_policy == TrafficPolicy::Allow, networks }
+    }
+
+    fn table(store: &mut Store) -> &mut Table<EgressFacts> {
+        &mut store.egress_networks
+    }
+
+    fn touch(_: &mut Store, _: &ObjectKey, _: &EgressFacts, _: bool, dirty: &mut Dirty) {
+        dirty.all_outbound();
+    }
+}
