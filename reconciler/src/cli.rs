@@ -60,6 +60,12 @@ pub enum Command {
     Apply(commands::apply::Args),
     /// Print the objects that a profile asks for.
     Render(commands::render::Args),
+    /// Print what is applied, and whether it is ready.
+    Status(commands::status::Args),
+    /// Check whether the mesh can be installed, or is well; exits 1 when not.
+    Check(commands::check::Args),
+    /// Ask for the proxy in manifests.
+    Inject(commands::inject::Args),
     /// Print the manifests of the default profile, for kubectl apply -f -.
     Install(commands::install::Args),
     /// Print the version.
@@ -144,6 +150,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Plan(args) => commands::plan::run(&global, args),
         Command::Apply(args) => commands::apply::run(&global, args),
         Command::Render(args) => commands::render::run(&global, args),
+        Command::Status(args) => commands::status::run(&global, args),
+        Command::Check(args) => commands::check::run(&global, args),
+        Command::Inject(args) => commands::inject::run(&global, args),
         Command::Install(args) => commands::install::run(&global, args),
         Command::Version(args) => commands::version::run(&global, args),
         Command::Completion(args) => commands::completion::run(args),
@@ -166,18 +175,8 @@ pub fn print(text: &str) -> Result<(), Failure> {
 }
 
 /// An error and its causes, each once.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    heddle_daemon::report::chain(error)
 }
 
 /// Says something on stderr.

@@ -2,11 +2,14 @@
 //! data; everything else goes to stderr.
 
 pub mod apply;
+pub mod check;
 pub mod completion;
+pub mod inject;
 pub mod install;
 pub mod plan;
 pub mod render;
 pub mod run;
+pub mod status;
 pub mod values;
 pub mod version;
 

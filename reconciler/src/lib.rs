@@ -6,6 +6,7 @@
 //! cluster, and only `execute`, `identity` and `status` write to it. The crate never names the proxy, the identity
 //! service or the control plane's programs: they meet as images.
 
+pub mod certificates;
 pub mod cli;
 pub mod commands;
 pub mod fault;

@@ -199,6 +199,8 @@ pub struct Book {
     pub uid: Option<String>,
     /// Whether the object exists.
     pub exists: bool,
+    /// Whether its spec is known to say what the flags say.
+    told: bool,
 }
 
 impl Book {
@@ -211,6 +213,7 @@ impl Book {
         Ok(Self {
             name: name.to_owned(),
             exists: mesh.is_some(),
+            told: false,
             generation: mesh.as_ref().and_then(|mesh| mesh.metadata.generation).unwrap_or(0),
             uid: mesh.as_ref().and_then(|mesh| mesh.metadata.uid.clone()),
             old: mesh.and_then(|mesh| mesh.status).or(fallback).unwrap_or_default(),
@@ -222,10 +225,14 @@ impl Book {
     /// # Errors
     /// The API server does not take it.
     pub async fn ensure(&mut self, cluster: &Cluster, spec: &Value) -> Result<(), ClusterError> {
-        if self.exists {
+        if self.told {
             return Ok(());
         }
         let Some(kind) = cluster.kind("heddle.dev/v1alpha1", "Mesh").await else { return Ok(()) };
+        if self.exists {
+            self.told = true;
+            return self.tell(cluster, &kind, spec).await;
+        }
         let body = json!({
             "apiVersion": "heddle.dev/v1alpha1", "kind": "Mesh",
             "metadata": {"name": self.name, "annotations": {heddle_mesh::annotation::RECONCILE: "disabled"}},
@@ -237,11 +244,32 @@ impl Book {
             }
             other => other?,
         };
-        self.exists = true;
+        (self.exists, self.told) = (true, true);
         self.generation = made["metadata"]["generation"].as_i64().unwrap_or(1);
         self.uid = made["metadata"]["uid"].as_str().map(str::to_owned);
         // What the server gave it by default is what there is to compare with.
         self.old = serde_json::from_value(made["status"].clone()).unwrap_or_default();
+        Ok(())
+    }
+
+    /// Brings the spec of an object that flags made earlier up to date; a person's own is left alone.
+    async fn tell(&mut self, cluster: &Cluster, kind: &crate::cluster::Kind, spec: &Value) -> Result<(), ClusterError> {
+        let id = status::mesh_id(&self.name);
+        let Some(live) = cluster.get(kind, &id).await? else { return Ok(()) };
+        let by_flags = crate::object::text_at(&live, &["metadata", "annotations", heddle_mesh::annotation::RECONCILE]) == Some("disabled");
+        let same = spec.as_object().is_some_and(|spec| spec.iter().all(|(key, value)| live["spec"].get(key) == Some(value)));
+        if !by_flags || same {
+            return Ok(());
+        }
+        // A merge would leave the former kind of source beside the new one.
+        let mut spec = spec.clone();
+        for other in ["git", "directory", "inline"] {
+            if spec["source"].get(other).is_none() {
+                spec["source"][other] = Value::Null;
+            }
+        }
+        let live = cluster.merge(kind, &id, &json!({ "spec": spec })).await?;
+        self.generation = live["metadata"]["generation"].as_i64().unwrap_or(self.generation);
         Ok(())
     }
 

@@ -21,6 +21,9 @@ pub struct Args {
     /// Only the custom resource definitions, which come first.
     #[arg(long)]
     crds: bool,
+    /// The reconciler and nothing else: what a cluster needs to take its mesh from Git by a Mesh object.
+    #[arg(long, conflicts_with_all = ["ha", "identity_external_issuer", "identity_trust_anchors_file"])]
+    reconciler: bool,
     /// Highly available: several replicas, spread over nodes.
     #[arg(long)]
     ha: bool,
@@ -47,7 +50,7 @@ pub fn run(global: &Global, args: Args) -> Outcome {
     let is_crd = |object: &Object| object.id.is("apiextensions.k8s.io", "CustomResourceDefinition");
     // An object whose CRD may be absent would fail kubectl apply as a whole.
     let mut text = rendered.to_yaml(|object| is_crd(object) == args.crds && object.requires_crd.is_none());
-    if !args.crds {
+    if !args.crds && !args.reconciler {
         for object in crate::identity::install_objects(&rendered.values, rendered.control_namespace(), &rendered.profile)
             .map_err(|error| Failure { error: error.into(), hint: None, code: 2 })?
         {
@@ -60,7 +63,11 @@ pub fn run(global: &Global, args: Args) -> Outcome {
 }
 
 fn profile(global: &Global, args: &Args) -> Result<profile::Mesh, Failure> {
-    let extends = if args.ha { "[core, ha]" } else { "[core]" };
+    let extends = match (args.reconciler, args.ha) {
+        (true, _) => "[reconciler]",
+        (false, true) => "[core, ha]",
+        (false, false) => "[core]",
+    };
     let text = format!(
         "apiVersion: heddle.dev/v1alpha1\nkind: MeshProfile\nmetadata: {{name: default}}\nspec: {{extends: {extends}}}\n"
     );
