@@ -231,3 +231,62 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
     let addr: SocketAddr = text.parse().map_err(|_| "expected IP:PORT".to_owned())?;
     if addr.ip().is_loopback() { Ok(addr) } else { Err("expected a loopback address".to_owned()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        destination: Destination,
+    }
+
+    fn listen(flags: &[&str]) -> Listen {
+        let words = ["destination"].iter().chain(flags);
+        Cli::parse_from(words).destination.into_plan().destination.expect("the destination service is planned")
+    }
+
+    fn addr(text: &str) -> Option<SocketAddr> {
+        text.parse().ok()
+    }
+
+    #[test]
+    fn tls_is_served_unless_loopback_alone_is_asked_for() {
+        let Listen { tls, loopback } = listen(&[]);
+        assert_eq!((tls, loopback), (addr("0.0.0.0:8086"), None));
+        let Listen { tls, loopback } = listen(&["--loopback-addr=127.0.0.1:1"]);
+        assert_eq!((tls, loopback), (None, addr("127.0.0.1:1")));
+        let Listen { tls, loopback } = listen(&["--loopback-addr=127.0.0.1:1", "--listen-addr=0.0.0.0:2"]);
+        assert_eq!((tls, loopback), (addr("0.0.0.0:2"), addr("127.0.0.1:1")));
+    }
+
+    #[test]
+    fn plaintext_is_for_loopback_only() {
+        assert!(Cli::try_parse_from(["destination", "--loopback-addr=0.0.0.0:1"]).is_err());
+    }
+
+    #[test]
+    fn settings_reach_the_index_and_wrong_ones_do_not() {
+        let flags = ["destination", "--default-policy=deny", "--cluster-networks=10.0.0.0/8,fd00::/8", "--default-opaque-ports=25,9000-9001"];
+        let plan = Cli::parse_from(flags).destination.into_plan();
+        let common = Common {
+            log_level: String::new(),
+            log_format: log::Format::Plain,
+            cluster_domain: "c.test".into(),
+            identity_trust_domain: TrustDomain::default(),
+            control_namespace: "mesh".into(),
+            kubeconfig: None,
+        };
+        let config = plan.config(&common);
+        assert_eq!((config.default_policy, config.cluster_networks.len()), (DefaultPolicy::Deny, 2));
+        assert!(config.opaque_ports.contains(9001) && !config.opaque_ports.contains(3306));
+        assert_eq!((config.cluster_domain.as_str(), config.control_namespace.as_str()), ("c.test", "mesh"));
+        assert!(config.transport_header);
+        for wrong in ["--default-policy=open", "--cluster-networks=10.0.0.0/33", "--default-opaque-ports=web", "--outbound-transport-mode=x"] {
+            assert!(Cli::try_parse_from(["destination", wrong]).is_err(), "{wrong} was taken");
+        }
+    }
+}
