@@ -28,6 +28,10 @@ fn later() -> SystemTime {
     SystemTime::now() + certificate::LIFETIME / 4 * 3
 }
 
+fn options(name: &str) -> ClusterOptions {
+    ClusterOptions::new(format!("{name}-{}", std::process::id()), Mode::ApiServerOnly)
+}
+
 fn keeper(client: &Client) -> (secret::Keeper, watch::Receiver<Option<certificate::Serving>>) {
     let api = Api::namespaced(client.clone(), "linkerd");
     secret::Keeper::new(api, SECRET, vec![HOST.to_owned()])
@@ -35,7 +39,7 @@ fn keeper(client: &Client) -> (secret::Keeper, watch::Receiver<Option<certificat
 
 #[tokio::test]
 async fn a_certificate_is_renewed_and_presented_once_it_is_trusted() -> anyhow::Result<()> {
-    let cluster = ScopedCluster::up(ClusterOptions::new("injector-renew", Mode::ApiServerOnly)).await?;
+    let cluster = ScopedCluster::up(options("injector-renew")).await?;
     let client = cluster.client().await?;
     let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": "linkerd"}}))?;
     Api::all(client.clone()).create(&PostParams::default(), &namespace).await?;
@@ -111,7 +115,7 @@ async fn a_certificate_is_renewed_and_presented_once_it_is_trusted() -> anyhow::
 
 #[tokio::test]
 async fn what_others_made_is_served_and_never_overwritten() -> anyhow::Result<()> {
-    let cluster = ScopedCluster::up(ClusterOptions::new("injector-foreign", Mode::ApiServerOnly)).await?;
+    let cluster = ScopedCluster::up(options("injector-foreign")).await?;
     let client = cluster.client().await?;
     let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": "linkerd"}}))?;
     Api::all(client.clone()).create(&PostParams::default(), &namespace).await?;

@@ -59,6 +59,7 @@ impl Drop for Injector {
 
 impl World {
     pub(crate) async fn new(name: &str) -> anyhow::Result<Self> {
+        let name = format!("{name}-{}", std::process::id());
         let cluster = ScopedCluster::up(ClusterOptions::new(name, Mode::ApiServerOnly)).await?;
         let client = cluster.client().await?;
         let anchors = rcgen::generate_simple_self_signed(vec!["root.linkerd.cluster.local".to_owned()])?.cert.pem();

@@ -94,7 +94,7 @@ fn try_inject(
     let spec = pod.spec.as_ref().ok_or(SkipReason::NoSpec)?;
     skip::namespace_forbids(defaults, namespace).map_or(Ok(()), Err)?;
     let mode = skip::asked(namespace, pod)?;
-    skip::pod_forbids(spec).map_or(Ok(()), Err)?;
+    skip::pod_forbids(pod, spec).map_or(Ok(()), Err)?;
 
     let on_pod = pod.metadata.annotations.as_ref();
     let in_force = annotations::in_force(namespace.annotations, on_pod);

@@ -20,6 +20,8 @@ pub enum SkipReason {
     SidecarExists(String),
     /// The pod runs on Windows.
     Windows,
+    /// The pod mirrors one that a kubelet runs from a file, and cannot be changed here.
+    MirrorPod,
     /// Neither pod nor namespace asks for injection.
     NotEnabled,
     /// The pod opts out.
@@ -41,6 +43,7 @@ impl SkipReason {
             Self::HostNetwork => "host_network_enabled",
             Self::SidecarExists(_) => "sidecar_exists",
             Self::Windows => "unsupported_os",
+            Self::MirrorPod => "mirror_pod",
             Self::NotEnabled => "injection_enable_annotation_absent",
             Self::DisabledByPod => "injection_disable_annotation_present_workload",
             Self::DisabledByNamespace => "injection_disable_annotation_present_namespace",
@@ -71,6 +74,7 @@ impl fmt::Display for SkipReason {
             }
             Self::SidecarExists(name) => write!(f, "container {name} is in the pod already"),
             Self::Windows => f.write_str("the pod runs on Windows, where traffic cannot be redirected"),
+            Self::MirrorPod => f.write_str("the pod is static: its kubelet runs it from a file"),
             Self::NotEnabled => {
                 write!(
                     f,
@@ -122,7 +126,17 @@ pub(crate) fn namespace_forbids(defaults: &ProxyDefaults, namespace: &Namespace<
 }
 
 /// What about the pod forbids injection, although it was asked for.
-pub(crate) fn pod_forbids(spec: &PodSpec) -> Option<SkipReason> {
+pub(crate) fn pod_forbids(pod: &Pod, spec: &PodSpec) -> Option<SkipReason> {
+    /// Kubernetes' own mark of a mirror pod.
+    const MIRROR: &str = "kubernetes.io/config.mirror";
+    if pod
+        .metadata
+        .annotations
+        .as_ref()
+        .is_some_and(|all| all.contains_key(MIRROR))
+    {
+        return Some(SkipReason::MirrorPod);
+    }
     if spec.host_network == Some(true) {
         return Some(SkipReason::HostNetwork);
     }

@@ -1,7 +1,7 @@
 //! Waits until the proxy is ready: what a plain sidecar's postStart hook runs, since its image has no shell.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant},
@@ -57,12 +57,7 @@ fn ask(address: SocketAddr) -> io::Result<String> {
     stream.set_write_timeout(Some(TRY_TIMEOUT))?;
     stream.write_all(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut line = Vec::new();
-    for byte in stream.take(STATUS_LINE_BYTES_MAX).bytes() {
-        match byte? {
-            b'\n' => break,
-            byte => line.push(byte),
-        }
-    }
+    BufReader::new(stream.take(STATUS_LINE_BYTES_MAX)).read_until(b'\n', &mut line)?;
     Ok(String::from_utf8_lossy(&line).into_owned())
 }
 

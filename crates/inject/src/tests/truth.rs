@@ -1,5 +1,4 @@
 use super::*;
-use crate::skip;
 
 const INJECT: &str = "linkerd.io/inject";
 
@@ -33,7 +32,7 @@ fn the_pod_wins_over_its_namespace() {
         ("enabled", "true", "invalid_annotation"),
     ] {
         let set = |value| {
-            if value == "" {
+            if str::is_empty(value) {
                 vec![]
             } else {
                 vec![(INJECT, value)]
@@ -125,8 +124,8 @@ fn an_injected_pod_is_not_injected_again() {
 #[test]
 fn only_what_someone_asked_for_is_a_surprise() {
     assert!(SkipReason::HostNetwork.is_surprising() && !SkipReason::NotEnabled.is_surprising());
-    let spec = mk_pod(&[]).spec.expect("a spec");
-    assert_eq!(skip::pod_forbids(&spec), None);
+    let mirror = mk_pod(&[(INJECT, "enabled"), ("kubernetes.io/config.mirror", "hash")]);
+    assert_eq!(skipped(decide_in(&[], &mirror)), SkipReason::MirrorPod);
 }
 
 #[test]
