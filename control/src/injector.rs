@@ -22,7 +22,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -235,18 +235,25 @@ struct Ready {
     namespaces: Arc<AtomicBool>,
     /// Once the bundle was in place, an edit by hand is mended in a moment and no reason to send requests elsewhere.
     bundle_seen: Arc<AtomicBool>,
-    watched: Arc<std::sync::OnceLock<(watch::Receiver<Option<Arc<Serving>>>, watch::Receiver<ca_bundle::State>)>>,
+    watched: Arc<OnceLock<Watched>>,
+}
+
+/// What is known once the parts run.
+#[derive(Debug)]
+struct Watched {
+    presenting: watch::Receiver<Option<Arc<Serving>>>,
+    bundle: watch::Receiver<ca_bundle::State>,
 }
 
 impl Ready {
     fn begin(&self, presenting: watch::Receiver<Option<Arc<Serving>>>, bundle: watch::Receiver<ca_bundle::State>) {
-        let _ = self.watched.set((presenting, bundle));
+        self.watched.set(Watched { presenting, bundle }).expect("parts are started once");
     }
 
     /// Namespaces are known, a certificate is presented, and the API server trusts it, if there is a configuration
     /// that makes it ask: that one may well be applied only when the injector is ready.
     fn is_ready(&self) -> bool {
-        let Some((presenting, bundle)) = self.watched.get() else {
+        let Some(Watched { presenting, bundle }) = self.watched.get() else {
             return false;
         };
         let in_place = match *bundle.borrow() {
