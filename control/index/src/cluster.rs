@@ -42,6 +42,15 @@ struct State {
     outbound: Watches<(String, Target), OutboundPolicy>,
 }
 
+/// What happened to an object.
+#[derive(Clone, Debug)]
+pub enum Change<K> {
+    /// It was made or changed.
+    Applied(K),
+    /// It was deleted.
+    Deleted(ObjectKey),
+}
+
 /// How large the index is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
@@ -83,19 +92,35 @@ impl Cluster {
 
     /// An object was made or changed.
     pub fn apply<K: Tracked>(&self, object: &K) {
-        let (key, facts) = (ObjectKey::of(object), object.facts());
-        let mut state = self.state.write();
-        let mut dirty = Dirty::default();
-        if put::<K>(&mut state.store, &key, facts, &mut dirty) {
-            state.refresh(&self.config, &dirty);
-        }
+        self.change::<K>(vec![(ObjectKey::of(object), Some(object.facts()))]);
     }
 
     /// An object was deleted. Kubernetes may replay deletions after a relist, so an unknown key is no error.
     pub fn delete<K: Tracked>(&self, key: &ObjectKey) {
+        self.change::<K>(vec![(key.clone(), None)]);
+    }
+
+    /// These objects were made, changed or deleted, in this order. Watchers see one change, and answers are computed
+    /// once: a rollout of a large service is a burst of events.
+    pub fn apply_all<K: Tracked>(&self, events: &[Change<K>]) {
+        let facts = |event: &Change<K>| match event {
+            Change::Applied(object) => (ObjectKey::of(object), Some(object.facts())),
+            Change::Deleted(key) => (key.clone(), None),
+        };
+        self.change::<K>(events.iter().map(facts).collect());
+    }
+
+    fn change<K: Tracked>(&self, changes: Vec<(ObjectKey, Option<K::Facts>)>) {
         let mut state = self.state.write();
         let mut dirty = Dirty::default();
-        if take::<K>(&mut state.store, key, &mut dirty) {
+        let mut changed = false;
+        for (key, facts) in changes {
+            changed |= match facts {
+                Some(facts) => put::<K>(&mut state.store, &key, facts, &mut dirty),
+                None => take::<K>(&mut state.store, &key, &mut dirty),
+            };
+        }
+        if changed {
             state.refresh(&self.config, &dirty);
         }
     }

@@ -21,7 +21,7 @@ mod route;
 mod store;
 pub mod watcher;
 
-pub use cluster::{Cluster, Sizes};
+pub use cluster::{Change, Cluster, Sizes};
 pub use config::Config;
 pub use facts::{ObjectKey, Tracked};
 

@@ -27,13 +27,16 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::{Cluster, ObjectKey, Tracked};
+use crate::{Change, Cluster, ObjectKey, Tracked};
 
 /// How long a list request may take; the API server ends watches within this time, too.
 const WATCH_SECS: u32 = 290;
 
 /// Objects in one page of a list: bounds the memory that a relist takes.
 const PAGE_SIZE: u32 = 500;
+
+/// Events that are taken in at once when so many have come in.
+const BATCH_MAX: usize = 256;
 
 /// How often a kind that the cluster does not have is looked for.
 const MISSING_POLL: Duration = Duration::from_secs(5);
@@ -93,6 +96,7 @@ impl Watchers {
             metrics: self.metrics.clone(),
             kind,
             list: Vec::new(),
+            changes: Vec::new(),
             missing: false,
         };
         self.tasks.spawn(watch.run(self.client.clone()));
@@ -125,6 +129,8 @@ struct Watch<K> {
     metrics: Metrics,
     /// The objects of a list that is still coming in.
     list: Vec<K>,
+    /// Changes that have come in together and are not handed over yet; at most a batch.
+    changes: Vec<Change<K>>,
     missing: bool,
 }
 
@@ -137,17 +143,30 @@ where
         loop {
             self.wait_for_kind(&client).await;
             let config = watcher::Config::default().timeout(WATCH_SECS).page_size(PAGE_SIZE);
-            let mut events = watcher::watcher(api.clone(), config).default_backoff().boxed();
-            while let Some(event) = events.next().await {
-                match event {
-                    Ok(event) => self.event(event),
-                    Err(error) if is_missing(&error) => break,
-                    Err(error) => {
-                        let Self { group, kind, .. } = &self;
-                        warn!(group, kind = kind.kind, error = %chain(&error), "A watch failed: it begins anew");
+            let mut events = watcher::watcher(api.clone(), config).default_backoff().ready_chunks(BATCH_MAX).boxed();
+            'watch: while let Some(batch) = events.next().await {
+                for event in batch {
+                    match event {
+                        Ok(event) => self.event(event),
+                        Err(error) if is_missing(&error) => break 'watch,
+                        Err(error) => {
+                            let Self { group, kind, .. } = &self;
+                            warn!(group, kind = kind.kind, error = %chain(&error), "A watch failed: it begins anew");
+                        }
                     }
                 }
+                self.flush();
             }
+            self.flush();
+            // Discovery and the kind itself may disagree for a moment while a CRD comes or goes.
+            tokio::time::sleep(MISSING_POLL).await;
+        }
+    }
+
+    /// Hands over the changes that have come in.
+    fn flush(&mut self) {
+        if !self.changes.is_empty() {
+            self.cluster.apply_all(&std::mem::take(&mut self.changes));
         }
     }
 
@@ -170,6 +189,7 @@ where
         match event {
             Event::Init => {
                 self.metrics.restarts.get_or_create(&self.kind).inc();
+                self.flush();
                 self.list.clear();
             }
             Event::InitApply(object) => {
@@ -187,11 +207,11 @@ where
             }
             Event::Apply(object) => {
                 if let Some(object) = self.readable(object) {
-                    self.cluster.apply(&object);
+                    self.changes.push(Change::Applied(object));
                 }
             }
             // A deletion needs the object's name alone.
-            Event::Delete(object) => self.cluster.delete::<K>(&ObjectKey::of(&object)),
+            Event::Delete(object) => self.changes.push(Change::Deleted(ObjectKey::of(&object))),
         }
     }
 

@@ -10,7 +10,7 @@ use heddle_control_core::{
 use heddle_k8s::policy::Server;
 
 use super::fixtures::*;
-use crate::{Cluster, Config};
+use crate::{Change, Cluster, Config, ObjectKey};
 
 fn only(cluster: &Cluster, port: u16) -> Arc<Endpoint> {
     let watch = cluster.watch_endpoints("ns", "web", port);
@@ -260,4 +260,16 @@ fn a_clients_zone_is_its_nodes() {
     cluster.apply(&node.expect("a node"));
     assert_eq!(cluster.locate("n").zone.as_deref(), Some("z"));
     assert_eq!(cluster.locate("other").zone, None);
+}
+
+#[test]
+fn a_burst_of_events_is_one_change_in_order() {
+    let cluster = web();
+    let mut watch = cluster.watch_endpoints("ns", "web", 80);
+    watch.mark_unchanged();
+    let gone = ObjectKey { namespace: "ns".into(), name: "web-0".into() };
+    cluster.apply_all(&[Change::Deleted(gone.clone()), Change::Applied(mk_meshed_pod("ns", "web-0", "10.1.0.1"))]);
+    assert!(!watch.has_changed().expect("open"), "back where it was");
+    cluster.apply_all(&[Change::Applied(mk_pod("ns", "web-0", "10.1.0.1")), Change::<Pod>::Deleted(gone)]);
+    assert!(watch.borrow_and_update().addresses.is_empty());
 }
