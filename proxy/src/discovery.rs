@@ -46,6 +46,16 @@ pub(crate) enum Outbound {
     Unavailable(Arc<str>),
 }
 
+/// What is known of one of the pod's ports.
+#[derive(Clone, Debug)]
+pub(crate) struct Inbound {
+    /// Its policy; the default until the control plane has answered.
+    pub policy: Arc<ServerPolicy>,
+    /// Whether the control plane has answered, or has had its time to. Until then connections wait a moment: the
+    /// default may allow what the port's own policy does not.
+    pub settled: bool,
+}
+
 /// Lookups. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Discovery(Arc<Inner>);
@@ -58,7 +68,7 @@ struct Inner {
     inbound_policies: InboundServerPoliciesClient<ControlChannel>,
     outbound: Cache<SocketAddr, Outbound>,
     endpoints: Cache<Arc<str>, Arc<EndpointSet>>,
-    inbound: Cache<u16, Arc<ServerPolicy>>,
+    inbound: Cache<u16, Inbound>,
 }
 
 impl Discovery {
@@ -105,16 +115,19 @@ impl Discovery {
     }
 
     /// The policy of one of the pod's ports; the default until the control plane has answered.
-    pub(crate) fn inbound(&self, port: u16) -> Result<watch::Receiver<Arc<ServerPolicy>>, Full> {
+    pub(crate) fn inbound(&self, port: u16) -> Result<watch::Receiver<Inbound>, Full> {
         let inner = &self.0;
         let config = &inner.config.inbound;
         let default = || {
             let opaque = config.opaque_ports.contains(port);
-            Arc::new(
+            let policy =
                 config
                     .default_policy
-                    .policy(&config.cluster_networks, config.detect_timeout, opaque),
-            )
+                    .policy(&config.cluster_networks, config.detect_timeout, opaque);
+            Inbound {
+                policy: Arc::new(policy),
+                settled: false,
+            }
         };
         inner.inbound.watch(&inner.runtime, port, default, |publish| {
             let inner = inner.clone();

@@ -130,6 +130,7 @@ async fn accept_app(
     orig_dst: SocketAddr,
 ) -> Result<(Known, Carries), InboundError> {
     let port = worker.inbound.port(worker, orig_dst)?;
+    port.settled().await;
     let policy = port.policy();
     let timeout = match &policy.protocol {
         Protocol::Detect { timeout, .. } => *timeout,
@@ -208,6 +209,7 @@ async fn accept_direct(
     let port = worker
         .inbound
         .port(worker, SocketAddr::new(orig_dst.ip(), port))?;
+    port.settled().await;
     // Reading the header took exactly its bytes.
     let known = meshed(port, tls.into_inner(), client);
     Ok(match protocol {

@@ -58,16 +58,30 @@ impl Listeners {
     /// # Errors
     /// An address cannot be bound.
     pub(crate) fn bind(config: &Config) -> Result<Self, BindError> {
-        let outbound = config
-            .outbound
-            .listen
-            .iter()
-            .map(|&addr| bind(addr))
-            .collect::<Result<_, _>>()?;
+        let mut outbound = Vec::new();
+        for &addr in &config.outbound.listen {
+            match bind(addr) {
+                Ok(listener) => outbound.push(listener),
+                // A pod may have no IPv6 although its cluster does; then nothing comes that way.
+                Err(error)
+                    if addr.is_ipv6() && error.has_no_such_family() && config.outbound.listen.len() > 1 =>
+                {
+                    warn!(%addr, "Not listening: the pod has no IPv6");
+                }
+                Err(error) => return Err(error),
+            }
+        }
         Ok(Self {
             inbound: bind(config.inbound.listen)?,
             outbound,
         })
+    }
+}
+
+impl BindError {
+    fn has_no_such_family(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AddrNotAvailable
+            || self.source.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
     }
 }
 

@@ -11,6 +11,7 @@ mod config;
 mod detect;
 mod discovery;
 mod http;
+mod http1;
 mod inbound;
 mod io;
 mod listen;

@@ -3,18 +3,12 @@
 //!
 //! Belongs to one worker. Connections are driven by tasks of that worker.
 
-use std::{
-    cell::RefCell,
-    io,
-    net::SocketAddr,
-    rc::{Rc, Weak},
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::RefCell, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use h2::client::SendRequest as Http2Sender;
 use heddle_tls::rustls::pki_types::ServerName;
+use http::{Request, Response};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
@@ -28,7 +22,8 @@ use tokio_rustls::TlsConnector;
 use tracing::debug;
 
 use crate::{
-    http::RequestBody,
+    http::{ProxyError, RequestBody},
+    http1::{Connection, Http1Body, Http1Error},
     io::{Io, Prefixed, Socket},
     metrics::tcp::TcpHandles,
     tls::Tls,
@@ -124,7 +119,7 @@ enum Http2 {
 
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    connection: Box<Connection>,
     since: Instant,
 }
 
@@ -272,24 +267,62 @@ impl Upstream {
     }
 
     /// An HTTP/1 connection that no other request uses.
-    pub(crate) async fn http1(self: &Rc<Self>) -> Result<Pooled, ConnectError> {
+    pub(crate) async fn http1(self: &Rc<Self>) -> Result<Box<Connection>, ConnectError> {
         loop {
             let idle = self.idle.borrow_mut().pop();
-            let Some(Idle { mut sender, since }) = idle else {
+            let Some(Idle {
+                mut connection,
+                since,
+            }) = idle
+            else {
                 break;
             };
-            if since.elapsed() > IDLE_TIMEOUT || sender.is_closed() {
-                continue;
-            }
-            if sender.ready().await.is_ok() {
-                return Ok(Pooled::new(self, sender));
+            if since.elapsed() <= IDLE_TIMEOUT && connection.is_alive() {
+                return Ok(connection);
             }
         }
         Box::pin(self.fresh_http1()).await
     }
 
-    /// A new HTTP/1 connection.
-    pub(crate) async fn fresh_http1(self: &Rc<Self>) -> Result<Pooled, ConnectError> {
+    async fn fresh_http1(self: &Rc<Self>) -> Result<Box<Connection>, ConnectError> {
+        Ok(Connection::new(self.connect().await?, Rc::downgrade(self)))
+    }
+
+    /// Sends a request on a connection of [`Upstream::http1`]. One that an idle connection swallowed, because the
+    /// other side was closing it, is sent again on a new one.
+    pub(crate) async fn send_http1(
+        self: &Rc<Self>,
+        connection: Box<Connection>,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Http1Body>, ProxyError> {
+        let (head, body) = request.into_parts();
+        match connection.send(&head, body).await {
+            Ok(response) => Ok(response),
+            Err((_, Some(body))) => {
+                let connection = Box::pin(self.fresh_http1()).await?;
+                connection
+                    .send(&head, body)
+                    .await
+                    .map_err(|(error, _)| ProxyError::Http1(error))
+            }
+            Err((Http1Error::Client(error), None)) => Err(ProxyError::Client(error)),
+            Err((error, None)) => Err(ProxyError::Http1(error)),
+        }
+    }
+
+    /// Takes a connection back that is free again.
+    pub(crate) fn give_back(&self, connection: Box<Connection>) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < IDLE_MAX {
+            idle.push(Idle {
+                connection,
+                since: Instant::now(),
+            });
+        }
+    }
+
+    /// An HTTP/1 connection that may become something else.
+    pub(crate) async fn upgradable(&self) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
         let addr = self.target.addr;
         let io = self.connect().await?;
         let (sender, connection) = http1::Builder::new()
@@ -305,63 +338,14 @@ impl Upstream {
                 debug!(%addr, %error, "HTTP/1 connection ended");
             }
         });
-        Ok(Pooled::new(self, sender))
+        Ok(sender)
     }
 
     /// Closes connections that have been idle for too long.
     pub(crate) fn sweep(&self) {
         self.idle
             .borrow_mut()
-            .retain(|idle| idle.since.elapsed() <= IDLE_TIMEOUT && !idle.sender.is_closed());
-    }
-}
-
-/// An HTTP/1 connection in use by one request; it goes back to the idle ones when its response has ended well.
-#[derive(Debug)]
-pub(crate) struct Pooled {
-    upstream: Weak<Upstream>,
-    /// Taken when it goes back.
-    sender: Option<http1::SendRequest<RequestBody>>,
-    reusable: bool,
-}
-
-impl Pooled {
-    fn new(upstream: &Rc<Upstream>, sender: http1::SendRequest<RequestBody>) -> Self {
-        Self {
-            upstream: Rc::downgrade(upstream),
-            sender: Some(sender),
-            reusable: false,
-        }
-    }
-
-    pub(crate) fn sender(&mut self) -> &mut http1::SendRequest<RequestBody> {
-        self.sender
-            .as_mut()
-            .expect("the sender is taken only when this is dropped")
-    }
-
-    /// The response was read to its end.
-    pub(crate) fn reusable(&mut self) {
-        self.reusable = true;
-    }
-}
-
-impl Drop for Pooled {
-    fn drop(&mut self) {
-        if let Some(sender) = self
-            .sender
-            .take()
-            .filter(|sender| self.reusable && !sender.is_closed())
-            && let Some(upstream) = self.upstream.upgrade()
-        {
-            let mut idle = upstream.idle.borrow_mut();
-            if idle.len() < IDLE_MAX {
-                idle.push(Idle {
-                    sender,
-                    since: Instant::now(),
-                });
-            }
-        }
+            .retain(|idle| idle.since.elapsed() <= IDLE_TIMEOUT);
     }
 }
 

@@ -1,19 +1,22 @@
 //! The policy of one of the pod's ports: `InboundServerPolicies.WatchPort`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use heddle_proxy_policy::ServerPolicy;
 use linkerd2_proxy_api::inbound::PortSpec;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 use tonic::Code;
 use tracing::{debug, error};
 
 use super::{
-    Inner,
+    Inbound, Inner,
     stream::{self, Event, Next},
 };
 
-pub(super) async fn follow(inner: &Inner, port: u16, publish: &watch::Sender<Arc<ServerPolicy>>) {
+/// How long connections wait for the control plane's first answer before the default policy holds.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+
+pub(super) async fn follow(inner: &Inner, port: u16, publish: &watch::Sender<Inbound>) {
     let open = || {
         let mut client = inner.inbound_policies.clone();
         let request = PortSpec {
@@ -22,7 +25,7 @@ pub(super) async fn follow(inner: &Inner, port: u16, publish: &watch::Sender<Arc
         };
         async move { client.watch_port(request).await }
     };
-    stream::follow(
+    let following = stream::follow(
         format!("policy of port {port}"),
         inner.config.control.streams,
         open,
@@ -33,17 +36,33 @@ pub(super) async fn follow(inner: &Inner, port: u16, publish: &watch::Sender<Arc
                     ServerPolicy::invalid(inner.config.inbound.detect_timeout)
                 });
                 debug!(port, server = policy.meta.name(), "Policy changed");
-                publish.send_replace(Arc::new(policy));
+                publish.send_replace(Inbound {
+                    policy: Arc::new(policy),
+                    settled: true,
+                });
                 Next::Retry
             }
             // The controller will never know this port of this workload; the default policy stays.
             Event::Failed(status)
                 if matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition) =>
             {
+                settle(publish);
                 Next::Stop
             }
-            Event::Failed(_) => Next::Retry,
+            Event::Failed(_) => {
+                settle(publish);
+                Next::Retry
+            }
         },
-    )
-    .await;
+    );
+    let settling = async {
+        sleep(SETTLE_TIMEOUT).await;
+        settle(publish);
+    };
+    tokio::join!(following, settling);
+}
+
+/// The default policy holds from here on, unless another is known.
+fn settle(publish: &watch::Sender<Inbound>) {
+    publish.send_if_modified(|inbound| !std::mem::replace(&mut inbound.settled, true));
 }

@@ -13,7 +13,11 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{grpc_status, replay::ReplayBody};
-use crate::metrics::http::{End, HttpHandles};
+use crate::{
+    balance::InFlight,
+    http1::{Http1Body, Http1Error},
+    metrics::http::{End, HttpHandles},
+};
 
 /// A body that could not be passed on.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +26,8 @@ pub(crate) enum BodyError {
     Hyper(#[from] hyper::Error),
     #[error(transparent)]
     H2(#[from] h2::Error),
+    #[error(transparent)]
+    Http1(#[from] Box<Http1Error>),
     #[error("the response took longer than its policy allows")]
     Timeout,
     #[error("another try of the request has begun")]
@@ -35,6 +41,8 @@ pub(crate) enum RequestBody {
     Incoming(Incoming),
     /// From the client, and kept so that it can be sent again.
     Replay(ReplayBody),
+    /// None.
+    Empty,
 }
 
 impl Body for RequestBody {
@@ -48,6 +56,7 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
             Self::Replay(body) => body.poll_next(cx),
+            Self::Empty => Poll::Ready(None),
         }
     }
 
@@ -55,6 +64,7 @@ impl Body for RequestBody {
         match self {
             Self::Incoming(body) => body.is_end_stream(),
             Self::Replay(body) => body.is_ended(),
+            Self::Empty => true,
         }
     }
 
@@ -62,6 +72,7 @@ impl Body for RequestBody {
         match self {
             Self::Incoming(body) => body.size_hint(),
             Self::Replay(body) => body.hint(),
+            Self::Empty => SizeHint::with_exact(0),
         }
     }
 }
@@ -77,7 +88,8 @@ pub(crate) struct ResponseBody {
 #[derive(Debug)]
 enum Source {
     Full(Option<Bytes>),
-    Http1(Incoming),
+    Hyper(Incoming),
+    Http1(Http1Body),
     Http2 { stream: h2::RecvStream, data_done: bool },
 }
 
@@ -95,7 +107,15 @@ impl ResponseBody {
         }
     }
 
-    pub(crate) fn http1(body: Incoming) -> Self {
+    pub(crate) fn hyper(body: Incoming) -> Self {
+        Self {
+            source: Source::Hyper(body),
+            tracker: None,
+            deadline: None,
+        }
+    }
+
+    pub(crate) fn http1(body: Http1Body) -> Self {
         Self {
             source: Source::Http1(body),
             tracker: None,
@@ -137,7 +157,8 @@ impl Source {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self {
             Self::Full(data) => Poll::Ready(data.take().map(|data| Ok(Frame::data(data)))),
-            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+            Self::Hyper(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+            Self::Http1(body) => Pin::new(body).poll_frame(cx),
             Self::Http2 { stream, data_done } => {
                 if !*data_done {
                     match ready!(stream.poll_data(cx)) {
@@ -208,6 +229,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Full(data) => SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64)),
+            Source::Hyper(body) => body.size_hint(),
             Source::Http1(body) => body.size_hint(),
             Source::Http2 { .. } => SizeHint::default(),
         }
@@ -218,6 +240,7 @@ impl Source {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(data) => data.is_none(),
+            Self::Hyper(body) => body.is_end_stream(),
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2 { stream, .. } => stream.is_end_stream(),
         }
@@ -232,15 +255,8 @@ pub(crate) struct Tracker {
     grpc_status: Option<u32>,
     started: Instant,
     ended: bool,
-    /// Whatever else lives as long as the response does.
-    held: Held,
-}
-
-/// What a response in flight holds on to.
-#[derive(Debug, Default)]
-pub(crate) struct Held {
-    pub _load: Option<crate::balance::InFlight>,
-    pub pooled: Option<crate::upstream::Pooled>,
+    /// The endpoint is busy with the request until then.
+    _in_flight: Option<InFlight>,
 }
 
 impl Tracker {
@@ -249,7 +265,7 @@ impl Tracker {
         status: StatusCode,
         headers: &HeaderMap,
         started: Instant,
-        held: Held,
+        in_flight: Option<InFlight>,
     ) -> Self {
         let grpc_status = grpc_status(headers);
         Self {
@@ -258,7 +274,7 @@ impl Tracker {
             grpc_status,
             started,
             ended: false,
-            held,
+            _in_flight: in_flight,
         }
     }
 
@@ -267,9 +283,6 @@ impl Tracker {
             self.ended = true;
             let end = self.grpc_status.map_or(End::Http, End::Grpc);
             self.handles.response(self.status, end, self.started);
-            if let Some(pooled) = &mut self.held.pooled {
-                pooled.reusable();
-            }
         }
     }
 }

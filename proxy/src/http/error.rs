@@ -3,7 +3,7 @@
 use http::{HeaderValue, Response, StatusCode, header};
 
 use super::ResponseBody;
-use crate::upstream::ConnectError;
+use crate::{http1::Http1Error, upstream::ConnectError};
 
 /// Why there is no response from an upstream.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +29,9 @@ pub(crate) enum ProxyError {
     #[error("no response headers within {0:?}")]
     Timeout(std::time::Duration),
     #[error("the endpoint did not answer")]
-    Http1(#[source] hyper::Error),
+    Http1(#[source] Http1Error),
+    #[error("the endpoint did not answer")]
+    Upgrade(#[source] hyper::Error),
     #[error("the endpoint did not answer")]
     Http2(#[source] h2::Error),
     #[error("the client's request ended early")]
@@ -54,9 +56,12 @@ impl ProxyError {
     /// Who erred.
     pub(crate) fn side(&self) -> Side {
         match self {
-            Self::Connect(_) | Self::Timeout(_) | Self::Http1(_) | Self::Http2(_) | Self::FailFast(_) => {
-                Side::Upstream
-            }
+            Self::Connect(_)
+            | Self::Timeout(_)
+            | Self::Http1(_)
+            | Self::Upgrade(_)
+            | Self::Http2(_)
+            | Self::FailFast(_) => Side::Upstream,
             Self::Client(_)
             | Self::BadRequest(_)
             | Self::Unauthorized
@@ -72,7 +77,7 @@ impl ProxyError {
             Self::FailFast(_) => "failfast",
             Self::LoadShed(_) => "load_shed",
             Self::Timeout(_) => "response timeout",
-            Self::Connect(_) | Self::Http1(_) | Self::Http2(_) => "i/o",
+            Self::Connect(_) | Self::Http1(_) | Self::Upgrade(_) | Self::Http2(_) => "i/o",
             Self::Unauthorized => "unauthorized",
             Self::RateLimited => "rate limited",
             Self::NoRoute => "no route",
@@ -87,7 +92,7 @@ impl ProxyError {
             }
             Self::InvalidPolicy(_) | Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::NoSuchService | Self::Connect(_) | Self::Http1(_) | Self::Http2(_) => {
+            Self::NoSuchService | Self::Connect(_) | Self::Http1(_) | Self::Upgrade(_) | Self::Http2(_) => {
                 StatusCode::BAD_GATEWAY
             }
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,

@@ -2,31 +2,26 @@
 //! They travel as HTTP/1, each on a connection of its own, and become bytes when the server agrees.
 
 use http::{Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
 use super::{ProxyError, RequestBody, ResponseBody};
-use crate::upstream::Pooled;
 
 /// Sends the request; if the server agrees, copies both ways in a task of its own, which holds on to `held`.
 pub(crate) async fn send(
-    mut pooled: Pooled,
+    mut sender: SendRequest<RequestBody>,
     mut request: Request<Incoming>,
     held: impl Sized + 'static,
 ) -> Result<Response<ResponseBody>, ProxyError> {
     let connect = request.method() == Method::CONNECT;
     let client = hyper::upgrade::on(&mut request);
     let request = request.map(RequestBody::Incoming);
-    let mut response = pooled
-        .sender()
-        .send_request(request)
-        .await
-        .map_err(ProxyError::Http1)?;
+    let mut response = sender.send_request(request).await.map_err(ProxyError::Upgrade)?;
     let agreed =
         response.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && response.status().is_success());
     if !agreed {
-        return Ok(response.map(ResponseBody::http1));
+        return Ok(response.map(ResponseBody::hyper));
     }
     let server = hyper::upgrade::on(&mut response);
     tokio::task::spawn_local(async move {
@@ -39,7 +34,7 @@ pub(crate) async fn send(
         if let Err(error) = copied.await {
             debug!(%error, "Upgraded connection failed");
         }
-        drop((held, pooled));
+        drop((held, sender));
     });
     Ok(response.map(|_| ResponseBody::empty()))
 }

@@ -3,11 +3,15 @@
 use std::{net::SocketAddr, rc::Rc};
 
 use heddle_proxy_policy::Permit;
+use http::{Request, Response};
+use hyper::client::conn::http1::SendRequest;
 
 use crate::{
+    http::{ProxyError, RequestBody},
+    http1::Http1Body,
     io::Io,
     metrics::{labels::Labels, tcp::TcpHandles},
-    upstream::{ConnectError, Pooled, Target, Upstream},
+    upstream::{ConnectError, Target, Upstream},
     worker::Worker,
 };
 
@@ -39,14 +43,22 @@ impl App {
         self.upstream.connect().await
     }
 
-    /// A connection for one HTTP/1 request.
-    pub(crate) async fn http1(&self, _permit: &Permit) -> Result<Pooled, ConnectError> {
-        self.upstream.http1().await
+    /// One HTTP/1 request.
+    pub(crate) async fn http1(
+        &self,
+        _permit: &Permit,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Http1Body>, ProxyError> {
+        let connection = self.upstream.http1().await?;
+        self.upstream.send_http1(connection, request).await
     }
 
-    /// An HTTP/1 connection that becomes something else.
-    pub(crate) async fn fresh_http1(&self, _permit: &Permit) -> Result<Pooled, ConnectError> {
-        self.upstream.fresh_http1().await
+    /// An HTTP/1 connection that may become something else.
+    pub(crate) async fn upgradable(
+        &self,
+        _permit: &Permit,
+    ) -> Result<SendRequest<RequestBody>, ConnectError> {
+        self.upstream.upgradable().await
     }
 
     /// A place on the shared HTTP/2 connection.

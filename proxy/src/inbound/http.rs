@@ -12,7 +12,7 @@ use super::{Known, port::Port};
 use crate::{
     http::{
         ProxyError, RequestBody, ResponseBody,
-        body::{Held, Tracker},
+        body::Tracker,
         filter, headers, is_grpc, pipe,
         serve::{self, HttpVersion},
         upgrade,
@@ -123,41 +123,30 @@ impl Connection {
             return Box::pin(self.upgrade(&permit, request)).await;
         }
         let mut request = request.map(RequestBody::Incoming);
-        let (mut response, pooled) = match was_http1 {
+        let result = match was_http1 {
             true => {
                 headers::strip_connection(request.headers_mut());
                 if !orig_proto {
                     headers::origin_form(&mut request);
                 }
-                let mut pooled = self.port.app().http1(&permit).await?;
-                // The application may close an idle connection at any time. What it never saw can be sent again.
-                let response = match pooled.sender().try_send_request(request).await {
-                    Ok(response) => response,
-                    Err(mut error) => match error.take_message() {
-                        Some(request) => {
-                            pooled = Box::pin(self.port.app().fresh_http1(&permit)).await?;
-                            pooled
-                                .sender()
-                                .send_request(request)
-                                .await
-                                .map_err(ProxyError::Http1)?
-                        }
-                        None => {
-                            return Err(self.failed(&handles, started, ProxyError::Http1(error.into_error())));
-                        }
-                    },
-                };
-                (response.map(ResponseBody::http1), Some(pooled))
+                self.port
+                    .app()
+                    .http1(&permit, request)
+                    .await
+                    .map(|response| response.map(ResponseBody::http1))
             }
             false => {
                 let mut sender = self.port.app().http2(&permit).await?;
                 headers::absolute_uri(&mut request, || http::uri::Authority::from_static("localhost"));
                 let (head, body) = request.into_parts();
-                match pipe::send(&mut sender, head, body).await {
-                    Ok(response) => (response.map(ResponseBody::http2), None),
-                    Err(error) => return Err(self.failed(&handles, started, error)),
-                }
+                pipe::send(&mut sender, head, body)
+                    .await
+                    .map(|response| response.map(ResponseBody::http2))
             }
+        };
+        let mut response = match result {
+            Ok(response) => response,
+            Err(error) => return Err(self.failed(&handles, started, error)),
         };
         let version = response.version();
         headers::clean_response(&mut response);
@@ -176,13 +165,12 @@ impl Connection {
         } else {
             Version::HTTP_11
         };
-        let held = Held { _load: None, pooled };
         let tracker = Tracker::new(
             handles.http.clone(),
             response.status(),
             response.headers(),
             started,
-            held,
+            None,
         );
         Ok(response.map(|body| body.tracked(tracker)))
     }
@@ -195,7 +183,7 @@ impl Connection {
         if request.method() != http::Method::CONNECT {
             headers::origin_form(&mut request);
         }
-        let connection = self.port.app().fresh_http1(permit).await?;
+        let connection = self.port.app().upgradable(permit).await?;
         upgrade::send(connection, request, ()).await
     }
 

@@ -14,7 +14,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::app::App;
 use crate::{
-    discovery::Full,
+    discovery::{Full, Inbound},
     metrics::{labels::Labels, tcp::TcpHandles},
     worker::Worker,
 };
@@ -31,7 +31,7 @@ pub(crate) struct Ports(RefCell<AHashMap<SocketAddr, Rc<Port>>>);
 pub(crate) struct Port {
     worker: Rc<Worker>,
     addr: SocketAddr,
-    watch: RefCell<watch::Receiver<Arc<ServerPolicy>>>,
+    watch: RefCell<watch::Receiver<Inbound>>,
     current: RefCell<Arc<ServerPolicy>>,
     app: App,
     sources: RefCell<AHashMap<(ClientTls, &'static str), TcpHandles>>,
@@ -47,7 +47,7 @@ impl Ports {
             return Ok(port.clone());
         }
         let watch = worker.discovery.inbound(addr.port())?;
-        let current = watch.borrow().clone();
+        let current = watch.borrow().policy.clone();
         // An address of ours is where the application listens; any other was translated on the way here, and loopback
         // is the one that every application of the pod can be reached at.
         let ip = match addr.ip() {
@@ -90,18 +90,28 @@ impl Port {
         &self.app
     }
 
+    /// Waits for the control plane's first answer, for a moment.
+    pub(crate) async fn settled(&self) {
+        if self.watch.borrow().borrow().settled {
+            return;
+        }
+        let mut watch = self.changes();
+        // It ends only with the process.
+        let _ = watch.wait_for(|inbound| inbound.settled).await;
+    }
+
     /// The policy as it is now.
     pub(crate) fn policy(&self) -> Arc<ServerPolicy> {
         let mut watch = self.watch.borrow_mut();
         if watch.has_changed().unwrap_or(false) {
-            let policy = watch.borrow_and_update().clone();
+            let policy = watch.borrow_and_update().policy.clone();
             *self.current.borrow_mut() = policy;
         }
         self.current.borrow().clone()
     }
 
     /// For waiting for the next change.
-    pub(crate) fn changes(&self) -> watch::Receiver<Arc<ServerPolicy>> {
+    pub(crate) fn changes(&self) -> watch::Receiver<Inbound> {
         self.watch.borrow().clone()
     }
 

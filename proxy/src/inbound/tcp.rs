@@ -45,7 +45,7 @@ pub(super) async fn serve(
                 // Nobody publishes policies any more: the last one stays.
                 std::future::pending::<()>().await;
             }
-            if !still_allowed(&changes.borrow_and_update().clone(), &client) {
+            if !still_allowed(&changes.borrow_and_update().policy, &client) {
                 return;
             }
         }

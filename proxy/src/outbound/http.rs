@@ -17,7 +17,7 @@ use crate::{
     balance::{Balancer, Endpoint},
     http::{
         ProxyError, RequestBody, ResponseBody,
-        body::{Held, Tracker},
+        body::Tracker,
         filter, grpc_status, headers, is_grpc, pipe,
         serve::{self, HttpVersion},
     },
@@ -197,20 +197,16 @@ impl Client {
                 let (head, body) = request.into_parts();
                 pipe::send(&mut sender, head, body)
                     .await
-                    .map(|response| (response.map(ResponseBody::http2), None))
+                    .map(|response| response.map(ResponseBody::http2))
             }
-            Connection::Http1(mut pooled) => {
+            Connection::Http1(connection) => {
                 self.to_http1(&mut request);
-                let sent = pooled
-                    .sender()
-                    .send_request(request)
-                    .await
-                    .map_err(ProxyError::Http1);
-                sent.map(|response| (response.map(ResponseBody::http1), Some(pooled)))
+                let sent = endpoint.http().send_http1(connection, request).await;
+                sent.map(|response| response.map(ResponseBody::http1))
             }
         };
-        let (mut response, pooled) = match result {
-            Ok(answered) => answered,
+        let mut response = match result {
+            Ok(response) => response,
             Err(error) => {
                 balancer.judge(&endpoint, true, http.failure_accrual.as_ref());
                 handles.response(
@@ -226,11 +222,13 @@ impl Client {
             || grpc_status(response.headers()).is_some_and(|code| code != 0);
         balancer.judge(&endpoint, failed, http.failure_accrual.as_ref());
         *response.version_mut() = if http1 { Version::HTTP_11 } else { Version::HTTP_2 };
-        let held = Held {
-            _load: Some(in_flight),
-            pooled,
-        };
-        let tracker = Tracker::new(handles, response.status(), response.headers(), started, held);
+        let tracker = Tracker::new(
+            handles,
+            response.status(),
+            response.headers(),
+            started,
+            Some(in_flight),
+        );
         Ok(response.map(|body| body.tracked(tracker)))
     }
 
@@ -257,7 +255,7 @@ impl Client {
 
 enum Connection {
     Http2(h2::client::SendRequest<bytes::Bytes>),
-    Http1(crate::upstream::Pooled),
+    Http1(Box<crate::http1::Connection>),
 }
 
 async fn connection(endpoint: &Endpoint, http1: bool) -> Result<Connection, ConnectError> {

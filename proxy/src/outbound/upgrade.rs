@@ -17,7 +17,7 @@ pub(super) async fn serve(
     let deadline = balancer.failfast_deadline();
     let (endpoint, connection) = loop {
         let endpoint = balancer.pick(deadline).await?;
-        match endpoint.http().fresh_http1().await {
+        match endpoint.http().upgradable().await {
             Ok(connection) => break (endpoint, connection),
             Err(error) => {
                 endpoint.connect_failed();

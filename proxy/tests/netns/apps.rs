@@ -1,10 +1,6 @@
 //! Applications and their clients.
 
-use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
@@ -42,12 +38,19 @@ pub(crate) fn serve_http(namespace: &Namespace, port: u16, name: &'static str) {
     let (up, is_up) = std::sync::mpsc::channel();
     namespace.thread(move || {
         runtime().block_on(async move {
-            let listener = TcpListener::bind(("0.0.0.0", port)).await.expect("the port is free");
+            let listener = TcpListener::bind(("0.0.0.0", port))
+                .await
+                .expect("the port is free");
             up.send(()).expect("the test waits for this");
             loop {
-                let Ok((tcp, _)) = listener.accept().await else { continue };
+                let Ok((tcp, _)) = listener.accept().await else {
+                    continue;
+                };
                 tokio::spawn(async move {
-                    let service = service_fn(move |request| async move { Ok::<_, Infallible>(answer(request, name).await) });
+                    let service =
+                        service_fn(
+                            move |request| async move { Ok::<_, Infallible>(answer(request, name).await) },
+                        );
                     let serving = auto::Builder::new(TokioExecutor::new());
                     let serving = serving.serve_connection_with_upgrades(TokioIo::new(tcp), service);
                     // Clients come and go.
@@ -63,7 +66,12 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
     let full = |text: String| Full::new(Bytes::from(text)).boxed();
     let mut response = match request.uri().path() {
         "/echo" => {
-            let body = request.body_mut().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            let body = request
+                .body_mut()
+                .collect()
+                .await
+                .map(|body| body.to_bytes())
+                .unwrap_or_default();
             Response::new(Full::new(body).boxed())
         }
         "/slow" => {
@@ -78,10 +86,15 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
         "/grpc.Test/Call" => {
             let mut trailers = HeaderMap::new();
             trailers.insert("grpc-status", HeaderValue::from_static("0"));
-            let frames = [Frame::data(Bytes::from_static(b"message")), Frame::trailers(trailers)];
+            let frames = [
+                Frame::data(Bytes::from_static(b"message")),
+                Frame::trailers(trailers),
+            ];
             let body = StreamBody::new(tokio_stream::iter(frames.map(Ok)));
             let mut response = Response::new(body.boxed());
-            response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+            response
+                .headers_mut()
+                .insert("content-type", HeaderValue::from_static("application/grpc"));
             response
         }
         "/upgrade" => {
@@ -98,18 +111,37 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
             });
             let mut response = Response::new(full(String::new()));
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
-            response.headers_mut().insert("upgrade", HeaderValue::from_static("reverse"));
+            response
+                .headers_mut()
+                .insert("connection", HeaderValue::from_static("upgrade"));
+            response
+                .headers_mut()
+                .insert("upgrade", HeaderValue::from_static("reverse"));
             response
         }
         _ => Response::new(full(name.to_owned())),
     };
     let seen_version = format!("{:?}", request.version());
-    let client_id = request.headers().get("l5d-client-id").cloned().unwrap_or(HeaderValue::from_static("none"));
-    let seen_host = request.headers().get("host").cloned().unwrap_or(HeaderValue::from_static("none"));
-    let seen_l5d = request.headers().keys().filter(|name| name.as_str().starts_with("l5d-")).count();
+    let client_id = request
+        .headers()
+        .get("l5d-client-id")
+        .cloned()
+        .unwrap_or(HeaderValue::from_static("none"));
+    let seen_host = request
+        .headers()
+        .get("host")
+        .cloned()
+        .unwrap_or(HeaderValue::from_static("none"));
+    let seen_l5d = request
+        .headers()
+        .keys()
+        .filter(|name| name.as_str().starts_with("l5d-"))
+        .count();
     let headers = response.headers_mut();
-    headers.insert("seen-version", HeaderValue::from_str(&seen_version).expect("a version"));
+    headers.insert(
+        "seen-version",
+        HeaderValue::from_str(&seen_version).expect("a version"),
+    );
     headers.insert("seen-client-id", client_id);
     headers.insert("seen-host", seen_host);
     headers.insert("seen-l5d", HeaderValue::from(seen_l5d));
@@ -121,10 +153,14 @@ pub(crate) fn serve_greeting(namespace: &Namespace, port: u16) {
     let (up, is_up) = std::sync::mpsc::channel();
     namespace.thread(move || {
         runtime().block_on(async move {
-            let listener = TcpListener::bind(("0.0.0.0", port)).await.expect("the port is free");
+            let listener = TcpListener::bind(("0.0.0.0", port))
+                .await
+                .expect("the port is free");
             up.send(()).expect("the test waits for this");
             loop {
-                let Ok((mut tcp, _)) = listener.accept().await else { continue };
+                let Ok((mut tcp, _)) = listener.accept().await else {
+                    continue;
+                };
                 tokio::spawn(async move {
                     tcp.write_all(b"220 hello\r\n").await?;
                     let (mut read, mut write) = tcp.split();
@@ -162,7 +198,10 @@ impl Http1 {
 
 /// A request for a path.
 pub(crate) fn get(path: &str) -> Request<Full<Bytes>> {
-    Request::get(path).header("host", "web.test").body(Full::default()).expect("a valid request")
+    Request::get(path)
+        .header("host", "web.test")
+        .body(Full::default())
+        .expect("a valid request")
 }
 
 /// One request on a connection of its own.
@@ -184,5 +223,10 @@ async fn read(response: Response<Incoming>) -> Result<Reply, Error> {
     let body = body.collect().await?;
     let trailers = body.trailers().cloned();
     let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-    Ok(Reply { status: head.status.as_u16(), headers: head.headers, body, trailers })
+    Ok(Reply {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        body,
+        trailers,
+    })
 }

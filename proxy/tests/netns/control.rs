@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::StreamExt as _;
 use linkerd2_proxy_api::{
     destination::{self, destination_server as dst},
     identity::{self, identity_server as id},
@@ -16,14 +17,20 @@ use linkerd2_proxy_api::{
     outbound::{self, outbound_policies_server as out, traffic_spec},
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use tokio::{net::TcpListener, sync::watch};
-use futures_util::StreamExt as _;
-use tokio_stream::{Stream, wrappers::{TcpListenerStream, WatchStream}};
+use tokio_stream::{
+    Stream,
+    wrappers::{TcpListenerStream, WatchStream},
+};
 use tonic::{Request, Response, Status};
 
-use crate::{net::{Namespace, runtime}, policies};
+use crate::{
+    net::{Namespace, runtime},
+    policies,
+};
 
 pub(crate) const PORT: u16 = 8086;
 
@@ -36,7 +43,6 @@ struct Inner {
     anchors: String,
     endpoints: Mutex<HashMap<String, watch::Sender<Vec<destination::WeightedAddr>>>>,
     outbound: Mutex<HashMap<SocketAddr, watch::Sender<outbound::OutboundPolicy>>>,
-    profiles: Mutex<HashMap<SocketAddr, destination::DestinationProfile>>,
     inbound: Mutex<HashMap<(String, u16), watch::Sender<inbound::Server>>>,
 }
 
@@ -50,7 +56,9 @@ impl Script {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "root.linkerd.cluster.local");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "root.linkerd.cluster.local");
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let key = KeyPair::generate().expect("a key");
         let anchors = params.self_signed(&key).expect("a certificate").pem();
@@ -59,7 +67,6 @@ impl Script {
             anchors,
             endpoints: Mutex::default(),
             outbound: Mutex::default(),
-            profiles: Mutex::default(),
             inbound: Mutex::default(),
         }))
     }
@@ -69,22 +76,32 @@ impl Script {
     }
 
     pub(crate) fn set_endpoints(&self, path: &str, endpoints: Vec<destination::WeightedAddr>) {
-        let mut all = self.0.endpoints.lock().expect("no test panics while it holds this");
-        all.entry(path.to_owned()).or_insert_with(|| watch::Sender::new(Vec::new())).send_replace(endpoints);
+        let mut all = self
+            .0
+            .endpoints
+            .lock()
+            .expect("no test panics while it holds this");
+        all.entry(path.to_owned())
+            .or_insert_with(|| watch::Sender::new(Vec::new()))
+            .send_replace(endpoints);
     }
 
     pub(crate) fn set_outbound(&self, addr: SocketAddr, policy: outbound::OutboundPolicy) {
-        let mut all = self.0.outbound.lock().expect("no test panics while it holds this");
-        all.entry(addr).or_insert_with(|| watch::Sender::new(policy.clone())).send_replace(policy);
-    }
-
-    pub(crate) fn set_profile(&self, addr: SocketAddr, profile: destination::DestinationProfile) {
-        self.0.profiles.lock().expect("no test panics while it holds this").insert(addr, profile);
+        let mut all = self
+            .0
+            .outbound
+            .lock()
+            .expect("no test panics while it holds this");
+        all.entry(addr)
+            .or_insert_with(|| watch::Sender::new(policy.clone()))
+            .send_replace(policy);
     }
 
     pub(crate) fn set_inbound(&self, workload: &str, port: u16, server: inbound::Server) {
         let mut all = self.0.inbound.lock().expect("no test panics while it holds this");
-        all.entry((workload.to_owned(), port)).or_insert_with(|| watch::Sender::new(server.clone())).send_replace(server);
+        all.entry((workload.to_owned(), port))
+            .or_insert_with(|| watch::Sender::new(server.clone()))
+            .send_replace(server);
     }
 
     /// Serves the script on a pod's loopback.
@@ -95,7 +112,9 @@ impl Script {
         let thread = namespace.thread(move || {
             // Dropping the runtime cuts all connections, as a crash would.
             runtime().block_on(async move {
-                let listener = TcpListener::bind(("127.0.0.1", PORT)).await.expect("the port is free in a new namespace");
+                let listener = TcpListener::bind(("127.0.0.1", PORT))
+                    .await
+                    .expect("the port is free in a new namespace");
                 up.send(()).expect("the test waits for this");
                 let server = tonic::transport::Server::builder()
                     .add_service(dst::DestinationServer::new(script.clone()))
@@ -110,7 +129,10 @@ impl Script {
             });
         });
         is_up.recv().expect("the control plane starts");
-        Running { stop: Some(stop), thread: Some(thread) }
+        Running {
+            stop: Some(stop),
+            thread: Some(thread),
+        }
     }
 }
 
@@ -141,18 +163,34 @@ impl dst::Destination for Script {
     type GetStream = Streaming<destination::Update>;
     type GetProfileStream = Streaming<destination::DestinationProfile>;
 
-    async fn get(&self, request: Request<destination::GetDestination>) -> Result<Response<Self::GetStream>, Status> {
+    async fn get(
+        &self,
+        request: Request<destination::GetDestination>,
+    ) -> Result<Response<Self::GetStream>, Status> {
         let path = request.into_inner().path;
         let watch = {
-            let all = self.0.endpoints.lock().expect("no test panics while it holds this");
-            all.get(&path).ok_or_else(|| Status::not_found(format!("no service {path}")))?.subscribe()
+            let all = self
+                .0
+                .endpoints
+                .lock()
+                .expect("no test panics while it holds this");
+            all.get(&path)
+                .ok_or_else(|| Status::not_found(format!("no service {path}")))?
+                .subscribe()
         };
         let mut known: Vec<net::TcpAddress> = Vec::new();
         let updates = WatchStream::new(watch).flat_map(move |now| {
             let addrs: Vec<_> = now.iter().filter_map(|one| one.addr).collect();
-            let gone: Vec<_> = known.iter().filter(|addr| !addrs.contains(addr)).copied().collect();
+            let gone: Vec<_> = known
+                .iter()
+                .filter(|addr| !addrs.contains(addr))
+                .copied()
+                .collect();
             known = addrs;
-            let add = destination::WeightedAddrSet { addrs: now.clone(), metric_labels: HashMap::new() };
+            let add = destination::WeightedAddrSet {
+                addrs: now.clone(),
+                metric_labels: HashMap::new(),
+            };
             let add = match now.is_empty() {
                 true => destination::update::Update::NoEndpoints(destination::NoEndpoints { exists: true }),
                 false => destination::update::Update::Add(add),
@@ -160,7 +198,11 @@ impl dst::Destination for Script {
             let remove = destination::update::Update::Remove(destination::AddrSet { addrs: gone.clone() });
             let remove = (!gone.is_empty()).then_some(remove);
             let updates = remove.into_iter().chain([add]);
-            tokio_stream::iter(updates.map(|update| Ok(destination::Update { update: Some(update) })).collect::<Vec<_>>())
+            tokio_stream::iter(
+                updates
+                    .map(|update| Ok(destination::Update { update: Some(update) }))
+                    .collect::<Vec<_>>(),
+            )
         });
         Ok(Response::new(Box::pin(updates)))
     }
@@ -169,10 +211,12 @@ impl dst::Destination for Script {
         &self,
         request: Request<destination::GetDestination>,
     ) -> Result<Response<Self::GetProfileStream>, Status> {
-        let addr: SocketAddr = request.into_inner().path.parse().map_err(|_| Status::invalid_argument("no address"))?;
-        let profiles = self.0.profiles.lock().expect("no test panics while it holds this");
-        let profile = profiles.get(&addr).cloned().unwrap_or_default();
-        Ok(Response::new(Box::pin(tokio_stream::once(Ok(profile)).chain(tokio_stream::pending()))))
+        let path = request.into_inner().path;
+        let _: SocketAddr = path.parse().map_err(|_| Status::invalid_argument("no address"))?;
+        let profile = destination::DestinationProfile::default();
+        Ok(Response::new(Box::pin(
+            tokio_stream::once(Ok(profile)).chain(tokio_stream::pending()),
+        )))
     }
 }
 
@@ -180,17 +224,31 @@ impl dst::Destination for Script {
 impl out::OutboundPolicies for Script {
     type WatchStream = Streaming<outbound::OutboundPolicy>;
 
-    async fn get(&self, _: Request<outbound::TrafficSpec>) -> Result<Response<outbound::OutboundPolicy>, Status> {
+    async fn get(
+        &self,
+        _: Request<outbound::TrafficSpec>,
+    ) -> Result<Response<outbound::OutboundPolicy>, Status> {
         Err(Status::unimplemented("proxies watch"))
     }
 
-    async fn watch(&self, request: Request<outbound::TrafficSpec>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<outbound::TrafficSpec>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let Some(traffic_spec::Target::Addr(addr)) = request.into_inner().target else {
             return Err(Status::invalid_argument("no address"));
         };
-        let addr = heddle_proxy_policy::net::socket_addr(addr).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let all = self.0.outbound.lock().expect("no test panics while it holds this");
-        let watch = all.get(&addr).ok_or_else(|| Status::not_found("no service"))?.subscribe();
+        let addr = heddle_proxy_policy::net::socket_addr(addr)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let all = self
+            .0
+            .outbound
+            .lock()
+            .expect("no test panics while it holds this");
+        let watch = all
+            .get(&addr)
+            .ok_or_else(|| Status::not_found("no service"))?
+            .subscribe();
         Ok(Response::new(Box::pin(WatchStream::new(watch).map(Ok))))
     }
 }
@@ -203,7 +261,10 @@ impl inb::InboundServerPolicies for Script {
         Err(Status::unimplemented("proxies watch"))
     }
 
-    async fn watch_port(&self, request: Request<inbound::PortSpec>) -> Result<Response<Self::WatchPortStream>, Status> {
+    async fn watch_port(
+        &self,
+        request: Request<inbound::PortSpec>,
+    ) -> Result<Response<Self::WatchPortStream>, Status> {
         let inbound::PortSpec { workload, port } = request.into_inner();
         let port = u16::try_from(port).map_err(|_| Status::invalid_argument("no port"))?;
         let mut all = self.0.inbound.lock().expect("no test panics while it holds this");
@@ -215,15 +276,29 @@ impl inb::InboundServerPolicies for Script {
 
 #[tonic::async_trait]
 impl id::Identity for Script {
-    async fn certify(&self, request: Request<identity::CertifyRequest>) -> Result<Response<identity::CertifyResponse>, Status> {
-        let identity::CertifyRequest { identity, token: _, certificate_signing_request } = request.into_inner();
+    async fn certify(
+        &self,
+        request: Request<identity::CertifyRequest>,
+    ) -> Result<Response<identity::CertifyResponse>, Status> {
+        let identity::CertifyRequest {
+            identity,
+            token: _,
+            certificate_signing_request,
+        } = request.into_inner();
         let csr = CertificateSigningRequestParams::from_der(&certificate_signing_request.as_slice().into())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let names: Vec<_> = csr.params.subject_alt_names.iter().map(|name| format!("{name:?}")).collect();
+        let names: Vec<_> = csr
+            .params
+            .subject_alt_names
+            .iter()
+            .map(|name| format!("{name:?}"))
+            .collect();
         if names.len() != 1 || !names[0].contains(&identity) {
             return Err(Status::invalid_argument(format!("{names:?} is not {identity}")));
         }
-        let leaf = csr.signed_by(&self.0.issuer).map_err(|error| Status::internal(error.to_string()))?;
+        let leaf = csr
+            .signed_by(&self.0.issuer)
+            .map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(identity::CertifyResponse {
             leaf_certificate: leaf.der().to_vec(),
             intermediate_certificates: Vec::new(),

@@ -27,7 +27,10 @@ pub(crate) fn service() -> SocketAddr {
 pub(crate) fn pair(network: &Network, script: &Script) -> (Pod, Pod) {
     let server = Pod::start(network, script, "server");
     serve_http(&server.namespace, 8080, "server");
-    script.set_endpoints(&path("web"), vec![endpoint(server.namespace.ip, 8080, Some("server"), false)]);
+    script.set_endpoints(
+        &path("web"),
+        vec![endpoint(server.namespace.ip, 8080, Some("server"), false)],
+    );
     script.set_outbound(service(), outbound_detect("web", http_rule("web")));
     let client = Pod::start(network, script, "client");
     (client, server)
@@ -55,24 +58,62 @@ fn http1_goes_over_mutual_tls_and_both_sides_count_it() {
     });
     for (reply, length) in replies.iter().zip([0, 6, 300_000]) {
         assert_eq!((reply.status, reply.body.len()), (200, length), "{reply:?}");
-        assert_eq!(reply.headers["seen-version"], "HTTP/1.1", "the application's own version");
+        assert_eq!(
+            reply.headers["seen-version"], "HTTP/1.1",
+            "the application's own version"
+        );
         assert_eq!(reply.headers["seen-host"], "web.test:80");
         assert_eq!(reply.headers["seen-client-id"], identity("client").as_str());
         assert_eq!(reply.headers["seen-l5d"], "1", "only the client's identity");
         assert!(!reply.headers.contains_key("l5d-orig-proto"));
     }
     let (client_id, server_id) = (identity("client"), identity("server"));
-    let outbound = [("direction", "outbound"), ("tls", "true"), ("server_id", &server_id), ("dst_pod", &format!("pod-{}", server.namespace.ip))];
+    let outbound = [
+        ("direction", "outbound"),
+        ("tls", "true"),
+        ("server_id", &server_id),
+        ("dst_pod", &format!("pod-{}", server.namespace.ip)),
+    ];
     assert_eq!(client.metric("request_total", &outbound), Some(3.0));
-    let success = [outbound[0], outbound[2], ("classification", "success"), ("status_code", "200")];
-    eventually("responses are counted", || (client.metric("response_total", &success) == Some(3.0)).then_some(()));
-    assert!(client.metric("tcp_open_total", &[("direction", "outbound"), ("peer", "dst"), ("tls", "true")]) == Some(1.0));
-    let inbound = [("direction", "inbound"), ("tls", "true"), ("client_id", &client_id), ("srv_name", "web"), ("authz_name", "everyone")];
+    let success = [
+        outbound[0],
+        outbound[2],
+        ("classification", "success"),
+        ("status_code", "200"),
+    ];
+    eventually("responses are counted", || {
+        (client.metric("response_total", &success) == Some(3.0)).then_some(())
+    });
+    assert!(
+        client.metric(
+            "tcp_open_total",
+            &[("direction", "outbound"), ("peer", "dst"), ("tls", "true")]
+        ) == Some(1.0)
+    );
+    let inbound = [
+        ("direction", "inbound"),
+        ("tls", "true"),
+        ("client_id", &client_id),
+        ("srv_name", "web"),
+        ("authz_name", "everyone"),
+    ];
     assert_eq!(server.metric("request_total", &inbound), Some(3.0));
-    assert_eq!(server.metric("inbound_http_authz_allow_total", &[("client_id", &client_id)]), Some(3.0));
+    assert_eq!(
+        server.metric("inbound_http_authz_allow_total", &[("client_id", &client_id)]),
+        Some(3.0)
+    );
     assert!(server.metric("response_latency_ms_count", &[("direction", "inbound")]) == Some(3.0));
-    assert!(server.metric("control_identity_cert_expiration_timestamp_seconds", &[]).is_none());
-    assert!(server.admin("/metrics").1.contains("control_identity_cert_expiration_timestamp_seconds "));
+    assert!(
+        server
+            .metric("control_identity_cert_expiration_timestamp_seconds", &[])
+            .is_none()
+    );
+    assert!(
+        server
+            .admin("/metrics")
+            .1
+            .contains("control_identity_cert_expiration_timestamp_seconds ")
+    );
 }
 
 #[test]
@@ -93,8 +134,14 @@ fn http2_and_grpc_trailers_pass() {
     assert_eq!((reply.status, reply.body.as_str()), (200, "message"));
     assert_eq!(reply.headers["seen-version"], "HTTP/2.0");
     assert_eq!(reply.trailers.expect("trailers")["grpc-status"], "0");
-    let labels = [("direction", "inbound"), ("grpc_status", "0"), ("classification", "success")];
-    eventually("the response is counted", || server.metric("response_total", &labels));
+    let labels = [
+        ("direction", "inbound"),
+        ("grpc_status", "0"),
+        ("classification", "success"),
+    ];
+    eventually("the response is counted", || {
+        server.metric("response_total", &labels)
+    });
 }
 
 #[test]
@@ -109,15 +156,25 @@ fn unmeshed_peers_are_served_in_plaintext_both_ways() {
     let reply = outside.block_on(move || async move { try_get(addr, "/").await.expect("a reply") });
     assert_eq!((reply.status, reply.body.as_str()), (200, "server"));
     assert_eq!(reply.headers["seen-client-id"], "none");
-    let labels = [("direction", "inbound"), ("tls", "no_identity"), ("no_tls_reason", "no_tls_from_remote")];
+    let labels = [
+        ("direction", "inbound"),
+        ("tls", "no_identity"),
+        ("no_tls_reason", "no_tls_from_remote"),
+    ];
     assert_eq!(server.metric("request_total", &labels), Some(1.0));
 
     // No service, no profile: to the address itself.
     serve_http(&outside, 9000, "outside");
     let addr = SocketAddr::from((outside.ip, 9000));
-    let reply = client.namespace.block_on(move || async move { try_get(addr, "/").await.expect("a reply") });
+    let reply = client
+        .namespace
+        .block_on(move || async move { try_get(addr, "/").await.expect("a reply") });
     assert_eq!(reply.body, "outside");
-    let labels = [("direction", "outbound"), ("tls", "no_identity"), ("no_tls_reason", "not_provided_by_service_discovery")];
+    let labels = [
+        ("direction", "outbound"),
+        ("tls", "no_identity"),
+        ("no_tls_reason", "not_provided_by_service_discovery"),
+    ];
     assert_eq!(client.metric("request_total", &labels), Some(1.0));
 }
 
@@ -130,17 +187,27 @@ fn requests_follow_the_endpoints() {
     let (client, first) = pair(&network, &script);
     let second = Pod::start(&network, &script, "second");
     serve_http(&second.namespace, 8080, "second");
-    let ask = || client.namespace.block_on(|| async { try_get(service(), "/").await.expect("a reply").body });
+    let ask = || {
+        client
+            .namespace
+            .block_on(|| async { try_get(service(), "/").await.expect("a reply").body })
+    };
     assert_eq!(ask(), "server");
     let one = endpoint(first.namespace.ip, 8080, Some("server"), false);
     let two = endpoint(second.namespace.ip, 8080, Some("second"), false);
     script.set_endpoints(&path("web"), vec![one, two.clone()]);
-    eventually("the second endpoint gets requests", || (ask() == "second").then_some(()));
+    eventually("the second endpoint gets requests", || {
+        (ask() == "second").then_some(())
+    });
     script.set_endpoints(&path("web"), vec![two]);
-    eventually("the first gets none any more", || (0..10).all(|_| ask() == "second").then_some(()));
+    eventually("the first gets none any more", || {
+        (0..10).all(|_| ask() == "second").then_some(())
+    });
     script.set_endpoints(&path("web"), Vec::new());
     let without = eventually("requests fail without endpoints", || {
-        let reply = client.namespace.block_on(|| async { try_get(service(), "/").await.expect("a reply") });
+        let reply = client
+            .namespace
+            .block_on(|| async { try_get(service(), "/").await.expect("a reply") });
         (reply.status == 503).then_some(reply)
     });
     assert!(without.headers.contains_key("l5d-proxy-error"), "{without:?}");
@@ -153,8 +220,13 @@ fn an_endpoint_that_is_not_who_it_should_be_gets_nothing() {
     }
     let (network, script) = (Network::new(), Script::new());
     let (client, server) = pair(&network, &script);
-    script.set_endpoints(&path("web"), vec![endpoint(server.namespace.ip, 8080, Some("someone-else"), false)]);
-    let reply = client.namespace.block_on(|| async { try_get(service(), "/").await.expect("a reply") });
+    script.set_endpoints(
+        &path("web"),
+        vec![endpoint(server.namespace.ip, 8080, Some("someone-else"), false)],
+    );
+    let reply = client
+        .namespace
+        .block_on(|| async { try_get(service(), "/").await.expect("a reply") });
     assert_eq!(reply.status, 503, "{reply:?}");
     assert_eq!(server.metric("request_total", &[("direction", "inbound")]), None);
 }
@@ -169,8 +241,12 @@ fn connections_can_be_upgraded() {
     let echoed = client.namespace.block_on(|| async {
         let mut connection = Http1::connect(service()).await.expect("connects");
         let mut request = get("/upgrade");
-        request.headers_mut().insert("connection", http::HeaderValue::from_static("upgrade"));
-        request.headers_mut().insert("upgrade", http::HeaderValue::from_static("reverse"));
+        request
+            .headers_mut()
+            .insert("connection", http::HeaderValue::from_static("upgrade"));
+        request
+            .headers_mut()
+            .insert("upgrade", http::HeaderValue::from_static("reverse"));
         let response = connection.raw(request).await.expect("a reply");
         assert_eq!(response.status(), 101);
         let mut io = TokioIo::new(hyper::upgrade::on(response).await.expect("upgraded"));
@@ -194,25 +270,34 @@ fn failed_requests_are_tried_again_as_the_policy_says() {
     rule.retry = Some(Retry {
         max_retries: 2,
         max_request_bytes: 1024,
-        conditions: Some(retry::Conditions { status_ranges: vec![retry::conditions::StatusRange { start: 500, end: 599 }] }),
+        conditions: Some(retry::Conditions {
+            status_ranges: vec![retry::conditions::StatusRange { start: 500, end: 599 }],
+        }),
         timeout: None,
         backoff: None,
     });
     rule.timeouts = Some(linkerd2_proxy_api::http_route::Timeouts {
-        request: Some(prost_types::Duration { seconds: 0, nanos: 400_000_000 }),
+        request: Some(prost_types::Duration {
+            seconds: 0,
+            nanos: 400_000_000,
+        }),
         ..Default::default()
     });
     script.set_outbound(service(), outbound_detect("web", rule));
     let post = |path: &'static str| {
         client.namespace.block_on(move || async move {
-            let request = Request::post(path).header("host", "web.test").body(Full::new(Bytes::from_static(b"again")));
+            let request = Request::post(path)
+                .header("host", "web.test")
+                .body(Full::new(Bytes::from_static(b"again")));
             let mut connection = Http1::connect(service()).await.expect("connects");
             connection.send(request.expect("valid")).await.expect("a reply")
         })
     };
     assert_eq!(post("/fail").status, 503);
     let failed = [("direction", "inbound"), ("status_code", "503")];
-    eventually("three tries", || (server.metric("response_total", &failed) == Some(3.0)).then_some(()));
+    eventually("three tries", || {
+        (server.metric("response_total", &failed) == Some(3.0)).then_some(())
+    });
     assert_eq!(post("/echo").body, "again");
     assert_eq!(post("/slow").status, 504, "longer than the policy allows");
 }

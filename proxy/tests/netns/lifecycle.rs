@@ -30,7 +30,11 @@ fn a_wrong_environment_is_told_whole() {
         .expect("heddle-proxy runs");
     assert_eq!(output.status.code(), Some(64));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    for name in ["INBOUND_LISTEN_ADDR is invalid", "POLICY_WORKLOAD must be set", "IDENTITY_TRUST_ANCHORS must be set"] {
+    for name in [
+        "INBOUND_LISTEN_ADDR is invalid",
+        "POLICY_WORKLOAD must be set",
+        "IDENTITY_TRUST_ANCHORS must be set",
+    ] {
         assert!(stderr.contains(name), "{stderr}");
     }
 }
@@ -60,7 +64,11 @@ fn draining_either_side_loses_no_request() {
                         let reply = connection.send(get("/")).await.expect("no request is lost");
                         assert_eq!(reply.status, 200, "{reply:?}");
                         done.fetch_add(1, Relaxed);
-                        if reply.headers.get("connection").is_some_and(|value| value == "close") {
+                        if reply
+                            .headers
+                            .get("connection")
+                            .is_some_and(|value| value == "close")
+                        {
                             break;
                         }
                     }
@@ -91,8 +99,12 @@ fn a_slow_request_is_finished_while_draining() {
     }
     let (network, script) = (Network::new(), Script::new());
     let (client, mut server) = pair(&network, &script);
-    let requesting = client.namespace.thread(|| runtime().block_on(async { try_get(service(), "/slow").await }));
-    eventually("the request is under way", || server.metric("request_total", &[("direction", "inbound")]));
+    let requesting = client
+        .namespace
+        .thread(|| runtime().block_on(async { try_get(service(), "/slow").await }));
+    eventually("the request is under way", || {
+        server.metric("request_total", &[("direction", "inbound")])
+    });
     server.terminate();
     let reply = requesting.join().expect("no panic").expect("a reply");
     assert_eq!((reply.status, reply.body.as_str()), (200, "server"));
@@ -106,7 +118,11 @@ fn traffic_goes_on_without_a_control_plane_and_follows_it_when_it_returns() {
     }
     let (network, script) = (Network::new(), Script::new());
     let (mut client, mut server) = pair(&network, &script);
-    let ask = |client: &Pod| client.namespace.block_on(|| async { try_get(service(), "/").await.expect("a reply") });
+    let ask = |client: &Pod| {
+        client
+            .namespace
+            .block_on(|| async { try_get(service(), "/").await.expect("a reply") })
+    };
     assert_eq!(ask(&client).status, 200);
     for pod in [&mut client, &mut server] {
         pod.control.take().expect("it runs").stop();
@@ -116,9 +132,14 @@ fn traffic_goes_on_without_a_control_plane_and_follows_it_when_it_returns() {
     }
     let second = Pod::start(&network, &script, "second");
     serve_http(&second.namespace, 8080, "second");
-    script.set_endpoints(&path("web"), vec![endpoint(second.namespace.ip, 8080, Some("second"), false)]);
+    script.set_endpoints(
+        &path("web"),
+        vec![endpoint(second.namespace.ip, 8080, Some("second"), false)],
+    );
     client.control = Some(script.serve(&client.namespace));
-    eventually("the new endpoint is used", || (ask(&client).body == "second").then_some(()));
+    eventually("the new endpoint is used", || {
+        (ask(&client).body == "second").then_some(())
+    });
     assert!(client.is_running() && server.is_running());
 }
 
@@ -138,7 +159,14 @@ fn bad_peers_are_survived() {
             let hello = [&[22, 3, 1, 0xff, 0xff, 1, 0, 0, 1][..], &[0; 64]].concat();
             let long_header = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(200_000));
             let h2_garbage = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0xff; 4096]].concat();
-            for bytes in [&b""[..], b"\x16", &hello, long_header.as_bytes(), &h2_garbage, b"GET / HTTP/1.1\r\nhost"] {
+            for bytes in [
+                &b""[..],
+                b"\x16",
+                &hello,
+                long_header.as_bytes(),
+                &h2_garbage,
+                b"GET / HTTP/1.1\r\nhost",
+            ] {
                 for addr in [addr, direct] {
                     let mut tcp = TcpStream::connect(addr).expect("connects");
                     // What the proxy makes of it is its own affair, as long as it lives.
@@ -150,7 +178,9 @@ fn bad_peers_are_survived() {
         })
         .join()
         .expect("no panic");
-    let reply = client.namespace.block_on(|| async { try_get(service(), "/").await.expect("a reply") });
+    let reply = client
+        .namespace
+        .block_on(|| async { try_get(service(), "/").await.expect("a reply") });
     assert_eq!(reply.status, 200);
     assert!(server.is_running());
 }

@@ -21,7 +21,10 @@ fn can_run() -> bool {
     if rustix::process::geteuid().is_root() {
         return true;
     }
-    assert!(std::env::var_os("CI").is_none(), "these tests need root, and CI requires them");
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "these tests need root, and CI requires them"
+    );
     println!("not run: network namespaces need root");
     false
 }

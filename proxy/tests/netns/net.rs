@@ -30,7 +30,10 @@ impl Network {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let id = format!("hp{}x{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
         ip(&["netns", "add", &format!("{id}-sw")]);
-        let network = Self { id, pods: AtomicU32::new(0) };
+        let network = Self {
+            id,
+            pods: AtomicU32::new(0),
+        };
         let switch = network.switch();
         ip(&["-n", &switch, "link", "add", "br0", "type", "bridge"]);
         ip(&["-n", &switch, "link", "set", "br0", "up"]);
@@ -49,9 +52,19 @@ impl Network {
         let (switch, port) = (self.switch(), format!("p{number}"));
         ip(&["netns", "add", &name]);
         ip(&["-n", &name, "link", "set", "lo", "up"]);
-        ip(&["-n", &name, "link", "add", "eth0", "type", "veth", "peer", "name", &port, "netns", &switch]);
+        ip(&[
+            "-n", &name, "link", "add", "eth0", "type", "veth", "peer", "name", &port, "netns", &switch,
+        ]);
         ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"]);
-        ip(&["-n", &name, "addr", "add", &format!("{address}/24"), "dev", "eth0"]);
+        ip(&[
+            "-n",
+            &name,
+            "addr",
+            "add",
+            &format!("{address}/24"),
+            "dev",
+            "eth0",
+        ]);
         ip(&["-n", &name, "link", "set", "eth0", "up"]);
         ip(&["-n", &name, "route", "add", "default", "dev", "eth0"]);
         Namespace { name, ip: address }
@@ -61,7 +74,10 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         let pods = self.pods.load(Relaxed);
-        for name in (1..=pods).map(|number| format!("{}-{number}", self.id)).chain([self.switch()]) {
+        for name in (1..=pods)
+            .map(|number| format!("{}-{number}", self.id))
+            .chain([self.switch()])
+        {
             // One that is gone already is no failure of the test.
             let _ = Command::new("ip").args(["netns", "del", &name]).status();
         }
@@ -74,11 +90,15 @@ impl Namespace {
     }
 
     /// Runs a thread inside.
-    pub(crate) fn thread<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    pub(crate) fn thread<T: Send + 'static>(
+        &self,
+        body: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
         let path = self.path();
         std::thread::spawn(move || {
             let file = File::open(path).expect("the namespace exists");
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may enter it");
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+                .expect("root may enter it");
             body()
         })
     }
@@ -97,10 +117,20 @@ impl Namespace {
 }
 
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
 }
 
 fn ip(args: &[&str]) {
-    let output = Command::new("ip").args(args).output().expect("`ip` of iproute2 is installed");
-    assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("ip")
+        .args(args)
+        .output()
+        .expect("`ip` of iproute2 is installed");
+    assert!(
+        output.status.success(),
+        "ip {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

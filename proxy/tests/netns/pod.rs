@@ -42,10 +42,19 @@ impl Pod {
     pub(crate) fn start_with(network: &Network, script: &Script, account: &str, options: Options) -> Self {
         let namespace = network.namespace();
         let init = Command::new(init_binary())
-            .args(["--netns", &namespace.path(), "--inbound-ports-to-ignore", "4190,4191"])
+            .args([
+                "--netns",
+                &namespace.path(),
+                "--inbound-ports-to-ignore",
+                "4190,4191",
+            ])
             .output()
             .expect("heddle-init runs");
-        assert!(init.status.success(), "heddle-init: {}", String::from_utf8_lossy(&init.stderr));
+        assert!(
+            init.status.success(),
+            "heddle-init: {}",
+            String::from_utf8_lossy(&init.stderr)
+        );
         let control = script.serve(&namespace);
         let mut token = tempfile::NamedTempFile::new().expect("a temporary file");
         token.write_all(b"a token").expect("a small file");
@@ -68,16 +77,28 @@ impl Pod {
             ("OUTBOUND_DETECT_TIMEOUT", "1s".to_owned()),
             ("INBOUND_DETECT_TIMEOUT", "1s".to_owned()),
             ("SHUTDOWN_GRACE_PERIOD", "20s".to_owned()),
-            ("LOG", std::env::var("PROXY_LOG").unwrap_or_else(|_| "warn".to_owned())),
+            (
+                "LOG",
+                std::env::var("PROXY_LOG").unwrap_or_else(|_| "warn".to_owned()),
+            ),
         ];
         command.env_clear().uid(UID).stdin(Stdio::null());
         for (name, value) in vars.into_iter().chain(options.env) {
             command.env(format!("LINKERD2_PROXY_{name}"), value);
         }
         // A child starts in the namespace of the thread that makes it.
-        let proxy = namespace.thread(move || command.spawn().expect("heddle-proxy starts")).join();
-        let pod = Self { namespace, control: Some(control), proxy: proxy.expect("no panic"), _token: token };
-        eventually("the proxy is ready", || (pod.admin("/ready").0 == 200).then_some(()));
+        let proxy = namespace
+            .thread(move || command.spawn().expect("heddle-proxy starts"))
+            .join();
+        let pod = Self {
+            namespace,
+            control: Some(control),
+            proxy: proxy.expect("no panic"),
+            _token: token,
+        };
+        eventually("the proxy is ready", || {
+            (pod.admin("/ready").0 == 200).then_some(())
+        });
         pod
     }
 
@@ -101,14 +122,17 @@ impl Pod {
         let (_, text) = self.admin("/metrics");
         let line = text.lines().find(|line| {
             line.starts_with(&format!("{name}{{"))
-                && labels.iter().all(|(name, value)| line.contains(&format!("{name}=\"{value}\"")))
+                && labels
+                    .iter()
+                    .all(|(name, value)| line.contains(&format!("{name}=\"{value}\"")))
         })?;
         line.rsplit_once(' ')?.1.parse().ok()
     }
 
     /// Asks the proxy to end, as the kubelet does.
     pub(crate) fn terminate(&self) {
-        let pid = rustix::process::Pid::from_raw(self.proxy.id().try_into().expect("a pid")).expect("not zero");
+        let pid =
+            rustix::process::Pid::from_raw(self.proxy.id().try_into().expect("a pid")).expect("not zero");
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our own child");
     }
 
@@ -136,8 +160,13 @@ fn init_binary() -> PathBuf {
     PATH.get_or_init(|| {
         let path = PathBuf::from(env!("CARGO_BIN_EXE_heddle-proxy")).with_file_name("heddle-init");
         if !path.exists() {
-            let built = Command::new(env!("CARGO")).args(["build", "-p", "heddle-proxy-init"]).status();
-            assert!(built.is_ok_and(|status| status.success()), "heddle-init cannot be built");
+            let built = Command::new(env!("CARGO"))
+                .args(["build", "-p", "heddle-proxy-init"])
+                .status();
+            assert!(
+                built.is_ok_and(|status| status.success()),
+                "heddle-init cannot be built"
+            );
         }
         path
     })

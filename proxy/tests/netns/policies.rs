@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use linkerd2_proxy_api::{destination, http_route, inbound, meta, outbound};
 
 pub(crate) fn default_meta(name: &str) -> Option<meta::Metadata> {
-    Some(meta::Metadata { kind: Some(meta::metadata::Kind::Default(name.into())) })
+    Some(meta::Metadata {
+        kind: Some(meta::metadata::Kind::Default(name.into())),
+    })
 }
 
 fn seconds(seconds: i64) -> Option<prost_types::Duration> {
@@ -22,15 +24,23 @@ pub(crate) fn authz(who: Option<&[&str]>) -> inbound::Authz {
     let permit = match who {
         None => Permit::Unauthenticated(PermitUnauthenticated {}),
         Some(accounts) => Permit::MeshTls(PermitMeshTls {
-            clients: Some(permit_mesh_tls::Clients::Identities(permit_mesh_tls::PermitClientIdentities {
-                identities: accounts.iter().map(|one| inbound::Identity { name: identity(one) }).collect(),
-                suffixes: Vec::new(),
-            })),
+            clients: Some(permit_mesh_tls::Clients::Identities(
+                permit_mesh_tls::PermitClientIdentities {
+                    identities: accounts
+                        .iter()
+                        .map(|one| inbound::Identity { name: identity(one) })
+                        .collect(),
+                    suffixes: Vec::new(),
+                },
+            )),
         }),
     };
     let all: ipnet::IpNet = "0.0.0.0/0".parse().expect("a network");
     inbound::Authz {
-        networks: vec![inbound::Network { net: Some(all.into()), except: Vec::new() }],
+        networks: vec![inbound::Network {
+            net: Some(all.into()),
+            except: Vec::new(),
+        }],
         authentication: Some(inbound::Authn { permit: Some(permit) }),
         labels: Default::default(),
         metadata: default_meta(if who.is_some() { "by-identity" } else { "everyone" }),
@@ -39,13 +49,22 @@ pub(crate) fn authz(who: Option<&[&str]>) -> inbound::Authz {
 
 /// A server whose protocol is detected.
 pub(crate) fn server(authorizations: Vec<inbound::Authz>) -> inbound::Server {
-    let detect = inbound::proxy_protocol::Detect { timeout: seconds(10), ..Default::default() };
+    let detect = inbound::proxy_protocol::Detect {
+        timeout: seconds(10),
+        ..Default::default()
+    };
     inbound::Server {
-        protocol: Some(inbound::ProxyProtocol { kind: Some(inbound::proxy_protocol::Kind::Detect(detect)) }),
+        protocol: Some(inbound::ProxyProtocol {
+            kind: Some(inbound::proxy_protocol::Kind::Detect(detect)),
+        }),
         authorizations,
-        labels: [("group", "policy.linkerd.io"), ("kind", "server"), ("name", "web")]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .into(),
+        labels: [
+            ("group", "policy.linkerd.io"),
+            ("kind", "server"),
+            ("name", "web"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into(),
         server_ips: Vec::new(),
     }
 }
@@ -56,15 +75,27 @@ pub(crate) fn server_for_everyone() -> inbound::Server {
 
 pub(crate) fn opaque_server(authorizations: Vec<inbound::Authz>) -> inbound::Server {
     let opaque = inbound::proxy_protocol::Kind::Opaque(inbound::proxy_protocol::Opaque {});
-    inbound::Server { protocol: Some(inbound::ProxyProtocol { kind: Some(opaque) }), ..server(authorizations) }
+    inbound::Server {
+        protocol: Some(inbound::ProxyProtocol { kind: Some(opaque) }),
+        ..server(authorizations)
+    }
 }
 
 /// An endpoint; meshed when it has an account.
-pub(crate) fn endpoint(ip: Ipv4Addr, port: u16, account: Option<&str>, opaque: bool) -> destination::WeightedAddr {
+pub(crate) fn endpoint(
+    ip: Ipv4Addr,
+    port: u16,
+    account: Option<&str>,
+    opaque: bool,
+) -> destination::WeightedAddr {
     use destination::{protocol_hint, tls_identity};
     let addr = SocketAddr::from((ip, port));
     let tls_identity = account.map(|account| destination::TlsIdentity {
-        strategy: Some(tls_identity::Strategy::DnsLikeIdentity(tls_identity::DnsLikeIdentity { name: identity(account) })),
+        strategy: Some(tls_identity::Strategy::DnsLikeIdentity(
+            tls_identity::DnsLikeIdentity {
+                name: identity(account),
+            },
+        )),
         server_name: None,
     });
     let protocol = match opaque {
@@ -92,12 +123,20 @@ fn backend(service: &str) -> outbound::Backend {
     use outbound::backend::{BalanceP2c, EndpointDiscovery, Kind, balance_p2c, endpoint_discovery};
     let dst = endpoint_discovery::DestinationGet { path: path(service) };
     let balancer = BalanceP2c {
-        discovery: Some(EndpointDiscovery { kind: Some(endpoint_discovery::Kind::Dst(dst)) }),
-        load: Some(balance_p2c::Load::PeakEwma(balance_p2c::PeakEwma { default_rtt: seconds(1), decay: seconds(10) })),
+        discovery: Some(EndpointDiscovery {
+            kind: Some(endpoint_discovery::Kind::Dst(dst)),
+        }),
+        load: Some(balance_p2c::Load::PeakEwma(balance_p2c::PeakEwma {
+            default_rtt: seconds(1),
+            decay: seconds(10),
+        })),
     };
     outbound::Backend {
         metadata: default_meta(service),
-        queue: Some(outbound::Queue { capacity: 100, failfast_timeout: seconds(3) }),
+        queue: Some(outbound::Queue {
+            capacity: 100,
+            failfast_timeout: seconds(3),
+        }),
         kind: Some(Kind::Balancer(balancer)),
     }
 }
@@ -105,11 +144,18 @@ fn backend(service: &str) -> outbound::Backend {
 /// One rule that sends everything to a service.
 pub(crate) fn http_rule(service: &str) -> outbound::http_route::Rule {
     use outbound::http_route::{Distribution, RouteBackend, distribution};
-    let first = RouteBackend { backend: Some(backend(service)), ..Default::default() };
-    let first = distribution::FirstAvailable { backends: vec![first] };
+    let first = RouteBackend {
+        backend: Some(backend(service)),
+        ..Default::default()
+    };
+    let first = distribution::FirstAvailable {
+        backends: vec![first],
+    };
     outbound::http_route::Rule {
         matches: vec![http_route::HttpRouteMatch::default()],
-        backends: Some(Distribution { kind: Some(distribution::Kind::FirstAvailable(first)) }),
+        backends: Some(Distribution {
+            kind: Some(distribution::Kind::FirstAvailable(first)),
+        }),
         ..Default::default()
     }
 }
@@ -117,26 +163,53 @@ pub(crate) fn http_rule(service: &str) -> outbound::http_route::Rule {
 /// The policy of a service whose protocol is detected.
 pub(crate) fn outbound_detect(service: &str, rule: outbound::http_route::Rule) -> outbound::OutboundPolicy {
     use outbound::proxy_protocol::{Detect, Http1, Http2, Kind};
-    let route = outbound::HttpRoute { metadata: default_meta("http"), hosts: Vec::new(), rules: vec![rule] };
+    let route = outbound::HttpRoute {
+        metadata: default_meta("http"),
+        hosts: Vec::new(),
+        rules: vec![rule],
+    };
     let detect = Detect {
         timeout: seconds(10),
         opaque: Some(opaque(service)),
-        http1: Some(Http1 { routes: vec![route.clone()], failure_accrual: None }),
-        http2: Some(Http2 { routes: vec![route], failure_accrual: None }),
+        http1: Some(Http1 {
+            routes: vec![route.clone()],
+            failure_accrual: None,
+        }),
+        http2: Some(Http2 {
+            routes: vec![route],
+            failure_accrual: None,
+        }),
     };
     outbound::OutboundPolicy {
-        protocol: Some(outbound::ProxyProtocol { kind: Some(Kind::Detect(detect)) }),
+        protocol: Some(outbound::ProxyProtocol {
+            kind: Some(Kind::Detect(detect)),
+        }),
         metadata: default_meta(service),
     }
 }
 
 fn opaque(service: &str) -> outbound::proxy_protocol::Opaque {
     use outbound::opaque_route::{Distribution, RouteBackend, Rule, distribution};
-    let first = RouteBackend { backend: Some(backend(service)), ..Default::default() };
-    let first = distribution::FirstAvailable { backends: vec![first] };
-    let backends = Some(Distribution { kind: Some(distribution::Kind::FirstAvailable(first)) });
-    let rules = vec![Rule { backends, filters: Vec::new() }];
-    outbound::proxy_protocol::Opaque { routes: vec![outbound::OpaqueRoute { metadata: default_meta("opaque"), rules }] }
+    let first = RouteBackend {
+        backend: Some(backend(service)),
+        ..Default::default()
+    };
+    let first = distribution::FirstAvailable {
+        backends: vec![first],
+    };
+    let backends = Some(Distribution {
+        kind: Some(distribution::Kind::FirstAvailable(first)),
+    });
+    let rules = vec![Rule {
+        backends,
+        filters: Vec::new(),
+    }];
+    outbound::proxy_protocol::Opaque {
+        routes: vec![outbound::OpaqueRoute {
+            metadata: default_meta("opaque"),
+            rules,
+        }],
+    }
 }
 
 /// The policy of a service on an opaque port.

@@ -21,24 +21,45 @@ fn requests_are_authorized_by_identity_and_judged_anew_when_the_policy_changes()
     let (client, server_pod) = pair(&network, &script);
     let stranger = Pod::start(&network, &script, "stranger");
     let outside = network.namespace();
-    let ask = |pod: &Pod| pod.namespace.block_on(|| async { try_get(service(), "/").await.expect("a reply").status });
+    let ask = |pod: &Pod| {
+        pod.namespace
+            .block_on(|| async { try_get(service(), "/").await.expect("a reply").status })
+    };
     assert_eq!(ask(&client), 200);
     assert_eq!(ask(&stranger), 403);
     let addr = server_pod.addr(8080);
-    assert_eq!(outside.block_on(move || async move { try_get(addr, "/").await.expect("a reply").status }), 403);
+    assert_eq!(
+        outside.block_on(move || async move { try_get(addr, "/").await.expect("a reply").status }),
+        403
+    );
     let (client_id, stranger_id) = (identity("client"), identity("stranger"));
-    let denied = [("client_id", stranger_id.as_str()), ("srv_name", "web"), ("route_name", "default")];
-    assert_eq!(server_pod.metric("inbound_http_authz_deny_total", &denied), Some(1.0));
+    let denied = [
+        ("client_id", stranger_id.as_str()),
+        ("srv_name", "web"),
+        ("route_name", "default"),
+    ];
+    assert_eq!(
+        server_pod.metric("inbound_http_authz_deny_total", &denied),
+        Some(1.0)
+    );
 
     script.set_inbound("server", 8080, server(vec![authz(Some(&["stranger"]))]));
-    eventually("the policies change places", || (ask(&client) == 403 && ask(&stranger) == 200).then_some(()));
-    assert!(server_pod.metric("inbound_http_authz_deny_total", &[("client_id", &client_id)]).is_some());
+    eventually("the policies change places", || {
+        (ask(&client) == 403 && ask(&stranger) == 200).then_some(())
+    });
+    assert!(
+        server_pod
+            .metric("inbound_http_authz_deny_total", &[("client_id", &client_id)])
+            .is_some()
+    );
 
     // A broken message never opens a port.
     let mut broken = server(vec![authz(None)]);
     broken.protocol = None;
     script.set_inbound("server", 8080, broken);
-    eventually("nobody is let in", || (ask(&client) == 403 && ask(&stranger) == 403).then_some(()));
+    eventually("nobody is let in", || {
+        (ask(&client) == 403 && ask(&stranger) == 403).then_some(())
+    });
 }
 
 #[test]
@@ -56,12 +77,20 @@ fn the_default_policy_holds_without_a_control_plane() {
     };
     let denying = Pod::start_with(&network, &script, "server", options);
     serve_http(&denying.namespace, 8080, "server");
-    script.set_endpoints(&path("web"), vec![endpoint(denying.namespace.ip, 8080, Some("server"), false)]);
+    script.set_endpoints(
+        &path("web"),
+        vec![endpoint(denying.namespace.ip, 8080, Some("server"), false)],
+    );
     script.set_outbound(service(), outbound_detect("web", http_rule("web")));
     let client = Pod::start(&network, &script, "client");
-    let reply = client.namespace.block_on(|| async { try_get(service(), "/").await.expect("a reply") });
+    let reply = client
+        .namespace
+        .block_on(|| async { try_get(service(), "/").await.expect("a reply") });
     assert_eq!(reply.status, 403);
     assert_eq!(reply.headers["l5d-proxy-error"], "unauthorized");
     let labels = [("srv_kind", "default"), ("srv_name", "deny")];
-    assert_eq!(denying.metric("inbound_http_authz_deny_total", &labels), Some(1.0));
+    assert_eq!(
+        denying.metric("inbound_http_authz_deny_total", &labels),
+        Some(1.0)
+    );
 }

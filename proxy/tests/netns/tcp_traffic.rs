@@ -26,7 +26,10 @@ fn pair(network: &Network, script: &Script) -> (Pod, Pod) {
     script.set_inbound("server", PORT, opaque_server(vec![authz(Some(&["client"]))]));
     let server = Pod::start(network, script, "server");
     serve_greeting(&server.namespace, PORT);
-    script.set_endpoints(&path("smtp"), vec![endpoint(server.namespace.ip, PORT, Some("server"), true)]);
+    script.set_endpoints(
+        &path("smtp"),
+        vec![endpoint(server.namespace.ip, PORT, Some("server"), true)],
+    );
     script.set_outbound(service(), outbound_opaque("smtp"));
     let client = Pod::start(network, script, "client");
     (client, server)
@@ -80,15 +83,32 @@ fn a_server_that_speaks_first_is_reached_over_mutual_tls() {
     };
     assert_eq!(echoed.len(), text.len());
     let (client_id, server_id) = (identity("client"), identity("server"));
-    let outbound = [("direction", "outbound"), ("peer", "dst"), ("tls", "true"), ("server_id", server_id.as_str())];
+    let outbound = [
+        ("direction", "outbound"),
+        ("peer", "dst"),
+        ("tls", "true"),
+        ("server_id", server_id.as_str()),
+    ];
     assert_eq!(client.metric("tcp_open_total", &outbound), Some(1.0));
-    let inbound = [("direction", "inbound"), ("peer", "src"), ("tls", "true"), ("client_id", client_id.as_str())];
+    let inbound = [
+        ("direction", "inbound"),
+        ("peer", "src"),
+        ("tls", "true"),
+        ("client_id", client_id.as_str()),
+    ];
     assert_eq!(server.metric("tcp_open_total", &inbound), Some(1.0));
     eventually("the connection is counted as closed", || {
         (server.metric("tcp_open_connections", &inbound) == Some(0.0)).then_some(())
     });
-    assert!(server.metric("tcp_read_bytes_total", &inbound).is_some_and(|bytes| bytes >= 1e6));
-    assert_eq!(server.metric("inbound_tcp_authz_allow_total", &[("client_id", &client_id)]), Some(1.0));
+    assert!(
+        server
+            .metric("tcp_read_bytes_total", &inbound)
+            .is_some_and(|bytes| bytes >= 1e6)
+    );
+    assert_eq!(
+        server.metric("inbound_tcp_authz_allow_total", &[("client_id", &client_id)]),
+        Some(1.0)
+    );
 }
 
 #[test]
@@ -104,16 +124,26 @@ fn a_client_that_waits_is_opaque_after_the_detection_timeout() {
     script.set_endpoints(&path("smtp"), vec![endpoint]);
     script.set_inbound("server", PORT, crate::policies::server_for_everyone());
     let mut policy = outbound_detect("smtp", http_rule("smtp"));
-    if let Some(linkerd2_proxy_api::outbound::proxy_protocol::Kind::Detect(detect)) =
-        policy.protocol.as_mut().and_then(|protocol| protocol.kind.as_mut())
+    if let Some(linkerd2_proxy_api::outbound::proxy_protocol::Kind::Detect(detect)) = policy
+        .protocol
+        .as_mut()
+        .and_then(|protocol| protocol.kind.as_mut())
     {
-        detect.timeout = Some(prost_types::Duration { seconds: 0, nanos: 200_000_000 });
+        detect.timeout = Some(prost_types::Duration {
+            seconds: 0,
+            nanos: 200_000_000,
+        });
     }
     script.set_outbound(service(), policy);
-    let echoed = client.namespace.block_on(|| async { converse(service(), b"MAIL\r\n").await.expect("no error") });
+    let echoed = client
+        .namespace
+        .block_on(|| async { converse(service(), b"MAIL\r\n").await.expect("no error") });
     assert_eq!(echoed, b"MAIL\r\n");
     let server_id = identity("server");
-    assert_eq!(client.metric("tcp_open_total", &[("peer", "dst"), ("server_id", &server_id)]), Some(1.0));
+    assert_eq!(
+        client.metric("tcp_open_total", &[("peer", "dst"), ("server_id", &server_id)]),
+        Some(1.0)
+    );
 }
 
 #[test]
@@ -127,7 +157,11 @@ fn connections_are_refused_and_ended_by_policy() {
     let addr = server.addr(PORT);
     let refused = outside.block_on(move || async move { converse(addr, b"x").await });
     assert!(refused.is_err(), "an unmeshed client was served: {refused:?}");
-    assert!(server.metric("inbound_tcp_authz_deny_total", &[("tls", "no_identity")]).is_some());
+    assert!(
+        server
+            .metric("inbound_tcp_authz_deny_total", &[("tls", "no_identity")])
+            .is_some()
+    );
 
     let script_too = script.clone();
     let ended = client.namespace.block_on(move || async move {
@@ -136,8 +170,14 @@ fn connections_are_refused_and_ended_by_policy() {
         tcp.read_exact(&mut greeting).await.expect("a greeting");
         script_too.set_inbound("server", PORT, opaque_server(vec![authz(Some(&["nobody"]))]));
         let mut rest = Vec::new();
-        timeout(DEADLINE, tcp.read_to_end(&mut rest)).await.expect("ended in time").map(|_| rest)
+        timeout(DEADLINE, tcp.read_to_end(&mut rest))
+            .await
+            .expect("ended in time")
+            .map(|_| rest)
     });
     assert!(ended.as_ref().map_or(true, Vec::is_empty), "{ended:?}");
-    assert_eq!(server.metric("inbound_tcp_authz_terminate_total", &[("srv_name", "web")]), Some(1.0));
+    assert_eq!(
+        server.metric("inbound_tcp_authz_terminate_total", &[("srv_name", "web")]),
+        Some(1.0)
+    );
 }

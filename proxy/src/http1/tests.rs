@@ -1,0 +1,167 @@
+use std::rc::Weak;
+
+use http::Request;
+use http_body_util::BodyExt as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+use super::*;
+use crate::{
+    io::{Prefixed, Socket},
+    metrics::{Metrics, labels::Labels, tcp::TcpHandles},
+};
+
+/// A connection, and the application's side of it.
+async fn connect() -> (Box<Connection>, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("bound");
+    let (client, server) = tokio::join!(TcpStream::connect(addr), listener.accept());
+    let open = TcpHandles::new(&Metrics::default(), &Labels::default()).open();
+    let io = Io::new(Socket::Plain(Prefixed::new(client.expect("connects"))), open);
+    (Connection::new(io, Weak::new()), server.expect("accepts").0)
+}
+
+fn request(method: &str) -> Parts {
+    let request = Request::builder()
+        .method(method)
+        .uri("/a?b")
+        .header("host", "web.test")
+        .body(());
+    request.expect("valid").into_parts().0
+}
+
+/// What a client makes of an application's answer: status, body and trailers, or the failure's text.
+async fn exchange(method: &str, answer: &[&[u8]]) -> Result<(u16, String, Option<String>), String> {
+    let (connection, mut app) = connect().await;
+    let answering = async {
+        let mut bytes = [0; 1024];
+        let count = app.read(&mut bytes).await.expect("a request");
+        let expected = format!("{method} /a?b HTTP/1.1\r\nhost: web.test\r\n\r\n");
+        assert_eq!(String::from_utf8_lossy(&bytes[..count]), expected);
+        for piece in answer {
+            app.write_all(piece).await.expect("writes");
+            tokio::task::yield_now().await;
+        }
+        app.shutdown().await.expect("ends");
+    };
+    let head = request(method);
+    let asking = async {
+        let response = connection
+            .send(&head, RequestBody::Empty)
+            .await
+            .map_err(|(error, _)| error.to_string())?;
+        let status = response.status().as_u16();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|error| error.to_string())?;
+        let trailers = body.trailers().map(|trailers| format!("{trailers:?}"));
+        Ok((
+            status,
+            String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+            trailers,
+        ))
+    };
+    tokio::join!(answering, asking).1
+}
+
+async fn body(answer: &[&[u8]]) -> Result<String, String> {
+    exchange("GET", answer).await.map(|(_, body, _)| body)
+}
+
+#[tokio::test]
+async fn bodies_of_every_framing_are_read() {
+    for (answer, want) in [
+        (
+            &[&b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"[..]][..],
+            "hello",
+        ),
+        (
+            &[b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhe", b"llo"],
+            "hello",
+        ),
+        (&[b"HTTP/1.1 200 OK\r\n", b"content-length: 0\r\n\r\n"], ""),
+        (
+            &[b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n1;x=y\r\n!\r\n0\r\n\r\n"],
+            "hello!",
+        ),
+        (
+            &[
+                b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+                b"5\r",
+                b"\nhel",
+                b"lo\r",
+                b"\n0\r\n",
+                b"\r\n",
+            ],
+            "hello",
+        ),
+        (&[b"HTTP/1.1 200 OK\r\n\r\nuntil", b" the end"], "until the end"),
+        (
+            &[b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"],
+            "",
+        ),
+        (&[b"HTTP/1.0 200 OK\r\n\r\nold"], "old"),
+    ] {
+        assert_eq!(body(answer).await.as_deref(), Ok(want), "{answer:?}");
+    }
+    let head = exchange("HEAD", &[b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"]).await;
+    assert_eq!(head, Ok((200, String::new(), None)));
+    let chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\na: b\r\n\r\n";
+    let (_, body, trailers) = exchange("GET", &[chunked]).await.expect("valid");
+    assert_eq!((body.as_str(), trailers.as_deref()), ("x", Some(r#"{"a": "b"}"#)));
+}
+
+#[tokio::test]
+async fn ambiguous_and_broken_responses_are_refused() {
+    for answer in [
+        &b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"[..],
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
+        b"HTTP/1.1 200 OK\r\ncontent-length: +5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nx\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhell",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        b"HTTP/2 200 OK\r\n\r\n",
+        b"SSH-2.0-x\r\n",
+        b"",
+    ] {
+        let result = body(&[answer]).await;
+        assert!(
+            result.is_err(),
+            "{:?} was taken as {result:?}",
+            String::from_utf8_lossy(answer)
+        );
+    }
+}
+
+#[tokio::test]
+async fn only_harmless_requests_are_offered_for_another_try() {
+    for (method, want) in [("GET", true), ("POST", false), ("DELETE", true)] {
+        let (connection, app) = connect().await;
+        drop(app);
+        let (_, again) = connection
+            .send(&request(method), RequestBody::Empty)
+            .await
+            .expect_err("closed");
+        assert_eq!(again.is_some(), want, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_the_application_closed_is_not_alive() {
+    let (mut connection, mut app) = connect().await;
+    assert!(connection.is_alive());
+    app.write_all(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+        .await
+        .expect("writes");
+    drop(app);
+    while connection.is_alive() {
+        tokio::task::yield_now().await;
+    }
+}
