@@ -36,14 +36,33 @@ pub enum ClusterError {
     #[error("the API server does not say which kinds it has")]
     Discovery(#[source] kube::Error),
     #[error("failed to {verb} {object}")]
-    Request { verb: &'static str, object: String, #[source] source: kube::Error },
+    Request { verb: &'static str, object: String, #[source] source: Answer },
+}
+
+/// What came back instead of an object.
+#[derive(Debug, thiserror::Error)]
+pub enum Answer {
+    #[error("{} (HTTP {})", .0.message, .0.code)]
+    Refusal(Box<Status>),
+    #[error(transparent)]
+    Other(kube::Error),
+}
+
+impl From<kube::Error> for Answer {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::Refusal(status),
+            other => Self::Other(other),
+        }
+    }
 }
 
 impl ClusterError {
     /// The API server's answer, when it gave one.
     pub fn status(&self) -> Option<&Status> {
         match self {
-            Self::Request { source, .. } | Self::Client(source) | Self::Discovery(source) => status(source),
+            Self::Request { source: Answer::Refusal(status), .. } => Some(status),
+            Self::Request { source: Answer::Other(source), .. } | Self::Client(source) | Self::Discovery(source) => status(source),
             Self::Kubeconfig { .. } | Self::Infer(_) => None,
         }
     }
@@ -53,7 +72,7 @@ impl ClusterError {
         match self {
             Self::Kubeconfig { .. } | Self::Infer(_) => Some("give --kubeconfig, or set KUBECONFIG".into()),
             Self::Discovery(_) | Self::Client(_) => Some("check that the cluster is up and the kubeconfig right".into()),
-            Self::Request { source, .. } => match status(source).map(|status| status.code) {
+            Self::Request { .. } => match self.status().map(|status| status.code) {
                 Some(401 | 403) => Some("the account lacks a role; see the ClusterRole of the reconciler".into()),
                 _ => None,
             },
@@ -118,6 +137,9 @@ impl Cluster {
             None => Config::infer().await.map_err(ClusterError::Infer)?,
         };
         config.connect_timeout = Some(Duration::from_secs(10));
+        // The API server's audit log and metrics then tell this program's requests from all others.
+        let agent = http::HeaderValue::from_static(concat!("heddle/", env!("CARGO_PKG_VERSION")));
+        config.headers.push((http::header::USER_AGENT, agent));
         let client = Client::try_from(config).map_err(ClusterError::Client)?;
         let discovery = discover(&client).await?;
         Ok(Self { client, discovery: Arc::new(RwLock::new(Arc::new(discovery))), metrics })
@@ -161,7 +183,7 @@ impl Cluster {
         object: &ObjectId,
         request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
     ) -> Result<T, ClusterError> {
-        let failed = |source| ClusterError::Request { verb, object: object.to_string(), source };
+        let failed = |source: kube::Error| ClusterError::Request { verb, object: object.to_string(), source: source.into() };
         let request = request.map_err(|error| failed(kube::Error::BuildRequest(error)))?;
         match tokio::time::timeout(REQUEST_TIMEOUT, self.client.request(request)).await {
             Ok(answer) => answer.map_err(failed),

@@ -232,6 +232,12 @@ pub fn judge(error: &ClusterError) -> Option<Verdict> {
             Some(Verdict::Immutable(rejection()))
         }
         400 | 403 | 405 | 413 | 415 | 422 => Some(Verdict::Rejected(rejection())),
+        // An apply whose fields do not fit the schema is answered as if the server had failed.
+        500 if status.message.contains("failed to create typed patch object") => {
+            let (_, detail) = status.message.rsplit_once("): ").unwrap_or(("", &status.message));
+            let field = detail.split_once(": ").map(|(field, _)| field.trim_start_matches('.').to_owned());
+            Some(Verdict::Rejected(Rejection { message: detail.trim().to_owned(), field }))
+        }
         _ => None,
     }
 }
@@ -333,7 +339,7 @@ mod tests {
 
     fn refused(value: Value) -> ClusterError {
         let status = serde_json::from_value(value).unwrap();
-        ClusterError::Request { verb: "try", object: "x".into(), source: kube::Error::Api(Box::new(status)) }
+        ClusterError::Request { verb: "try", object: "x".into(), source: kube::Error::Api(Box::new(status)).into() }
     }
 
     #[test]
@@ -351,6 +357,9 @@ mod tests {
         // A race is nobody's fault.
         assert_eq!(judge(&refused(json!({"code": 409, "reason": "Conflict"}))), None);
         assert_eq!(judge(&refused(json!({"code": 500}))), None);
+        let message = "failed to create typed patch object (a/b; x/v1, Kind=Server): .spec.podSelectr: field not declared in schema";
+        let rejection = Rejection { message: ".spec.podSelectr: field not declared in schema".into(), field: Some("spec.podSelectr".into()) };
+        assert_eq!(judge(&refused(json!({"code": 500, "message": message}))), Some(Verdict::Rejected(rejection)));
         assert_eq!(judge(&refused(json!({"code": 404, "details": {"kind": "namespaces"}}))), Some(Verdict::NoNamespace));
     }
 

@@ -3,19 +3,18 @@
 //! A status is built in pure code from what happened, and written only when it differs from the one that is there: in
 //! the steady state nothing is written. The conditions follow kstatus, so that Flux and `kubectl wait` understand them.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::{BTreeMap, BTreeSet}, time::Duration};
 
 use heddle_k8s::mesh::{
     HistoryEntry, Inventory, InventoryEntry, Mesh, MeshStatus, Outcome, RolloutStatus, CONDITION_READY,
     CONDITION_RECONCILING, CONDITION_STALLED, HISTORY_MAX, PENDING_MAX,
 };
 use k8s_openapi::{
-    api::core::v1::ObjectReference,
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
     jiff::Timestamp,
 };
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use serde_json::json;
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::{
@@ -191,51 +190,50 @@ pub async fn write(cluster: &Cluster, name: &str, old: &MeshStatus, new: &MeshSt
 
 /// Events about one Mesh.
 pub struct Events {
-    recorder: Recorder,
     cluster: Cluster,
-    reference: ObjectReference,
-    /// The last event, which is not said twice.
-    last: tokio::sync::Mutex<Option<(String, String)>>,
+    mesh: serde_json::Value,
+    name: String,
+    /// What was said lately, which is not said again.
+    recent: tokio::sync::Mutex<BTreeMap<(String, String), Instant>>,
 }
+
+/// The same words are one Event in this time, as Flux has it.
+const EVENT_DEDUPE: Duration = Duration::from_secs(300);
+/// So many Events in that time: a loop that fails in ever new words must not fill the cluster's store.
+const EVENTS_MAX: usize = 100;
 
 impl Events {
     pub fn new(cluster: &Cluster, name: &str, uid: Option<String>) -> Self {
-        let reporter = Reporter { controller: "heddle".into(), instance: None };
-        let reference = ObjectReference {
-            api_version: Some("heddle.dev/v1alpha1".into()),
-            kind: Some("Mesh".into()),
-            name: Some(name.to_owned()),
-            uid,
-            ..ObjectReference::default()
-        };
-        Self { recorder: Recorder::new(cluster.client.clone(), reporter), cluster: cluster.clone(), reference, last: tokio::sync::Mutex::default() }
+        let mesh = json!({"apiVersion": "heddle.dev/v1alpha1", "kind": "Mesh", "name": name, "uid": uid});
+        Self { cluster: cluster.clone(), mesh, name: name.to_owned(), recent: tokio::sync::Mutex::default() }
     }
 
-    /// Says something once: the same words in a row are one Event.
+    /// Says something, unless it was said lately.
     pub async fn say(&self, warning: bool, reason: &str, action: &str, message: &str) {
         let note = cut(message);
         {
-            let mut last = self.last.lock().await;
+            let mut recent = self.recent.lock().await;
+            recent.retain(|_, said| said.elapsed() < EVENT_DEDUPE);
             let this = (reason.to_owned(), note.clone());
-            if last.as_ref() == Some(&this) {
+            if recent.contains_key(&this) || recent.len() >= EVENTS_MAX {
                 return;
             }
-            *last = Some(this);
+            recent.insert(this, Instant::now());
         }
-        let event = Event {
-            type_: if warning { EventType::Warning } else { EventType::Normal },
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: action.to_owned(),
-            secondary: None,
-        };
-        self.cluster.metrics.write("event");
-        let sent = tokio::time::timeout(Duration::from_secs(10), self.recorder.publish(&event, &self.reference)).await;
-        match sent {
-            Ok(Ok(())) => {}
-            // An Event is a courtesy; its loss stops nothing.
-            Ok(Err(error)) => warn!(error = %crate::cli::chain(&error), reason, "Failed to publish an Event"),
-            Err(_) => warn!(reason, "Failed to publish an Event in time"),
+        let Some(kind) = self.cluster.kind("events.k8s.io/v1", "Event").await else { return };
+        let now = Timestamp::now();
+        let id = ObjectId::new("events.k8s.io", "Event", "default", &format!("{}.{:x}", self.name, now.as_nanosecond()));
+        let body = json!({
+            "apiVersion": "events.k8s.io/v1", "kind": "Event",
+            "metadata": {"name": id.name, "namespace": id.namespace},
+            "eventTime": MicroTime(now),
+            "type": if warning { "Warning" } else { "Normal" },
+            "reason": reason, "action": action, "note": note, "regarding": self.mesh,
+            "reportingController": "heddle.dev/reconciler", "reportingInstance": self.name,
+        });
+        // An Event is a courtesy; its loss stops nothing.
+        if let Err(error) = self.cluster.create(&kind, &id, &body, false).await {
+            warn!(error = %crate::cli::chain(&error), reason, "Failed to publish an Event");
         }
     }
 }

@@ -61,7 +61,8 @@ pub struct Args {
 
 pub fn run(global: &Global, args: Args) -> Outcome {
     let format = args.log_format.parse().map_err(|error: log::UnknownFormat| Failure::message(error.to_string()))?;
-    log::init(&args.log_level, format).map_err(|error| Failure::message(crate::cli::chain(&error)))?;
+    // The client logs each refusal as an error, dry runs among them; what matters of it is said here.
+    log::init(&format!("{},kube_client::client::builder=off", args.log_level), format).map_err(|error| Failure::message(crate::cli::chain(&error)))?;
     let bundled = Arc::new(global.bundled()?);
     super::block_on(async {
         let mut registry = prometheus_client::registry::Registry::default();
@@ -93,8 +94,7 @@ pub fn run(global: &Global, args: Args) -> Outcome {
             wait: !args.no_wait,
             trigger: trigger_receiver,
         };
-        let mut shutdown = signal::shutdown()?;
-        let watch = shutdown.watch();
+        let shutdown = signal::shutdown()?;
         let work = match told(&args)? {
             Some(told) => {
                 // A mesh that is not as Git wants it is no reason to restart this program.
@@ -105,13 +105,10 @@ pub fn run(global: &Global, args: Args) -> Outcome {
             None => tokio::spawn(controller::run(shared, ready)),
         };
         tokio::select! {
-            () = shutdown.requested() => {}
-            ended = work => return Err(Failure::message(format!("the loop ended: {ended:?}"))),
+            // Workers need no farewell: whatever they were doing, the next process does again.
+            _ = shutdown.drain(DRAIN_TIMEOUT) => Ok(()),
+            ended = work => Err(Failure::message(format!("the loop ended: {ended:?}"))),
         }
-        tracing::info!("Shutting down");
-        drop(watch);
-        shutdown.drain(DRAIN_TIMEOUT).await;
-        Ok(())
     })?;
     Ok(0)
 }

@@ -73,7 +73,7 @@ async fn list(api: &Api<Mesh>) -> Result<Vec<Mesh>, Failure> {
     match api.list(&ListParams::default()).await {
         Ok(list) => Ok(list.items),
         Err(error) if crate::cluster::status(&error).is_some_and(|status| status.code == 404) => Ok(Vec::new()),
-        Err(source) => Err(ClusterError::Request { verb: "list", object: "Mesh objects".into(), source }.into()),
+        Err(source) => Err(ClusterError::Request { verb: "list", object: "Mesh objects".into(), source: source.into() }.into()),
     }
 }
 

@@ -27,7 +27,7 @@ const PAGE: u32 = 500;
 pub async fn list(client: &Client) -> Result<Fleet, ClusterError> {
     let failed = |object: &str| {
         let object = object.to_owned();
-        move |source| ClusterError::Request { verb: "list", object, source }
+        move |source: kube::Error| ClusterError::Request { verb: "list", object, source: source.into() }
     };
     let all = ListParams::default().limit(PAGE);
     let pods = ListParams::default().limit(PAGE).fields(LIVE_PODS);

@@ -111,6 +111,8 @@ struct Worker {
     progress: Progress,
     restarting: BTreeMap<ObjectId, Instant>,
     halted: Option<String>,
+    /// The last failure in the log, which is not logged again.
+    said: Option<String>,
     last_handled: Option<String>,
     applied_at_once: BTreeSet<String>,
 }
@@ -120,7 +122,7 @@ impl Worker {
         Self {
             drift: Drift::new(&told.name), shared, told, ready, book: None, events: None, current: None, candidate: None,
             invalid: None, clean: BTreeMap::new(), conflicts: BTreeMap::new(), inventory_checked: false, settled: false, failures: 0,
-            retry_at: None, progress: Progress::default(), restarting: BTreeMap::new(), halted: None, last_handled: None,
+            retry_at: None, progress: Progress::default(), restarting: BTreeMap::new(), halted: None, said: None, last_handled: None,
             applied_at_once: BTreeSet::new(),
         }
     }
@@ -134,11 +136,18 @@ impl Worker {
         let mut trigger = self.shared.trigger.clone();
         let mut waiting_for_request: Option<(String, u64)> = None;
         self.request(&wake, sightings.borrow().attempts, &mut waiting_for_request);
+        let mut known_news = None;
         loop {
             let drifted = self.drift.changed.clone();
             let retry = self.retry_at;
+            let mut asked = false;
             tokio::select! {
-                changed = sightings.changed() => if changed.is_err() { return false },
+                changed = sightings.changed() => {
+                    if changed.is_err() {
+                        return false;
+                    }
+                    asked = true;
+                }
                 () = drifted.notified() => tokio::time::sleep(DEBOUNCE).await,
                 _ = fleet.changed() => tokio::time::sleep(DEBOUNCE).await,
                 _ = trigger.changed() => { wake.notify_one(); continue }
@@ -165,6 +174,13 @@ impl Worker {
                 continue;
             }
             let sighting = sightings.borrow_and_update().clone();
+            let news = (sighting.snapshot.as_ref().map(|snapshot| snapshot.revision.clone()), sighting.failure.clone());
+            let old_news = asked && known_news.as_ref() == Some(&news) && waiting_for_request.is_none();
+            if old_news {
+                // The source was asked and has nothing new; a pause after a failure goes on.
+                continue;
+            }
+            known_news = Some(news);
             if let Some((request, _)) = waiting_for_request.take_if(|(_, attempts)| sighting.attempts > *attempts) {
                 self.last_handled = Some(request);
             }
@@ -177,6 +193,7 @@ impl Worker {
                 () = newer_revision(&mut newer, known) => {
                     info!("A newer revision supersedes the one being applied");
                     self.settled = false;
+                    known_news = None;
                     sightings.mark_changed();
                 }
             }
@@ -254,10 +271,9 @@ impl Worker {
             self.drift = Drift::new(&name);
             self.book = Some(book);
         }
-        let state = self.apply().await?;
-        let state = match state {
-            State::Ready => self.roll_out().await?,
-            other => other,
+        let state = match self.work_out().await {
+            Ok(state) => state,
+            Err(error) => State::Failed { reason: "ClusterUnreachable", message: crate::cli::chain(&error) },
         };
         // What keeps a newer revision out is worse news than that the older one is well.
         let state = match (state, &self.invalid, &sighting.failure) {
@@ -267,6 +283,13 @@ impl Worker {
         };
         self.report(sighting, &state).await?;
         Ok(state)
+    }
+
+    async fn work_out(&mut self) -> Result<State, ClusterError> {
+        match self.apply().await? {
+            State::Ready => self.roll_out().await,
+            other => Ok(other),
+        }
     }
 
     /// By flags, the mesh is named after its profile.
@@ -390,6 +413,7 @@ impl Worker {
         }
         match result {
             Ok(()) => {
+                self.said = None;
                 self.inventory_checked = true;
                 self.settled = true;
                 if new && self.applied_at_once.insert(desired.revision.clone()) {
@@ -403,7 +427,10 @@ impl Worker {
             Err(error) => {
                 self.settled = false;
                 let message = crate::cli::chain(&error);
-                error!(revision = desired.revision, reason = error.reason(), error = message, "The revision could not be applied");
+                if self.said.as_ref() != Some(&message) {
+                    error!(revision = desired.revision, reason = error.reason(), error = message, "The revision could not be applied; trying again");
+                    self.said = Some(message.clone());
+                }
                 Ok(State::Failed { reason: error.reason(), message })
             }
         }

@@ -172,7 +172,10 @@ impl GitSource {
 
     fn local(&self, path: &Path) -> Result<(Repository, Oid, String), SourceError> {
         let unreadable = |source| SourceError::Repository { url: self.url.clone(), source };
-        let repository = Repository::open(path).map_err(unreadable)?;
+        let repository = Repository::open(path).map_err(|source| match source.code() {
+            ErrorCode::NotFound => SourceError::Unreachable { url: self.url.clone(), source },
+            _ => unreadable(source),
+        })?;
         let missing = || SourceError::NoReference { url: self.url.clone(), reference: self.reference.describe() };
         for name in self.reference.candidates() {
             let found = repository.find_reference(&name).ok().map(|reference| {
