@@ -293,7 +293,7 @@ async fn endpoints_and_profiles_follow_the_cluster() -> anyhow::Result<()> {
     assert!(matches!(&gone, update::Update::NoEndpoints(none) if !none.exists), "{gone:?}");
 
     let metrics = program.admin("/metrics").await?;
-    for line in ["grpc_streams_open{method=\"Get\"} 1", "index_pods 2", "watch_restarts_total{kind=\"Pod\"}"] {
+    for line in ["grpc_streams_open{method=\"Get\"} 1", "index_pods 2", "watch_restarts_total{group=\"\",kind=\"Pod\"}"] {
         assert!(metrics.contains(line), "{line} is missing in:\n{metrics}");
     }
 

@@ -63,6 +63,7 @@ struct Metrics {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
+    group: String,
     kind: String,
 }
 
@@ -88,10 +89,9 @@ impl Watchers {
         K: Tracked + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
         self.pending.fetch_add(1, Ordering::AcqRel);
-        let kind = Kind { kind: K::kind(&()).into_owned() };
+        let kind = Kind { group: K::group(&()).into_owned(), kind: K::kind(&()).into_owned() };
         let watch = Watch::<K> {
             cluster: self.cluster.clone(),
-            group: K::group(&()).into_owned(),
             pending: Some(self.pending.clone()),
             metrics: self.metrics.clone(),
             kind,
@@ -122,7 +122,6 @@ impl Synced {
 /// One watch.
 struct Watch<K> {
     cluster: Cluster,
-    group: String,
     kind: Kind,
     /// Taken when the first list is complete.
     pending: Option<Arc<AtomicUsize>>,
@@ -150,8 +149,8 @@ where
                         Ok(event) => self.event(event),
                         Err(error) if is_missing(&error) => break 'watch,
                         Err(error) => {
-                            let Self { group, kind, .. } = &self;
-                            warn!(group, kind = kind.kind, error = %chain(&error), "A watch failed: it begins anew");
+                            let Kind { group, kind } = &self.kind;
+                            warn!(group, kind, error = %chain(&error), "A watch failed: it begins anew");
                         }
                     }
                 }
@@ -174,8 +173,8 @@ where
     async fn wait_for_kind(&mut self, client: &Client) {
         while matches!(is_served::<K>(client).await, Ok(false)) {
             if !self.missing {
-                let Self { group, kind, .. } = self;
-                warn!(group, kind = kind.kind, "The cluster does not have this kind: going on without until it does");
+                let Kind { group, kind } = &self.kind;
+                warn!(group, kind, "The cluster does not have this kind: going on without until it does");
                 self.missing = true;
                 self.cluster.reset::<K>(&[]);
                 self.ready();
@@ -199,8 +198,8 @@ where
             }
             Event::InitDone => {
                 if std::mem::take(&mut self.missing) {
-                    let Self { group, kind, .. } = self;
-                    info!(group, kind = kind.kind, "Found a kind that the cluster did not have before");
+                    let Kind { group, kind } = &self.kind;
+                    info!(group, kind, "Found a kind that the cluster did not have before");
                 }
                 self.cluster.reset(&std::mem::take(&mut self.list));
                 self.ready();
@@ -223,7 +222,7 @@ where
             Err(error) => {
                 self.metrics.unreadable.get_or_create(&self.kind).inc();
                 let ObjectKey { namespace, name } = key;
-                warn!(group = self.group, kind = self.kind.kind, namespace, name, %error, "Ignored an object that cannot be read");
+                warn!(group = self.kind.group, kind = self.kind.kind, namespace, name, %error, "Ignored an object that cannot be read");
                 None
             }
         }
@@ -232,7 +231,7 @@ where
     fn ready(&mut self) {
         if let Some(pending) = self.pending.take() {
             pending.fetch_sub(1, Ordering::AcqRel);
-            debug!(group = self.group, kind = self.kind.kind, "Synced");
+            debug!(group = self.kind.group, kind = self.kind.kind, "Synced");
         }
     }
 }
