@@ -8,6 +8,7 @@ use heddle_tls::{
     connect::ChannelOptions, roots::RootsFile,
 };
 use prometheus_client::registry::Registry;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::{Instant, interval};
 use tracing::{error, info, warn};
 
@@ -46,6 +47,7 @@ pub(crate) enum AppError {
 /// # Errors
 /// It cannot start.
 pub(crate) fn run(mut config: Config, log: LogHandle) -> Result<(), AppError> {
+    raise_file_limit();
     // Controllers' own proxies find them on loopback, where connections do not grow stale.
     if config.control.policy.addr.is_loopback() {
         config.control.streams = StreamLimits::default();
@@ -58,6 +60,19 @@ pub(crate) fn run(mut config: Config, log: LogHandle) -> Result<(), AppError> {
     // Workers hold connections that the grace period has not ended: they end with the process.
     runtime.shutdown_background();
     result
+}
+
+/// Every connection through the proxy takes two file descriptors; the usual soft limit is far below what is allowed.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // The limit stays as it is where it may not be changed.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
 }
 
 async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::{Buf as _, BytesMut};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -238,15 +239,25 @@ impl Io {
         self.read_count.clone()
     }
 
-    /// Makes the close a reset, so that the peer sees a refusal and not an end.
-    pub(crate) fn reset_on_close(&mut self) {
-        let tcp = match &self.inner.inner {
+    fn tcp(&self) -> &TcpStream {
+        match &self.inner.inner {
             Socket::Plain(io) => &io.inner,
             Socket::Server(io) => &io.get_ref().0.inner,
             Socket::Client(io) => io.get_ref().0,
-        };
+        }
+    }
+
+    /// Makes the close a reset, so that the peer sees a refusal and not an end.
+    pub(crate) fn reset_on_close(&self) {
         // Without it the close is an ordinary one.
-        let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Ends the connection when the peer has not acknowledged data for so long. Only for peers that always read: the
+    /// kernel takes one that lets its window close for one that is gone.
+    pub(crate) fn set_unacknowledged_max(&self, timeout: Duration) {
+        // Without it a lost peer is noticed later.
+        let _ = SockRef::from(self.tcp()).set_tcp_user_timeout(Some(timeout));
     }
 
     pub(crate) fn ahead(&mut self) -> &mut Prefixed<Socket> {

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -129,42 +130,54 @@ async fn accept_all(
         }
     };
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let accepted = |tcp: TcpStream, client: SocketAddr, place: OwnedSemaphorePermit| {
+        set_options(&tcp);
+        // Without a redirection the client wanted the very address that it reached.
+        if let Some(orig_dst) = orig_dst(&tcp).or_else(|| tcp.local_addr().ok()) {
+            let (client, orig_dst) = (canonical(client), canonical(orig_dst));
+            serve(
+                worker.clone(),
+                Accepted {
+                    tcp,
+                    client,
+                    orig_dst,
+                    drain: drain.clone(),
+                    place,
+                },
+            );
+        }
+    };
     let mut drained = std::pin::pin!(drain.clone().signaled());
     loop {
-        let place = tokio::select! {
-            place = places.clone().acquire_owned() => place.expect("the semaphore is never closed"),
-            _ = &mut drained => break,
+        let next = async {
+            let place = places
+                .clone()
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
+            (listener.accept().await, place)
         };
-        let accepted = tokio::select! {
-            // The backlog first: a connection that is there when the drain begins is served.
-            biased;
-            accepted = listener.accept() => accepted,
+        tokio::select! {
             _ = &mut drained => break,
-        };
-        match accepted {
-            Ok((tcp, client)) => {
-                set_options(&tcp);
-                let orig_dst = orig_dst(&tcp).or_else(|| tcp.local_addr().ok());
-                if let Some(orig_dst) = orig_dst {
-                    let (client, orig_dst) = (canonical(client), canonical(orig_dst));
-                    serve(
-                        worker.clone(),
-                        Accepted {
-                            tcp,
-                            client,
-                            orig_dst,
-                            drain: drain.clone(),
-                            place,
-                        },
-                    );
+            (next, place) = next => match next {
+                Ok((tcp, client)) => accepted(tcp, client, place),
+                Err(error) if is_of_connection(&error) => {}
+                Err(error) => {
+                    warn!(%error, "Failed to accept a connection");
+                    sleep(ACCEPT_PAUSE).await;
                 }
-            }
-            Err(error) if is_of_connection(&error) => {}
-            Err(error) => {
-                warn!(%error, "Failed to accept a connection");
-                sleep(ACCEPT_PAUSE).await;
-            }
+            },
         }
+    }
+    // A connection that is in the backlog was made before we stopped: it is served.
+    for _ in 0..BACKLOG {
+        let (Some(Ok((tcp, client))), Ok(place)) = (
+            listener.accept().now_or_never(),
+            places.clone().try_acquire_owned(),
+        ) else {
+            break;
+        };
+        accepted(tcp, client, place);
     }
     info!(addr = ?listener.local_addr().ok(), "Stopped accepting");
 }

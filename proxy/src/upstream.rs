@@ -246,6 +246,7 @@ impl Upstream {
     async fn connect_http2(self: &Rc<Self>) -> Result<Http2Sender<Bytes>, ConnectError> {
         let addr = self.target.addr;
         let io = self.connect().await?;
+        io.set_unacknowledged_max(UNACKNOWLEDGED_MAX);
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -355,5 +356,4 @@ pub(crate) fn set_options(tcp: &TcpStream) {
     // A kernel that refuses one of these still carries bytes.
     let _ = tcp.set_nodelay(true);
     let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE));
-    let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
 }

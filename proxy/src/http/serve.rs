@@ -1,6 +1,6 @@
 //! A client's HTTP connection: requests in, responses out, until it ends, drains or its client is too slow.
 
-use std::{cell::Cell, convert::Infallible, future::Future, rc::Rc, time::Duration};
+use std::{cell::Cell, convert::Infallible, rc::Rc, time::Duration};
 
 use http::{HeaderValue, Request, Response, header};
 use hyper::{
@@ -51,14 +51,13 @@ pub(crate) struct ConnState {
     idle_at: Cell<u64>,
 }
 
-/// Serves a connection; `handle` never fails, because errors become responses. Ends early when `ended` does.
+/// Serves a connection; `handle` never fails, because errors become responses.
 pub(crate) async fn serve<H, F>(
     worker: Rc<Worker>,
     drain: drain::Watch,
     io: Io,
     version: HttpVersion,
     handle: H,
-    ended: impl Future<Output = ()>,
 ) where
     H: Fn(Request<Incoming>) -> F + 'static,
     F: Future<Output = Response<ResponseBody>> + 'static,
@@ -88,7 +87,6 @@ pub(crate) async fn serve<H, F>(
         })
     };
     let io = TokioIo::new(io);
-    let mut ended = std::pin::pin!(ended);
     let mut drained = std::pin::pin!(drain.signaled());
     let mut held = None;
     match version {
@@ -112,7 +110,6 @@ pub(crate) async fn serve<H, F>(
                         }
                         break;
                     }
-                    () = &mut ended => break,
                     release = &mut drained, if held.is_none() => {
                         held = Some(release);
                         linger.as_mut().reset(Instant::now() + DRAIN_LINGER);
@@ -156,7 +153,6 @@ pub(crate) async fn serve<H, F>(
                         }
                         break;
                     }
-                    () = &mut ended => break,
                     release = &mut drained, if held.is_none() => {
                         held = Some(release);
                         connection.as_mut().graceful_shutdown();

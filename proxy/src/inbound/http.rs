@@ -32,6 +32,8 @@ struct Connection {
     client_id: Option<HeaderValue>,
     no_tls_reason: &'static str,
     handles: RefCell<Vec<Rc<Handles>>>,
+    /// For what outlives the connection: an upgraded one.
+    drain: drain::Watch,
 }
 
 /// The counters of requests with one verdict.
@@ -60,13 +62,14 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Known, drain: drain::Watch,
         client_id,
         no_tls_reason,
         handles: RefCell::default(),
+        drain: drain.clone(),
     });
     let handle = move |request| {
         let connection = connection.clone();
         async move { connection.respond(request).await }
     };
     // Each request is judged by the policy of its moment, so that the connection as a whole need not be.
-    serve::serve(worker, drain, io, version, handle, std::future::pending()).await;
+    serve::serve(worker, drain, io, version, handle).await;
 }
 
 /// The server's labels.
@@ -184,7 +187,7 @@ impl Connection {
             headers::origin_form(&mut request);
         }
         let connection = self.port.app().upgradable(permit).await?;
-        upgrade::send(connection, request, ()).await
+        upgrade::send(connection, request, self.drain.clone()).await
     }
 
     fn failed(&self, handles: &Handles, started: Instant, error: ProxyError) -> ProxyError {

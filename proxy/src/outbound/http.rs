@@ -32,6 +32,8 @@ pub(super) struct Client {
     worker: Rc<Worker>,
     target: Rc<Target>,
     version: HttpVersion,
+    /// For what outlives the connection: an upgraded one.
+    pub(super) drain: drain::Watch,
 }
 
 pub(super) async fn serve(
@@ -45,12 +47,13 @@ pub(super) async fn serve(
         worker: worker.clone(),
         target,
         version,
+        drain: drain.clone(),
     });
     let handle = move |request| {
         let client = client.clone();
         async move { client.respond(request).await }
     };
-    serve::serve(worker, drain, io, version, handle, std::future::pending()).await;
+    serve::serve(worker, drain, io, version, handle).await;
 }
 
 impl Client {
@@ -78,7 +81,7 @@ impl Client {
             return Ok(response);
         }
         if headers::is_upgrade(&request) {
-            return Box::pin(super::upgrade::serve(&policy, rule, request)).await;
+            return Box::pin(super::upgrade::serve(self, &policy, rule, request)).await;
         }
         let mut response = match &rule.retry {
             Some(retry) => {

@@ -5,10 +5,11 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::target::Policy;
+use super::{http::Client, target::Policy};
 use crate::http::{ProxyError, ResponseBody, headers, upgrade};
 
 pub(super) async fn serve(
+    client: &Client,
     policy: &Policy,
     rule: &OutboundRule,
     mut request: Request<Incoming>,
@@ -32,5 +33,5 @@ pub(super) async fn serve(
     if request.method() != http::Method::CONNECT {
         headers::origin_form(&mut request);
     }
-    upgrade::send(connection, request, endpoint.begin()).await
+    upgrade::send(connection, request, (endpoint.begin(), client.drain.clone())).await
 }

@@ -77,6 +77,8 @@ impl Pod {
             ("OUTBOUND_DETECT_TIMEOUT", "1s".to_owned()),
             ("INBOUND_DETECT_TIMEOUT", "1s".to_owned()),
             ("SHUTDOWN_GRACE_PERIOD", "20s".to_owned()),
+            // Two workers, so that what they share is tested, too.
+            ("CORES", "2".to_owned()),
             (
                 "LOG",
                 std::env::var("PROXY_LOG").unwrap_or_else(|_| "warn".to_owned()),
