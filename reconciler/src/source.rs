@@ -77,6 +77,8 @@ pub enum SourceError {
     Unreachable { url: String, #[source] source: git2::Error },
     #[error("the repository {url} refuses the credentials")]
     Unauthorized { url: String, #[source] source: git2::Error },
+    #[error("the source's credentials cannot be read: {reason}")]
+    Credentials { reason: String },
     #[error("the repository {url} has no {reference}")]
     NoReference { url: String, reference: String },
     #[error("the repository {url} cannot be read")]
@@ -99,7 +101,7 @@ impl SourceError {
         match self {
             Self::Location { .. } => "InvalidSource",
             Self::Unreachable { .. } | Self::Timeout { .. } | Self::Bridge { .. } => "RepositoryUnreachable",
-            Self::Unauthorized { .. } => "AuthenticationFailed",
+            Self::Unauthorized { .. } | Self::Credentials { .. } => "AuthenticationFailed",
             Self::NoReference { .. } => "ReferenceNotFound",
             Self::Repository { .. } | Self::Folder { .. } => "SourceUnreadable",
             Self::NotFound { .. } => "PathNotFound",

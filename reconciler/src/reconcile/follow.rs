@@ -42,7 +42,9 @@ pub struct Followed {
     pub cache_dir: PathBuf,
     /// The profile's name for an inline profile.
     pub name: String,
-    pub access: Access,
+    /// Where the Secret with the credentials is read, each time that the source is opened.
+    pub cluster: Cluster,
+    pub namespace: String,
 }
 
 /// An opened source.
@@ -58,8 +60,22 @@ pub async fn follow(followed: Followed, wake: Arc<Notify>, publish: watch::Sende
     let mut opened: Option<Opened> = None;
     loop {
         let begun = Instant::now();
-        let (back, result) = attempt(opened.take(), &followed, &wake).await;
-        opened = back;
+        let result = match opened {
+            Some(_) => Ok(Access::default()),
+            None => access(&followed.cluster, &followed.source, &followed.namespace).await,
+        };
+        let result = match result {
+            Ok(access) => {
+                let (back, result) = attempt(opened.take(), &followed, access, &wake).await;
+                opened = back;
+                result
+            }
+            Err(reason) => Err(SourceError::Credentials { reason }),
+        };
+        if matches!(result, Err(SourceError::Unauthorized { .. })) {
+            // The Secret may have changed since it was read.
+            opened = None;
+        }
         let failed = result.is_err();
         publish.send_modify(|sighting| {
             sighting.attempts += 1;
@@ -97,12 +113,12 @@ struct Found {
 }
 
 /// Asks once, on a thread that may block.
-async fn attempt(opened: Option<Opened>, followed: &Followed, wake: &Arc<Notify>) -> (Option<Opened>, Result<Found, SourceError>) {
+async fn attempt(opened: Option<Opened>, followed: &Followed, access: Access, wake: &Arc<Notify>) -> (Option<Opened>, Result<Found, SourceError>) {
     let (followed, wake) = (followed.clone(), wake.clone());
     let task = tokio::task::spawn_blocking(move || {
         let mut opened = match opened {
             Some(opened) => opened,
-            None => match open(&followed, &wake) {
+            None => match open(&followed, access, &wake) {
                 Ok(opened) => opened,
                 Err(error) => return (None, Err(error)),
             },
@@ -119,11 +135,11 @@ async fn attempt(opened: Option<Opened>, followed: &Followed, wake: &Arc<Notify>
     }
 }
 
-fn open(followed: &Followed, wake: &Arc<Notify>) -> Result<Opened, SourceError> {
+fn open(followed: &Followed, access: Access, wake: &Arc<Notify>) -> Result<Opened, SourceError> {
     let Source { git, directory, inline } = &followed.source;
     if let Some(git) = git {
         let reference = reference(git.reference.as_ref());
-        let source = GitSource::open(&git.url, reference, followed.access.clone(), &followed.cache_dir, Limits::default())?;
+        let source = GitSource::open(&git.url, reference, access, &followed.cache_dir, Limits::default())?;
         return Ok(Opened::Git(Box::new(source)));
     }
     if let Some(directory) = directory {

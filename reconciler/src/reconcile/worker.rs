@@ -27,7 +27,6 @@ use crate::{
     profile::{self, Bundled},
     render::{self, Rendered},
     rollout::{self, Progress, Verdict},
-    source::git::Access,
     status::{self, Events, State},
 };
 
@@ -131,7 +130,7 @@ impl Worker {
     async fn run(&mut self, told: &mut watch::Receiver<Told>) -> bool {
         let wake = Arc::new(Notify::new());
         let (publish, mut sightings) = watch::channel(Sighting::default());
-        let _follower = self.start_follower(&wake, publish).await;
+        let _follower = self.start_follower(&wake, publish);
         let mut fleet = self.shared.fleet.changes.clone();
         let mut trigger = self.shared.trigger.clone();
         let mut waiting_for_request: Option<(String, u64)> = None;
@@ -209,24 +208,16 @@ impl Worker {
         }
     }
 
-    async fn start_follower(&mut self, wake: &Arc<Notify>, publish: watch::Sender<Sighting>) -> Follower {
+    fn start_follower(&mut self, wake: &Arc<Notify>, publish: watch::Sender<Sighting>) -> Follower {
         let spec = &self.told.spec;
-        let access = match follow::access(&self.shared.cluster, &spec.source, &self.shared.namespace).await {
-            Ok(access) => access,
-            Err(message) => {
-                error!(mesh = self.told.name, error = message, "The source's credentials cannot be read");
-                let failure = Some(("AuthenticationFailed", message));
-                publish.send_modify(|sighting| *sighting = Sighting { failure, ..Sighting::default() });
-                Access::default()
-            }
-        };
         let followed = Followed {
             source: spec.source.clone(),
             path: spec.path.clone(),
             interval: spec.interval,
             cache_dir: self.shared.cache_dir.clone(),
             name: self.told.name.clone(),
-            access,
+            cluster: self.shared.cluster.clone(),
+            namespace: self.shared.namespace.clone(),
         };
         Follower(tokio::spawn(follow::follow(followed, wake.clone(), publish)).abort_handle())
     }
