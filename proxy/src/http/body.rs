@@ -12,7 +12,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::{grpc_status, replay::ReplayBody};
+use super::{
+    grpc_status,
+    replay::{Replay, ReplayBody},
+};
 use crate::{
     balance::InFlight,
     http1::{Http1Body, Http1Error},
@@ -43,6 +46,42 @@ pub(crate) enum RequestBody {
     Replay(ReplayBody),
     /// None.
     Empty,
+}
+
+/// How a body can be sent more than once.
+#[derive(Debug)]
+pub(crate) enum Repeatable {
+    Empty,
+    Replay(Replay),
+}
+
+impl RequestBody {
+    /// Keeps up to `kept_bytes_max` of the body for another try.
+    pub(crate) fn repeatable(self, kept_bytes_max: usize) -> Repeatable {
+        match self {
+            body if body.is_end_stream() => Repeatable::Empty,
+            Self::Empty => Repeatable::Empty,
+            Self::Incoming(body) => Repeatable::Replay(Replay::new(body, kept_bytes_max)),
+            Self::Replay(body) => Repeatable::Replay(body.shared()),
+        }
+    }
+}
+
+impl Repeatable {
+    /// The body for the next try.
+    pub(crate) fn body(&self) -> RequestBody {
+        match self {
+            Self::Empty => RequestBody::Empty,
+            Self::Replay(replay) => RequestBody::Replay(replay.attempt()),
+        }
+    }
+
+    pub(crate) fn can_repeat(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Replay(replay) => replay.can_repeat(),
+        }
+    }
 }
 
 impl Body for RequestBody {

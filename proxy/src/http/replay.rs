@@ -76,6 +76,11 @@ impl Replay {
 }
 
 impl ReplayBody {
+    /// The body that this is one try of.
+    pub(crate) fn shared(&self) -> Replay {
+        self.shared.clone()
+    }
+
     pub(super) fn poll_next(
         &mut self,
         cx: &mut Context<'_>,

@@ -27,6 +27,11 @@ use crate::{
     worker::Worker,
 };
 
+/// Connections that a request is sent on, as long as each ends before the endpoint has looked at it.
+const UNPROCESSED_MAX: u32 = 3;
+/// A request with a larger body is sent once.
+const REPLAY_BYTES_MAX: usize = 64 * 1024;
+
 /// A client's connection.
 pub(super) struct Client {
     worker: Rc<Worker>,
@@ -163,16 +168,56 @@ impl Client {
         &self,
         balancer: &Balancer,
         http: &Http,
-        head: Parts,
-        body: RequestBody,
+        mut head: Parts,
+        mut body: RequestBody,
         started: Instant,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let deadline = balancer.failfast_deadline();
-        let http1 = head.version != Version::HTTP_2;
-        let (endpoint, connection) = loop {
+        for _ in 1..UNPROCESSED_MAX {
+            let (endpoint, connection) = self.connection(balancer, &head, deadline).await?;
+            let Connection::Http2(sender) = connection else {
+                return self
+                    .to_endpoint(balancer, http, endpoint, connection, head, body, started)
+                    .await;
+            };
+            // The other side may be ending the connection at this moment; then the request is sent on another.
+            let (spare_head, replay) = (head.clone(), body.repeatable(REPLAY_BYTES_MAX));
+            let sent = self.to_endpoint(
+                balancer,
+                http,
+                endpoint,
+                Connection::Http2(sender),
+                head,
+                replay.body(),
+                started,
+            );
+            match sent.await {
+                Err(ProxyError::Http2(error)) if is_unprocessed(&error) && replay.can_repeat() => {
+                    debug!(%error, "Sending a request again that the endpoint did not look at");
+                    (head, body) = (spare_head, replay.body());
+                }
+                result => return result,
+            }
+        }
+        let (endpoint, connection) = self.connection(balancer, &head, deadline).await?;
+        self.to_endpoint(balancer, http, endpoint, connection, head, body, started)
+            .await
+    }
+
+    /// An endpoint, and a connection to it that can take the request.
+    async fn connection(
+        &self,
+        balancer: &Balancer,
+        head: &Parts,
+        deadline: Instant,
+    ) -> Result<(Rc<Endpoint>, Connection), ProxyError> {
+        loop {
             let endpoint = balancer.pick(deadline).await?;
-            match connection(&endpoint, http1).await {
-                Ok(connection) => break (endpoint, connection),
+            match connection(&endpoint, head.version != Version::HTTP_2).await {
+                Ok(connection) => {
+                    endpoint.connected();
+                    return Ok((endpoint, connection));
+                }
                 Err(error) => {
                     debug!(addr = %endpoint.info().addr, error = %heddle_daemon::report::chain(&error), "Resting an endpoint");
                     endpoint.connect_failed();
@@ -181,8 +226,24 @@ impl Client {
                     }
                 }
             }
-        };
-        endpoint.connected();
+        }
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a request is made of; a struct of them would be used once"
+    )]
+    async fn to_endpoint(
+        &self,
+        balancer: &Balancer,
+        http: &Http,
+        endpoint: Rc<Endpoint>,
+        connection: Connection,
+        head: Parts,
+        body: RequestBody,
+        started: Instant,
+    ) -> Result<Response<ResponseBody>, ProxyError> {
+        let http1 = head.version != Version::HTTP_2;
         let in_flight = endpoint.begin();
         let handles = endpoint.handles().clone();
         handles.request();
@@ -225,13 +286,8 @@ impl Client {
             || grpc_status(response.headers()).is_some_and(|code| code != 0);
         balancer.judge(&endpoint, failed, http.failure_accrual.as_ref());
         *response.version_mut() = if http1 { Version::HTTP_11 } else { Version::HTTP_2 };
-        let tracker = Tracker::new(
-            handles,
-            response.status(),
-            response.headers(),
-            started,
-            Some(in_flight),
-        );
+        let (status, in_flight) = (response.status(), Some(in_flight));
+        let tracker = Tracker::new(handles, status, response.headers(), started, in_flight);
         Ok(response.map(|body| body.tracked(tracker)))
     }
 
@@ -278,4 +334,13 @@ fn override_authority<B>(request: &mut Request<B>, authority: &Authority) {
         // Only a part that was there is exchanged.
         *request.uri_mut() = http::Uri::from_parts(parts).unwrap_or_default();
     }
+}
+
+/// Whether the endpoint says that it did nothing with a request: RFC 9113 §8.7. A stream's error is a GOAWAY without
+/// error only when the stream came after the last one that the endpoint takes.
+fn is_unprocessed(error: &h2::Error) -> bool {
+    let reason = error.reason();
+    error.is_remote()
+        && ((error.is_go_away() && reason == Some(h2::Reason::NO_ERROR))
+            || (error.is_reset() && reason == Some(h2::Reason::REFUSED_STREAM)))
 }
