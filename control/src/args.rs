@@ -212,10 +212,18 @@ impl Common {
     /// A client of the API server.
     pub(crate) async fn client(&self) -> anyhow::Result<kube::Client> {
         let context = "failed to configure the Kubernetes client";
-        let Some(path) = &self.kubeconfig else { return kube::Client::try_default().await.context(context) };
-        let file = kube::config::Kubeconfig::read_from(path).with_context(|| format!("failed to read {}", path.display()))?;
-        let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await;
-        let config = config.with_context(|| format!("{} cannot be used", path.display()))?;
+        let mut config = match &self.kubeconfig {
+            None => kube::Config::infer().await.context(context)?,
+            Some(path) => {
+                let file = kube::config::Kubeconfig::read_from(path)
+                    .with_context(|| format!("failed to read {}", path.display()))?;
+                let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await;
+                config.with_context(|| format!("{} cannot be used", path.display()))?
+            }
+        };
+        // The API server's audit log and metrics then tell this program's requests from all others.
+        let agent = http::HeaderValue::from_static(concat!("heddle-control/", env!("CARGO_PKG_VERSION")));
+        config.headers.push((http::header::USER_AGENT, agent));
         kube::Client::try_from(config).context(context)
     }
 

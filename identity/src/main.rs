@@ -135,9 +135,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     let name = Identity::for_service_account(&account, &control_namespace, &identity_trust_domain)
         .context("--control-namespace and --identity-trust-domain make no valid identity")?;
-    let client = kube::Client::try_default()
-        .await
-        .context("failed to configure the Kubernetes client")?;
+    let client = client().await.context("failed to configure the Kubernetes client")?;
     let validity = Validity {
         lifetime: issuance_lifetime,
         clock_skew: clock_skew_allowance,
@@ -249,4 +247,12 @@ fn clock_skew(text: &str) -> Result<Duration, String> {
     } else {
         Err("expected at most 1h".to_owned())
     }
+}
+
+/// A client of the API server that names this program in the server's audit log.
+async fn client() -> anyhow::Result<kube::Client> {
+    let mut config = kube::Config::infer().await?;
+    let agent = http::HeaderValue::from_static(concat!("heddle-identity/", env!("CARGO_PKG_VERSION")));
+    config.headers.push((http::header::USER_AGENT, agent));
+    Ok(kube::Client::try_from(config)?)
 }

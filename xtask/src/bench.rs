@@ -30,17 +30,18 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
             packages::ensure(host::BENCH_PACKAGES, Progress::Shown)?;
             (
                 "proxy",
-                &["heddle-proxy", "heddle-proxy-init", "heddle-tests-bench"],
+                &["heddle-proxy", "heddle-proxy-init"],
             )
         }
-        Name::Reconcile => ("reconcile", &["heddle-reconciler", "heddle-tests-bench"]),
+        Name::Reconcile => ("reconcile", &["heddle-reconciler"]),
     };
     let mut build = vec!["build", "--profile", "image"];
     build.extend(packages.iter().flat_map(|package| ["--package", package]));
     lint::cargo(&build)?;
+    lint::cargo(&["build", "--package", "heddle-tests-bench"])?;
     let target =
         std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| workspace_root().join("target").into());
-    let binary = std::path::Path::new(&target).join("image/heddle-bench");
+    let binary = std::path::Path::new(&target).join("debug/heddle-bench");
     let status = Command::new(&binary)
         .arg(name)
         .args(rest)

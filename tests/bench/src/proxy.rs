@@ -2,7 +2,7 @@
 //!
 //! Two namespaces, the application in one and its client in the other; generator and application run on CPU 0, both
 //! sidecars on CPU 1. The arms of one block run in shuffled order right after one another, and ratios are taken block
-//! by block. What haproxy does less: no discovery, no policy, no histograms, no interception. The haproxy arm of a
+//! by block. TCP's congestion control is reno for all arms. What haproxy does less: no discovery, no policy, no histograms, no interception. The haproxy arm of a
 //! comparison is the better of its two at each point.
 
 mod arms;

@@ -81,6 +81,7 @@ impl Arms {
         arms.start_app(&dir)?;
         arms.start_haproxy(&dir)?;
         arms.start_heddle(&dir, proxy, init)?;
+        arms.check_alive()?;
         Ok(arms)
     }
 
@@ -147,7 +148,7 @@ impl Arms {
         for (h2, (inner, outer)) in [(false, HAPROXY_H1), (true, HAPROXY_H2)] {
             let alpn = if h2 { "h2" } else { "http/1.1" };
             let tls = format!("ca-file {0}/ca.pem alpn {alpn} ssl-min-ver TLSv1.3 ciphersuites TLS_AES_128_GCM_SHA256 verify required", dir.display());
-            let common = "global\n  maxconn 10000\n  nbthread 1\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  http-reuse always\n";
+            let common = "global\n  maxconn 4096\n  nbthread 1\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  http-reuse always\n";
             let client = format!(
                 "{common}frontend in\n  bind 127.0.0.1:{inner}\n  default_backend out\nbackend out\n  server peer {}:{outer} ssl crt {}/client.pem sni str({SERVER_IDENTITY}) verifyhost {SERVER_IDENTITY} {tls}\n",
                 Pair::SERVER_IP,
@@ -163,7 +164,7 @@ impl Arms {
                 let path = dir.join(format!("haproxy-{alpn}-{side}.cfg").replace('/', "-"));
                 std::fs::write(&path, config)?;
                 let mut command = netns.command("taskset");
-                command.args(["-c", "1", "haproxy", "-db", "-f"]).arg(&path).stdout(Stdio::null()).stderr(Stdio::null());
+                command.args(["-c", "1", "haproxy", "-db", "-f"]).arg(&path).stdout(Stdio::null());
                 pair.push(Process::start(format!("haproxy ({alpn}, {side})"), &mut command)?);
             }
             if h2 { self.haproxy_h2 = pair } else { self.haproxy_h1 = pair }
