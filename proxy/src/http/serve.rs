@@ -23,7 +23,7 @@ use crate::{
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const HEADERS_MAX: usize = 100;
 /// A head that has begun must be whole between one and two of these later. Idle connections may stay.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests at a time on one HTTP/2 connection: a peer's proxy has all of its clients' on one.
 const STREAMS_MAX: u32 = 4_096;
 /// Streams that a client opened and reset before we took them: CVE-2023-44487.

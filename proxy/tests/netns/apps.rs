@@ -35,7 +35,7 @@ pub(crate) struct Reply {
 /// Serves HTTP/1 and HTTP/2 on a pod's port. It answers with `name`, tells in headers what it saw, and does what
 /// some paths ask for.
 pub(crate) fn serve_http(namespace: &Namespace, port: u16, name: &'static str) {
-    let (up, is_up) = std::sync::mpsc::channel();
+    let (up, is_up) = std::sync::mpsc::sync_channel(1);
     namespace.thread(move || {
         runtime().block_on(async move {
             let listener = TcpListener::bind(("0.0.0.0", port))
@@ -150,7 +150,7 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
 
 /// Serves a protocol in which the server speaks first, then echoes.
 pub(crate) fn serve_greeting(namespace: &Namespace, port: u16) {
-    let (up, is_up) = std::sync::mpsc::channel();
+    let (up, is_up) = std::sync::mpsc::sync_channel(1);
     namespace.thread(move || {
         runtime().block_on(async move {
             let listener = TcpListener::bind(("0.0.0.0", port))

@@ -108,7 +108,7 @@ impl Script {
     pub(crate) fn serve(&self, namespace: &Namespace) -> Running {
         let script = self.clone();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let (up, is_up) = std::sync::mpsc::channel();
+        let (up, is_up) = std::sync::mpsc::sync_channel(1);
         let thread = namespace.thread(move || {
             // Dropping the runtime cuts all connections, as a crash would.
             runtime().block_on(async move {

@@ -8,9 +8,16 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::timeout,
 };
 
 use crate::{
+    DEADLINE,
     apps::{Http1, get, serve_http, try_get},
     can_run,
     control::Script,
@@ -141,6 +148,36 @@ fn traffic_goes_on_without_a_control_plane_and_follows_it_when_it_returns() {
         (ask(&client).body == "second").then_some(())
     });
     assert!(client.is_running() && server.is_running());
+}
+
+#[test]
+fn a_head_without_end_is_cut_and_an_idle_connection_stays() {
+    if !can_run() {
+        return;
+    }
+    let (network, script) = (Network::new(), Script::new());
+    let (_client, server) = pair(&network, &script);
+    let outside = network.namespace();
+    let addr = server.addr(8080);
+    let reply = outside.block_on(move || async move {
+        let mut idle = Http1::connect(addr).await.expect("connects");
+        assert_eq!(idle.send(get("/")).await.expect("a reply").status, 200);
+        let mut slow = tokio::net::TcpStream::connect(addr).await.expect("connects");
+        slow.write_all(b"GET / HTTP/1.1\r\nhost: web.test\r\n")
+            .await
+            .expect("writes");
+        let cut = async {
+            // A byte now and then does not help.
+            while slow.write_all(b"x").await.is_ok() {
+                if let Ok(Ok(0) | Err(_)) = timeout(Duration::from_secs(1), slow.read(&mut [0; 64])).await {
+                    return;
+                }
+            }
+        };
+        timeout(DEADLINE, cut).await.expect("cut in time");
+        idle.send(get("/")).await.expect("a reply")
+    });
+    assert_eq!(reply.status, 200);
 }
 
 #[test]

@@ -1,6 +1,6 @@
-use linkerd2_proxy_api::{destination, http_route as routes, meta};
+use linkerd2_proxy_api::{destination, http_route as routes, meta, outbound as proto};
 
-use super::*;
+use super::{message::http_retry, *};
 
 fn second() -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds: 1, nanos: 0 })
