@@ -76,6 +76,8 @@ pub struct Allowed<'p> {
     pub route: &'p Meta,
     /// What is done to the request.
     pub filters: &'p [Filter],
+    /// The path prefix by which it matched.
+    pub prefix: Option<&'p str>,
 }
 
 /// Why a request is refused.
@@ -129,6 +131,11 @@ impl ServerPolicy {
                 permit,
                 route: &route.meta,
                 filters: &rule.policy.filters,
+                prefix: if rule.policy.filters.is_empty() {
+                    None
+                } else {
+                    rule.matched_prefix(req)
+                },
             }),
             Err(denied) => Err(Refused::Denied {
                 route: &route.meta,

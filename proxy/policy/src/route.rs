@@ -153,6 +153,19 @@ pub fn find<'r, P, B>(routes: &'r [Route<P>], req: &Request<B>) -> Option<(&'r R
     best.map(|(_, route, rule)| (route, rule))
 }
 
+impl<P> Rule<P> {
+    /// The longest path prefix by which the request matches the rule: what a redirect replaces.
+    pub fn matched_prefix<B>(&self, req: &Request<B>) -> Option<&str> {
+        let path = canonical_path(req.uri().path());
+        let matching = self.matches.iter().filter(|one| one.rank(req, &path).is_some());
+        let prefixes = matching.filter_map(|one| match &one.path {
+            Some(PathMatch::Prefix(prefix)) => Some(prefix.as_str()),
+            _ => None,
+        });
+        prefixes.max_by_key(|prefix| prefix.len())
+    }
+}
+
 /// The request's host, lower case and without port: of the URI, else of the Host header.
 pub fn host<B>(req: &Request<B>) -> Option<Cow<'_, str>> {
     let host = match req.uri().host() {

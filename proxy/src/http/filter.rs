@@ -5,9 +5,11 @@ use http::{HeaderValue, Request, Response, header};
 
 use super::{ProxyError, ResponseBody, error, headers};
 
-/// Applies filters to a request; one of them may answer in the server's place.
+/// Applies filters to a request; one of them may answer in the server's place. `prefix` is the part of
+/// the path by which the rule was chosen.
 pub(crate) fn request<B>(
     filters: &[Filter],
+    prefix: Option<&str>,
     request: &mut Request<B>,
 ) -> Result<Option<Response<ResponseBody>>, ProxyError> {
     for filter in filters {
@@ -20,7 +22,7 @@ pub(crate) fn request<B>(
                     .get(header::HOST)
                     .and_then(|host| host.to_str().ok());
                 let (status, target) = redirect
-                    .target(request.uri(), host, None)
+                    .target(request.uri(), host, prefix)
                     .ok_or(ProxyError::BadRequest("no host to redirect"))?;
                 let location = HeaderValue::from_str(&target.to_string())
                     .map_err(|_| ProxyError::BadRequest("no URI"))?;

@@ -118,7 +118,7 @@ impl Connection {
         if let Some(id) = &self.client_id {
             request.headers_mut().insert(headers::CLIENT_ID, id.clone());
         }
-        if let Some(response) = filter::request(allowed.filters, &mut request)? {
+        if let Some(response) = filter::request(allowed.filters, allowed.prefix, &mut request)? {
             return Ok(response);
         }
         let permit = allowed.permit;

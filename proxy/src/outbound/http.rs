@@ -79,10 +79,15 @@ impl Client {
         let started = Instant::now();
         let policy = self.target.policy()?;
         let http = policy.http(self.version).ok_or(ProxyError::NoRoute)?;
-        let (_, rule) = route::find(&http.routes, &request).ok_or(ProxyError::NoRoute)?;
-        let rule = &rule.policy;
+        let (_, found) = route::find(&http.routes, &request).ok_or(ProxyError::NoRoute)?;
+        let rule = &found.policy;
+        let prefix = if rule.filters.is_empty() {
+            None
+        } else {
+            found.matched_prefix(&request)
+        };
         headers::strip_forgeable(request.headers_mut());
-        if let Some(response) = filter::request(&rule.filters, &mut request)? {
+        if let Some(response) = filter::request(&rule.filters, prefix, &mut request)? {
             return Ok(response);
         }
         if headers::is_upgrade(&request) {

@@ -181,3 +181,23 @@ fn refuses_bad_matches() {
     assert!(PathMatch::try_from(http_route::PathMatch { kind: None }).is_err());
     assert!(HostMatch::try_from(http_route::HostMatch { r#match: None }).is_err());
 }
+
+#[test]
+fn a_rule_knows_the_prefix_that_matched() {
+    use http_route::path_match::Kind::*;
+    let rule = Rule {
+        matches: vec![
+            path(Prefix("/a".into())),
+            path(Prefix("/a/b".into())),
+            path(Exact("/a/b/c".into())),
+        ],
+        policy: (),
+    };
+    let prefix = |uri: &str| {
+        rule.matched_prefix(&Request::builder().uri(uri).body(()).expect("valid"))
+            .map(str::to_owned)
+    };
+    assert_eq!(prefix("/a/b/c").as_deref(), Some("/a/b"));
+    assert_eq!(prefix("/a/x").as_deref(), Some("/a"));
+    assert_eq!(prefix("/x"), None);
+}
