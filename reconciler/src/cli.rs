@@ -4,11 +4,21 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::{commands, profile::{Bundled, ProfileError}, source::SourceError};
+use crate::{
+    commands,
+    profile::{Bundled, ProfileError},
+    source::SourceError,
+};
 
 /// A service mesh that is installed and run by committing YAML to Git.
 #[derive(Debug, Parser)]
-#[command(name = "heddle", version, about, disable_help_subcommand = true, propagate_version = true)]
+#[command(
+    name = "heddle",
+    version,
+    about,
+    disable_help_subcommand = true,
+    propagate_version = true
+)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -85,7 +95,11 @@ pub struct Failure {
 impl Failure {
     /// A failure that is only a message.
     pub fn message(message: impl Into<String>) -> Self {
-        Self { error: message.into().into(), hint: None, code: 2 }
+        Self {
+            error: message.into().into(),
+            hint: None,
+            code: 2,
+        }
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -96,7 +110,11 @@ impl Failure {
 
 impl From<SourceError> for Failure {
     fn from(error: SourceError) -> Self {
-        Self { hint: error.hint(), error: error.into(), code: 2 }
+        Self {
+            hint: error.hint(),
+            error: error.into(),
+            code: 2,
+        }
     }
 }
 
@@ -104,20 +122,32 @@ impl From<ProfileError> for Failure {
     fn from(error: ProfileError) -> Self {
         match error {
             ProfileError::Source(error) => error.into(),
-            error => Self { error: error.into(), hint: None, code: 2 },
+            error => Self {
+                error: error.into(),
+                hint: None,
+                code: 2,
+            },
         }
     }
 }
 
 impl From<crate::fault::Faults> for Failure {
     fn from(error: crate::fault::Faults) -> Self {
-        Self { error: error.into(), hint: None, code: 2 }
+        Self {
+            error: error.into(),
+            hint: None,
+            code: 2,
+        }
     }
 }
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self { error: error.into(), hint: None, code: 2 }
+        Self {
+            error: error.into(),
+            hint: None,
+            code: 2,
+        }
     }
 }
 
@@ -160,7 +190,10 @@ fn run(cli: Cli) -> Outcome {
 }
 
 fn is_broken_pipe(failure: &Failure) -> bool {
-    failure.error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    failure
+        .error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// Writes data to stdout.

@@ -5,18 +5,18 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use kube::{
+    Client, Config, Discovery,
     api::{DeleteParams, DynamicObject, GetParams, Patch, PatchParams, PostParams, ValidationDirective},
     config::{KubeConfigOptions, Kubeconfig},
     core::{Request, Resource as _, Status},
     discovery::{ApiResource, Scope},
-    Client, Config, Discovery,
 };
 use serde_json::Value;
 use tokio::sync::RwLock;
 
 use crate::{
     metrics::Metrics,
-    object::{group_of, Object, ObjectId},
+    object::{Object, ObjectId, group_of},
 };
 
 /// Requests that one stage has in flight.
@@ -28,7 +28,11 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     #[error("the kubeconfig {path} cannot be used")]
-    Kubeconfig { path: String, #[source] source: kube::config::KubeconfigError },
+    Kubeconfig {
+        path: String,
+        #[source]
+        source: kube::config::KubeconfigError,
+    },
     #[error("there is no cluster to talk to")]
     Infer(#[source] kube::config::InferConfigError),
     #[error("the client cannot be made")]
@@ -36,7 +40,12 @@ pub enum ClusterError {
     #[error("the API server does not say which kinds it has")]
     Discovery(#[source] kube::Error),
     #[error("failed to {verb} {object}")]
-    Request { verb: &'static str, object: String, #[source] source: Answer },
+    Request {
+        verb: &'static str,
+        object: String,
+        #[source]
+        source: Answer,
+    },
 }
 
 /// What came back instead of an object.
@@ -61,8 +70,16 @@ impl ClusterError {
     /// The API server's answer, when it gave one.
     pub fn status(&self) -> Option<&Status> {
         match self {
-            Self::Request { source: Answer::Refusal(status), .. } => Some(status),
-            Self::Request { source: Answer::Other(source), .. } | Self::Client(source) | Self::Discovery(source) => status(source),
+            Self::Request {
+                source: Answer::Refusal(status),
+                ..
+            } => Some(status),
+            Self::Request {
+                source: Answer::Other(source),
+                ..
+            }
+            | Self::Client(source)
+            | Self::Discovery(source) => status(source),
             Self::Kubeconfig { .. } | Self::Infer(_) => None,
         }
     }
@@ -71,9 +88,13 @@ impl ClusterError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Kubeconfig { .. } | Self::Infer(_) => Some("give --kubeconfig, or set KUBECONFIG".into()),
-            Self::Discovery(_) | Self::Client(_) => Some("check that the cluster is up and the kubeconfig right".into()),
+            Self::Discovery(_) | Self::Client(_) => {
+                Some("check that the cluster is up and the kubeconfig right".into())
+            }
             Self::Request { .. } => match self.status().map(|status| status.code) {
-                Some(401 | 403) => Some("the account lacks a role; see the ClusterRole of the reconciler".into()),
+                Some(401 | 403) => {
+                    Some("the account lacks a role; see the ClusterRole of the reconciler".into())
+                }
                 _ => None,
             },
         }
@@ -120,18 +141,33 @@ impl Cluster {
     ///
     /// # Errors
     /// No usable configuration, or no answer.
-    pub async fn connect(kubeconfig: Option<&Path>, context: Option<&str>, metrics: Metrics) -> Result<Self, ClusterError> {
+    pub async fn connect(
+        kubeconfig: Option<&Path>,
+        context: Option<&str>,
+        metrics: Metrics,
+    ) -> Result<Self, ClusterError> {
         // Only the first installation counts, and all are the same provider.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+        let options = KubeConfigOptions {
+            context: context.map(str::to_owned),
+            ..KubeConfigOptions::default()
+        };
         let mut config = match kubeconfig {
             Some(path) => {
-                let failed = |source| ClusterError::Kubeconfig { path: path.display().to_string(), source };
+                let failed = |source| ClusterError::Kubeconfig {
+                    path: path.display().to_string(),
+                    source,
+                };
                 let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
-                Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)?
+                Config::from_custom_kubeconfig(kubeconfig, &options)
+                    .await
+                    .map_err(failed)?
             }
             None if context.is_some() => {
-                let failed = |source| ClusterError::Kubeconfig { path: "of the environment".into(), source };
+                let failed = |source| ClusterError::Kubeconfig {
+                    path: "of the environment".into(),
+                    source,
+                };
                 Config::from_kubeconfig(&options).await.map_err(failed)?
             }
             None => Config::infer().await.map_err(ClusterError::Infer)?,
@@ -142,7 +178,11 @@ impl Cluster {
         config.headers.push((http::header::USER_AGENT, agent));
         let client = Client::try_from(config).map_err(ClusterError::Client)?;
         let discovery = discover(&client).await?;
-        Ok(Self { client, discovery: Arc::new(RwLock::new(Arc::new(discovery))), metrics })
+        Ok(Self {
+            client,
+            discovery: Arc::new(RwLock::new(Arc::new(discovery))),
+            metrics,
+        })
     }
 
     /// Asks again which kinds there are.
@@ -159,21 +199,32 @@ impl Cluster {
     pub async fn kind(&self, api_version: &str, kind: &str) -> Option<Kind> {
         let discovery = self.discovery.read().await.clone();
         let group = discovery.get(group_of(api_version))?;
-        let version = api_version.rsplit_once('/').map_or(api_version, |(_, version)| version);
-        let (resource, capabilities) =
-            group.versioned_resources(version).into_iter().find(|(resource, _)| resource.kind == kind)?;
-        Some(Kind { resource, namespaced: capabilities.scope == Scope::Namespaced })
+        let version = api_version
+            .rsplit_once('/')
+            .map_or(api_version, |(_, version)| version);
+        let (resource, capabilities) = group
+            .versioned_resources(version)
+            .into_iter()
+            .find(|(resource, _)| resource.kind == kind)?;
+        Some(Kind {
+            resource,
+            namespaced: capabilities.scope == Scope::Namespaced,
+        })
     }
 
     /// The kind of an identity, in the version that the server prefers.
     pub async fn kind_of(&self, id: &ObjectId) -> Option<Kind> {
         let discovery = self.discovery.read().await.clone();
         let (resource, capabilities) = discovery.get(&id.group)?.recommended_kind(&id.kind)?;
-        Some(Kind { resource, namespaced: capabilities.scope == Scope::Namespaced })
+        Some(Kind {
+            resource,
+            namespaced: capabilities.scope == Scope::Namespaced,
+        })
     }
 
     fn request(kind: &Kind, id: &ObjectId) -> Request {
-        let namespace = Some(id.namespace.as_str()).filter(|namespace| kind.namespaced && !namespace.is_empty());
+        let namespace =
+            Some(id.namespace.as_str()).filter(|namespace| kind.namespaced && !namespace.is_empty());
         Request::new(DynamicObject::url_path(&kind.resource, namespace))
     }
 
@@ -183,7 +234,11 @@ impl Cluster {
         object: &ObjectId,
         request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
     ) -> Result<T, ClusterError> {
-        let failed = |source: kube::Error| ClusterError::Request { verb, object: object.to_string(), source: source.into() };
+        let failed = |source: kube::Error| ClusterError::Request {
+            verb,
+            object: object.to_string(),
+            source: source.into(),
+        };
         let request = request.map_err(|error| failed(kube::Error::BuildRequest(error)))?;
         match tokio::time::timeout(REQUEST_TIMEOUT, self.client.request(request)).await {
             Ok(answer) => answer.map_err(failed),
@@ -198,7 +253,13 @@ impl Cluster {
     /// # Errors
     /// Anything but its absence.
     pub async fn get(&self, kind: &Kind, id: &ObjectId) -> Result<Option<Value>, ClusterError> {
-        let answer = self.send("get", id, Self::request(kind, id).get(&id.name, &GetParams::default())).await;
+        let answer = self
+            .send(
+                "get",
+                id,
+                Self::request(kind, id).get(&id.name, &GetParams::default()),
+            )
+            .await;
         match answer {
             Err(error) if error.status().is_some_and(|status| status.code == 404) => Ok(None),
             other => other.map(Some),
@@ -209,7 +270,13 @@ impl Cluster {
     ///
     /// # Errors
     /// Conflicts and refusals among them.
-    pub async fn apply(&self, kind: &Kind, id: &ObjectId, body: &Value, how: How) -> Result<Value, ClusterError> {
+    pub async fn apply(
+        &self,
+        kind: &Kind,
+        id: &ObjectId,
+        body: &Value,
+        how: How,
+    ) -> Result<Value, ClusterError> {
         let dry_run = matches!(how, How::Dry | How::DryOverHands);
         let params = PatchParams {
             dry_run,
@@ -220,19 +287,38 @@ impl Cluster {
         if !dry_run {
             self.metrics.write("apply");
         }
-        self.send(if dry_run { "try" } else { "apply" }, id, Self::request(kind, id).patch(&id.name, &params, &Patch::Apply(body))).await
+        self.send(
+            if dry_run { "try" } else { "apply" },
+            id,
+            Self::request(kind, id).patch(&id.name, &params, &Patch::Apply(body)),
+        )
+        .await
     }
 
     /// Creates an object.
     ///
     /// # Errors
     /// A 409 when it is there already.
-    pub async fn create(&self, kind: &Kind, id: &ObjectId, body: &Value, dry_run: bool) -> Result<Value, ClusterError> {
-        let params = PostParams { dry_run, field_manager: Some(heddle_mesh::FIELD_MANAGER.to_owned()) };
+    pub async fn create(
+        &self,
+        kind: &Kind,
+        id: &ObjectId,
+        body: &Value,
+        dry_run: bool,
+    ) -> Result<Value, ClusterError> {
+        let params = PostParams {
+            dry_run,
+            field_manager: Some(heddle_mesh::FIELD_MANAGER.to_owned()),
+        };
         if !dry_run {
             self.metrics.write("create");
         }
-        self.send("create", id, Self::request(kind, id).create(&params, body.to_string().into_bytes())).await
+        self.send(
+            "create",
+            id,
+            Self::request(kind, id).create(&params, body.to_string().into_bytes()),
+        )
+        .await
     }
 
     /// Merges a patch into an object.
@@ -240,19 +326,36 @@ impl Cluster {
     /// # Errors
     /// What the server says.
     pub async fn merge(&self, kind: &Kind, id: &ObjectId, patch: &Value) -> Result<Value, ClusterError> {
-        let params = PatchParams { field_manager: Some(heddle_mesh::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let params = PatchParams {
+            field_manager: Some(heddle_mesh::FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
         self.metrics.write("patch");
-        self.send("patch", id, Self::request(kind, id).patch(&id.name, &params, &Patch::Merge(patch))).await
+        self.send(
+            "patch",
+            id,
+            Self::request(kind, id).patch(&id.name, &params, &Patch::Merge(patch)),
+        )
+        .await
     }
 
     /// Merges a patch into an object's status.
     ///
     /// # Errors
     /// What the server says.
-    pub async fn merge_status(&self, kind: &Kind, id: &ObjectId, patch: &Value) -> Result<Value, ClusterError> {
-        let params = PatchParams { field_manager: Some(heddle_mesh::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    pub async fn merge_status(
+        &self,
+        kind: &Kind,
+        id: &ObjectId,
+        patch: &Value,
+    ) -> Result<Value, ClusterError> {
+        let params = PatchParams {
+            field_manager: Some(heddle_mesh::FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
         self.metrics.write("status");
-        let request = Self::request(kind, id).patch_subresource("status", &id.name, &params, &Patch::Merge(patch));
+        let request =
+            Self::request(kind, id).patch_subresource("status", &id.name, &params, &Patch::Merge(patch));
         self.send("patch the status of", id, request).await
     }
 
@@ -261,10 +364,14 @@ impl Cluster {
     /// # Errors
     /// What the server says.
     pub async fn delete(&self, kind: &Kind, id: &ObjectId, uid: &str) -> Result<(), ClusterError> {
-        let params = DeleteParams::background()
-            .preconditions(kube::api::Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+        let params = DeleteParams::background().preconditions(kube::api::Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: None,
+        });
         self.metrics.write("delete");
-        let answer: Result<Value, _> = self.send("delete", id, Self::request(kind, id).delete(&id.name, &params)).await;
+        let answer: Result<Value, _> = self
+            .send("delete", id, Self::request(kind, id).delete(&id.name, &params))
+            .await;
         match answer {
             Err(error) if error.status().is_some_and(|status| status.code == 404) => Ok(()),
             other => other.map(drop),
@@ -273,10 +380,17 @@ impl Cluster {
 
     /// Whether a CRD, named `plural.group`, is served.
     pub async fn has_crd(&self, name: &str) -> bool {
-        let Some((plural, group)) = name.split_once('.') else { return false };
+        let Some((plural, group)) = name.split_once('.') else {
+            return false;
+        };
         let discovery = self.discovery.read().await.clone();
         discovery.get(group).is_some_and(|group| {
-            group.versions().any(|version| group.versioned_resources(version).iter().any(|(resource, _)| resource.plural == plural))
+            group.versions().any(|version| {
+                group
+                    .versioned_resources(version)
+                    .iter()
+                    .any(|(resource, _)| resource.plural == plural)
+            })
         })
     }
 
@@ -287,5 +401,8 @@ impl Cluster {
 }
 
 async fn discover(client: &Client) -> Result<Discovery, ClusterError> {
-    Discovery::new(client.clone()).run_aggregated().await.map_err(ClusterError::Discovery)
+    Discovery::new(client.clone())
+        .run_aggregated()
+        .await
+        .map_err(ClusterError::Discovery)
 }

@@ -40,11 +40,19 @@ pub async fn connect_with(global: &Global, metrics: Metrics) -> Result<Cluster, 
 /// # Errors
 /// The command's own, or no threads.
 pub fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(future)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(future)
 }
 
 impl From<ClusterError> for Failure {
     fn from(error: ClusterError) -> Self {
-        Self { hint: error.hint(), error: error.into(), code: 2 }
+        Self {
+            hint: error.hint(),
+            error: error.into(),
+            code: 2,
+        }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use similar::TextDiff;
 
 use crate::{
@@ -44,7 +44,9 @@ pub fn line(step: &Step) -> String {
                 let _ = write!(line, " {} ({})", conflict.field, conflict.manager);
             }
         }
-        Action::Restart { to, .. } if to == crate::rollout::NO_PROXY => line.push_str(": its pods are to run without the proxy"),
+        Action::Restart { to, .. } if to == crate::rollout::NO_PROXY => {
+            line.push_str(": its pods are to run without the proxy")
+        }
         Action::Restart { .. } => line.push_str(": its pods carry another proxy than Git asks for"),
         Action::Release => line.push_str(": its fields are let go, the object stays"),
         _ => {}
@@ -87,10 +89,19 @@ fn masked(step: &Step) -> (Option<Value>, Option<Value>) {
 }
 
 fn mask(object: Option<&mut Value>, field: &str, old: Option<&Value>) {
-    let Some(map) = object.and_then(|object| object.get_mut(field)).and_then(Value::as_object_mut) else { return };
+    let Some(map) = object
+        .and_then(|object| object.get_mut(field))
+        .and_then(Value::as_object_mut)
+    else {
+        return;
+    };
     for (key, value) in map {
         let same = old.is_none_or(|old| old.get(key) == Some(value));
-        *value = if same { "***".into() } else { "*** (changed)".into() };
+        *value = if same {
+            "***".into()
+        } else {
+            "*** (changed)".into()
+        };
     }
 }
 
@@ -142,14 +153,25 @@ pub fn summary(plan: &Plan) -> String {
             parts.push(format!("{count} {word}"));
         }
     }
-    let held = plan.steps.iter().filter(|step| is_shown(step) && !step.action.is_change()).count();
+    let held = plan
+        .steps
+        .iter()
+        .filter(|step| is_shown(step) && !step.action.is_change())
+        .count();
     if held > 0 {
         parts.push(format!("{held} held back"));
     }
     if !plan.refusals.is_empty() {
-        parts.push(format!("{} refused: nothing will be applied", plan.refusals.len()));
+        parts.push(format!(
+            "{} refused: nothing will be applied",
+            plan.refusals.len()
+        ));
     }
-    if parts.is_empty() { "nothing to do".to_owned() } else { parts.join(", ") }
+    if parts.is_empty() {
+        "nothing to do".to_owned()
+    } else {
+        parts.join(", ")
+    }
 }
 
 /// The plan as a pull request's comment.
@@ -162,7 +184,10 @@ pub fn markdown(plan: &Plan, title: &str) -> String {
     for step in plan.steps.iter().filter(|step| is_shown(step)) {
         let mut diff = unified(step);
         if diff.len() > MARKDOWN_DIFF_BYTES_MAX {
-            let end = (0..=MARKDOWN_DIFF_BYTES_MAX).rev().find(|end| diff.is_char_boundary(*end)).unwrap_or(0);
+            let end = (0..=MARKDOWN_DIFF_BYTES_MAX)
+                .rev()
+                .find(|end| diff.is_char_boundary(*end))
+                .unwrap_or(0);
             diff.truncate(end);
             diff.push_str("\n… (cut)\n");
         }
@@ -170,7 +195,10 @@ pub fn markdown(plan: &Plan, title: &str) -> String {
         let entry = match diff.is_empty() {
             true => format!("\n- `{}`\n", line.replace('`', "'")),
             // A longer fence than any in the diff cannot be closed by it.
-            false => format!("\n<details><summary><code>{}</code></summary>\n\n~~~~~~diff\n{diff}~~~~~~\n\n</details>\n", escape(&line)),
+            false => format!(
+                "\n<details><summary><code>{}</code></summary>\n\n~~~~~~diff\n{diff}~~~~~~\n\n</details>\n",
+                escape(&line)
+            ),
         };
         if out.len() + entry.len() > MARKDOWN_BYTES_MAX {
             left_out += 1;
@@ -185,7 +213,9 @@ pub fn markdown(plan: &Plan, title: &str) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 /// The plan for programs.
@@ -234,12 +264,34 @@ pub fn between(base: &crate::render::Rendered, head: &crate::render::Rendered) -
             Some(_) => Action::Patch,
         };
         let after = Some(object.body.clone());
-        plan.steps.push(Step { id: object.id.clone(), stage: object.stage, action, before, after, origin: Some(object.origin.clone()) });
+        plan.steps.push(Step {
+            id: object.id.clone(),
+            stage: object.stage,
+            action,
+            before,
+            after,
+            origin: Some(object.origin.clone()),
+        });
     }
-    for object in base.objects.iter().filter(|object| head.get(&object.id).is_none()) {
+    for object in base
+        .objects
+        .iter()
+        .filter(|object| head.get(&object.id).is_none())
+    {
         let release = object.partial || observe_released(object);
-        let action = if release { Action::Release } else { Action::Prune { uid: String::new() } };
-        plan.steps.push(Step { id: object.id.clone(), stage: object.stage, action, before: Some(object.body.clone()), after: None, origin: None });
+        let action = if release {
+            Action::Release
+        } else {
+            Action::Prune { uid: String::new() }
+        };
+        plan.steps.push(Step {
+            id: object.id.clone(),
+            stage: object.stage,
+            action,
+            before: Some(object.body.clone()),
+            after: None,
+            origin: None,
+        });
     }
     plan
 }

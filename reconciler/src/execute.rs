@@ -6,18 +6,18 @@
 
 use std::time::Duration;
 
-use futures_util::{stream, FutureExt as _, StreamExt as _};
-use serde_json::{json, Value};
+use futures_util::{FutureExt as _, StreamExt as _, stream};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{
-    cluster::{Cluster, ClusterError, How, CONCURRENCY_MAX},
+    cluster::{CONCURRENCY_MAX, Cluster, ClusterError, How},
     fault::{Fault, Faults},
     identity::{self, IdentityWish},
-    object::{Object, ObjectId, Stage, APPLY_STAGES},
+    object::{APPLY_STAGES, Object, ObjectId, Stage},
     observe,
-    plan::{refusal, Action, Plan, Skip, Step},
+    plan::{Action, Plan, Skip, Step, refusal},
     readiness::{self, Readiness},
     render::Rendered,
     rollout,
@@ -62,7 +62,11 @@ pub enum ExecuteError {
     #[error("the mesh's root of trust cannot be made")]
     Identity(#[from] identity::cluster::EnsureError),
     #[error("not ready after {seconds} s: {object}: {missing}")]
-    NotReady { object: String, missing: String, seconds: u64 },
+    NotReady {
+        object: String,
+        missing: String,
+        seconds: u64,
+    },
 }
 
 impl ExecuteError {
@@ -97,17 +101,27 @@ pub async fn execute(
         let steps: Vec<_> = plan.steps.iter().filter(|step| step.stage == stage).collect();
         execute_stage(cluster, rendered, stage, &steps, report).await?;
         let changed = |id: &ObjectId| steps.iter().any(|step| step.id == *id && step.action.is_change());
-        let left_out = |id: &ObjectId| steps.iter().any(|step| step.id == *id && matches!(step.action, Action::Skip(_)));
+        let left_out = |id: &ObjectId| {
+            steps
+                .iter()
+                .any(|step| step.id == *id && matches!(step.action, Action::Skip(_)))
+        };
         let wait_for = |object: &Object| options.wait_for_all && !left_out(&object.id);
         let awaited: Vec<_> = rendered
             .objects
             .iter()
-            .filter(|object| object.stage == stage && (changed(&object.id) || wait_for(object)) && readiness::is_awaited(&object.id, &object.body))
+            .filter(|object| {
+                object.stage == stage
+                    && (changed(&object.id) || wait_for(object))
+                    && readiness::is_awaited(&object.id, &object.body)
+            })
             .collect();
         if stage == Stage::Definitions {
             let established = Instant::now() + ESTABLISH_TIMEOUT.min(options.timeout);
             wait(cluster, &awaited, established, options.timeout).await?;
-            if steps.iter().any(|step| step.action.is_change() && step.id.is("apiextensions.k8s.io", "CustomResourceDefinition")) {
+            if steps.iter().any(|step| {
+                step.action.is_change() && step.id.is("apiextensions.k8s.io", "CustomResourceDefinition")
+            }) {
                 cluster.refresh().await?;
             }
         } else if options.wait {
@@ -128,7 +142,9 @@ async fn ensure_identity(
     patient: bool,
 ) -> Result<(), ExecuteError> {
     let wanted = plan.steps.iter().any(|step| step.action == Action::MakeIdentity);
-    let Some(wish) = IdentityWish::from_values(&rendered.values, rendered.control_namespace()).filter(|_| wanted) else {
+    let Some(wish) =
+        IdentityWish::from_values(&rendered.values, rendered.control_namespace()).filter(|_| wanted)
+    else {
         return Ok(());
     };
     loop {
@@ -150,18 +166,25 @@ async fn execute_stage(
     steps: &[&Step],
     report: &mut Report,
 ) -> Result<(), ExecuteError> {
-    let rank = |step: &Step| if matches!(step.action, Action::Prune { .. } | Action::Release) { u8::MAX } else { Stage::rank(&step.id) };
+    let rank = |step: &Step| {
+        if matches!(step.action, Action::Prune { .. } | Action::Release) {
+            u8::MAX
+        } else {
+            Stage::rank(&step.id)
+        }
+    };
     let mut ranks: Vec<_> = steps.iter().map(|step| rank(step)).collect();
     ranks.sort_unstable();
     ranks.dedup();
     for wanted in ranks {
-        let group = steps.iter().copied().filter(|step| rank(step) == wanted && step.action.is_change());
-        let work: Vec<_> =
-            group.map(|step| async move { (step, execute_step(cluster, rendered, step).await) }.boxed()).collect();
-        let results: Vec<_> = stream::iter(work)
-            .buffered(CONCURRENCY_MAX)
-            .collect()
-            .await;
+        let group = steps
+            .iter()
+            .copied()
+            .filter(|step| rank(step) == wanted && step.action.is_change());
+        let work: Vec<_> = group
+            .map(|step| async move { (step, execute_step(cluster, rendered, step).await) }.boxed())
+            .collect();
+        let results: Vec<_> = stream::iter(work).buffered(CONCURRENCY_MAX).collect().await;
         let mut faults = Vec::new();
         for (step, result) in results {
             match result {
@@ -181,28 +204,49 @@ async fn execute_stage(
 }
 
 /// Carries out one step; `None` when it is not for this function.
-async fn execute_step(cluster: &Cluster, rendered: &Rendered, step: &Step) -> Result<Option<Value>, ExecuteError> {
+async fn execute_step(
+    cluster: &Cluster,
+    rendered: &Rendered,
+    step: &Step,
+) -> Result<Option<Value>, ExecuteError> {
     match &step.action {
         Action::Keep | Action::Skip(_) | Action::Restart { .. } | Action::MakeIdentity => Ok(None),
         Action::Create | Action::Patch => {
-            let Some(object) = rendered.get(&step.id) else { return Ok(None) };
+            let Some(object) = rendered.get(&step.id) else {
+                return Ok(None);
+            };
             apply(cluster, object, &object.body, How::Write).await.map(Some)
         }
         Action::Revert { resource_version, .. } => {
-            let Some(object) = rendered.get(&step.id) else { return Ok(None) };
-            apply(cluster, object, &observe::at_version(&object.body, resource_version), How::OverHands).await.map(Some)
+            let Some(object) = rendered.get(&step.id) else {
+                return Ok(None);
+            };
+            apply(
+                cluster,
+                object,
+                &observe::at_version(&object.body, resource_version),
+                How::OverHands,
+            )
+            .await
+            .map(Some)
         }
         Action::Recreate(_) => {
-            let Some(object) = rendered.get(&step.id) else { return Ok(None) };
+            let Some(object) = rendered.get(&step.id) else {
+                return Ok(None);
+            };
             recreate(cluster, object).await.map(Some)
         }
         Action::Prune { uid } => {
-            let Some(kind) = cluster.kind_of(&step.id).await else { return Ok(None) };
+            let Some(kind) = cluster.kind_of(&step.id).await else {
+                return Ok(None);
+            };
             cluster.delete(&kind, &step.id, uid).await?;
             Ok(Some(Value::Null))
         }
         Action::Release => {
-            let Some(kind) = cluster.kind_of(&step.id).await else { return Ok(None) };
+            let Some(kind) = cluster.kind_of(&step.id).await else {
+                return Ok(None);
+            };
             let body = observe::empty(&kind.resource.api_version, &step.id);
             Ok(Some(cluster.apply(&kind, &step.id, &body, How::Write).await?))
         }
@@ -211,7 +255,10 @@ async fn execute_step(cluster: &Cluster, rendered: &Rendered, step: &Step) -> Re
 
 async fn apply(cluster: &Cluster, object: &Object, body: &Value, how: How) -> Result<Value, ExecuteError> {
     let Some(kind) = cluster.kind_for(object).await else {
-        let message = format!("the cluster has no kind {} in {}", object.id.kind, object.api_version);
+        let message = format!(
+            "the cluster has no kind {} in {}",
+            object.id.kind, object.api_version
+        );
         return Err(ExecuteError::Refused(refusal(object, &message).into()));
     };
     let mut tries = 0;
@@ -221,7 +268,9 @@ async fn apply(cluster: &Cluster, object: &Object, body: &Value, how: How) -> Re
             Err(error) => match observe::judge(&error) {
                 Some(verdict) => return Err(ExecuteError::Refused(verdict_fault(object, verdict).into())),
                 // A 409 without a field at fault: another writer came between.
-                None if error.status().is_some_and(|status| status.code == 409) && tries < RACE_RETRIES => tries += 1,
+                None if error.status().is_some_and(|status| status.code == 409) && tries < RACE_RETRIES => {
+                    tries += 1
+                }
                 None => return Err(error.into()),
             },
         }
@@ -232,11 +281,18 @@ fn verdict_fault(object: &Object, verdict: observe::Verdict) -> Fault {
     match verdict {
         observe::Verdict::Conflict(conflicts) => {
             let text = Skip::Conflict(conflicts.clone()).to_string();
-            refusal(object, &text).field(conflicts.first().map(|conflict| conflict.field.clone()).unwrap_or_default())
+            refusal(object, &text).field(
+                conflicts
+                    .first()
+                    .map(|conflict| conflict.field.clone())
+                    .unwrap_or_default(),
+            )
         }
-        observe::Verdict::NoNamespace => {
-            refusal(object, &format!("the namespace `{}` does not exist", object.id.namespace)).field("metadata.namespace")
-        }
+        observe::Verdict::NoNamespace => refusal(
+            object,
+            &format!("the namespace `{}` does not exist", object.id.namespace),
+        )
+        .field("metadata.namespace"),
         observe::Verdict::Immutable(rejection) | observe::Verdict::Rejected(rejection) => {
             refusal(object, &rejection.message).field(rejection.field.unwrap_or_default())
         }
@@ -244,15 +300,23 @@ fn verdict_fault(object: &Object, verdict: observe::Verdict) -> Fault {
 }
 
 async fn recreate(cluster: &Cluster, object: &Object) -> Result<Value, ExecuteError> {
-    let Some(kind) = cluster.kind_for(object).await else { return apply(cluster, object, &object.body, How::Write).await };
+    let Some(kind) = cluster.kind_for(object).await else {
+        return apply(cluster, object, &object.body, How::Write).await;
+    };
     if let Some(live) = cluster.get(&kind, &object.id).await? {
-        let uid = crate::object::text_at(&live, &["metadata", "uid"]).unwrap_or_default().to_owned();
+        let uid = crate::object::text_at(&live, &["metadata", "uid"])
+            .unwrap_or_default()
+            .to_owned();
         cluster.delete(&kind, &object.id, &uid).await?;
         let deadline = Instant::now() + DELETE_TIMEOUT;
         while cluster.get(&kind, &object.id).await?.is_some() {
             if Instant::now() >= deadline {
                 let missing = "it does not go away; something holds a finalizer".to_owned();
-                return Err(ExecuteError::NotReady { object: object.id.to_string(), missing, seconds: DELETE_TIMEOUT.as_secs() });
+                return Err(ExecuteError::NotReady {
+                    object: object.id.to_string(),
+                    missing,
+                    seconds: DELETE_TIMEOUT.as_secs(),
+                });
             }
             tokio::time::sleep(READY_POLL).await;
         }
@@ -280,7 +344,9 @@ pub async fn wait(
                 Some(kind) => cluster.get(&kind, &object.id).await?,
                 None => None,
             };
-            let state = live.map_or(Readiness::Waiting("it is gone".into()), |live| readiness::of(&object.id, &live));
+            let state = live.map_or(Readiness::Waiting("it is gone".into()), |live| {
+                readiness::of(&object.id, &live)
+            });
             if let Readiness::Waiting(text) = state {
                 if still.is_empty() {
                     missing = text;
@@ -289,7 +355,11 @@ pub async fn wait(
             }
         }
         if let Some(object) = still.first().filter(|_| Instant::now() >= deadline) {
-            return Err(ExecuteError::NotReady { object: object.id.to_string(), missing, seconds: timeout.as_secs() });
+            return Err(ExecuteError::NotReady {
+                object: object.id.to_string(),
+                missing,
+                seconds: timeout.as_secs(),
+            });
         }
         pending = still;
         if !pending.is_empty() {
@@ -317,17 +387,32 @@ pub enum RestartError {
 /// The pod would carry something else, or there is no answer.
 pub async fn probe(cluster: &Cluster, workload: &rollout::Workload, to: &str) -> Result<(), RestartError> {
     let expected = Some(to).filter(|to| *to != rollout::NO_PROXY);
-    let Some(kind) = cluster.kind("v1", "Pod").await else { return Ok(()) };
+    let Some(kind) = cluster.kind("v1", "Pod").await else {
+        return Ok(());
+    };
     let name: String = workload.id.name.chars().take(50).collect();
-    let id = ObjectId::new("", "Pod", &workload.id.namespace, &format!("{}-heddle-trial", name.trim_end_matches(['-', '.'])));
+    let id = ObjectId::new(
+        "",
+        "Pod",
+        &workload.id.namespace,
+        &format!("{}-heddle-trial", name.trim_end_matches(['-', '.'])),
+    );
     let pod = heddle_inject::pod_of_template(&workload.template);
     let mut body = json!({"apiVersion": "v1", "kind": "Pod", "metadata": pod.metadata, "spec": pod.spec});
     body["metadata"]["name"] = id.name.as_str().into();
     body["metadata"]["namespace"] = id.namespace.as_str().into();
     let found = match cluster.create(&kind, &id, &body, true).await {
-        Ok(pod) => crate::object::text_at(&pod, &["metadata", "annotations", heddle_inject::STAMP_ANNOTATION]).map(str::to_owned),
+        Ok(pod) => crate::object::text_at(
+            &pod,
+            &["metadata", "annotations", heddle_inject::STAMP_ANNOTATION],
+        )
+        .map(str::to_owned),
         // A quota or an admission rule speaks against a pod of this name: the workload's own pods may still pass.
-        Err(error) if error.status().is_some_and(|status| matches!(status.code, 403 | 422)) => {
+        Err(error)
+            if error
+                .status()
+                .is_some_and(|status| matches!(status.code, 403 | 422)) =>
+        {
             warn!(workload = workload.name(), error = %crate::cli::chain(&error), "A trial pod is refused; restarting without proof");
             return Ok(());
         }
@@ -336,20 +421,37 @@ pub async fn probe(cluster: &Cluster, workload: &rollout::Workload, to: &str) ->
     if found.as_deref() == expected {
         return Ok(());
     }
-    let found = found.map_or("no proxy".to_owned(), |stamp| format!("stamp {}", stamp.get(..12).unwrap_or(&stamp)));
-    Err(RestartError::Injector { workload: workload.name(), found })
+    let found = found.map_or("no proxy".to_owned(), |stamp| {
+        format!("stamp {}", stamp.get(..12).unwrap_or(&stamp))
+    });
+    Err(RestartError::Injector {
+        workload: workload.name(),
+        found,
+    })
 }
 
 /// Restarts a workload by an annotation on its pod template, as `kubectl rollout restart` does.
 ///
 /// # Errors
 /// The injector is not ready for it, or there is no answer.
-pub async fn restart(cluster: &Cluster, workload: &rollout::Workload, to: &str, attempt: u32) -> Result<(), RestartError> {
+pub async fn restart(
+    cluster: &Cluster,
+    workload: &rollout::Workload,
+    to: &str,
+    attempt: u32,
+) -> Result<(), RestartError> {
     probe(cluster, workload, to).await?;
-    let Some(kind) = cluster.kind("apps/v1", &workload.id.kind).await else { return Ok(()) };
+    let Some(kind) = cluster.kind("apps/v1", &workload.id.kind).await else {
+        return Ok(());
+    };
     let value = rollout::restart_value(to, attempt);
     let patch = json!({"spec": {"template": {"metadata": {"annotations": {rollout::RESTARTED_FOR: value}}}}});
     cluster.merge(&kind, &workload.id, &patch).await?;
-    info!(workload = workload.name(), stamp = to, attempt, "Restarting: its pods carry another proxy than Git asks for");
+    info!(
+        workload = workload.name(),
+        stamp = to,
+        attempt,
+        "Restarting: its pods carry another proxy than Git asks for"
+    );
     Ok(())
 }

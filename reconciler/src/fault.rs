@@ -24,7 +24,11 @@ pub struct Fault {
 
 impl Fault {
     pub fn new(file: &str, message: impl Into<String>) -> Self {
-        Self { file: file.to_owned(), message: message.into(), ..Self::default() }
+        Self {
+            file: file.to_owned(),
+            message: message.into(),
+            ..Self::default()
+        }
     }
     pub fn at(mut self, place: Option<Place>) -> Self {
         self.place = place;
@@ -74,7 +78,11 @@ impl Faults {
     /// # Errors
     /// The faults themselves.
     pub fn check(faults: Vec<Fault>) -> Result<(), Self> {
-        if faults.is_empty() { Ok(()) } else { Err(Self(faults)) }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(Self(faults))
+        }
     }
 }
 

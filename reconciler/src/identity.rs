@@ -8,10 +8,10 @@
 pub mod cluster;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::object;
@@ -53,15 +53,27 @@ impl IdentityWish {
         let issuer = identity.get("issuer").unwrap_or(&Value::Null);
         let given = |key: &str| issuer.get(key).filter(|value| !value.is_null());
         let issuer = if given("certManager").is_some() {
-            IssuerSource::Secret { name: ISSUER_SECRET.to_owned() }
+            IssuerSource::Secret {
+                name: ISSUER_SECRET.to_owned(),
+            }
         } else if let Some(secret) = given("existingSecret") {
-            IssuerSource::Secret { name: object::text_at(secret, &["name"]).unwrap_or(ISSUER_SECRET).to_owned() }
+            IssuerSource::Secret {
+                name: object::text_at(secret, &["name"])
+                    .unwrap_or(ISSUER_SECRET)
+                    .to_owned(),
+            }
         } else {
-            let trust_domain = object::text_at(identity, &["trustDomain"]).unwrap_or("cluster.local").to_owned();
+            let trust_domain = object::text_at(identity, &["trustDomain"])
+                .unwrap_or("cluster.local")
+                .to_owned();
             IssuerSource::SelfSigned { trust_domain }
         };
         let anchors_pem = object::text_at(identity, &["trustAnchorsPEM"]).map(str::to_owned);
-        Some(Self { namespace: namespace.to_owned(), issuer, anchors_pem })
+        Some(Self {
+            namespace: namespace.to_owned(),
+            issuer,
+            anchors_pem,
+        })
     }
 }
 
@@ -90,8 +102,11 @@ pub fn make(trust_domain: &str, namespace: &str, now: OffsetDateTime) -> Result<
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(depth));
-        params.key_usages =
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
         params.not_before = now - BACKDATE;
         params.not_after = now + LIFETIME;
         Ok(params)
@@ -102,9 +117,16 @@ pub fn make(trust_domain: &str, namespace: &str, now: OffsetDateTime) -> Result<
     let anchor_issuer = Issuer::new(anchor_params, anchor_key);
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut issuer_params = params(format!("identity.{namespace}.{trust_domain}"), 0)?;
-    issuer_params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    issuer_params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     let issuer = issuer_params.signed_by(&key, &anchor_issuer)?;
-    Ok(Credentials { anchor_pem: anchor.pem(), issuer_pem: issuer.pem(), issuer_key_pem: key.serialize_pem() })
+    Ok(Credentials {
+        anchor_pem: anchor.pem(),
+        issuer_pem: issuer.pem(),
+        issuer_key_pem: key.serialize_pem(),
+    })
 }
 
 fn labels() -> Value {
@@ -143,11 +165,16 @@ pub fn trust_roots(namespace: &str, anchors_pem: &str) -> Value {
 /// # Errors
 /// What the crypto library says.
 pub fn install_objects(values: &Value, namespace: &str, _profile: &str) -> Result<Vec<Value>, IdentityError> {
-    let Some(wish) = IdentityWish::from_values(values, namespace) else { return Ok(Vec::new()) };
+    let Some(wish) = IdentityWish::from_values(values, namespace) else {
+        return Ok(Vec::new());
+    };
     match (&wish.issuer, &wish.anchors_pem) {
         (IssuerSource::SelfSigned { trust_domain }, _) => {
             let credentials = make(trust_domain, namespace, OffsetDateTime::now_utc())?;
-            Ok(vec![secret(namespace, &credentials), trust_roots(namespace, &credentials.anchor_pem)])
+            Ok(vec![
+                secret(namespace, &credentials),
+                trust_roots(namespace, &credentials.anchor_pem),
+            ])
         }
         (IssuerSource::Secret { .. }, Some(pem)) => Ok(vec![trust_roots(namespace, pem)]),
         (IssuerSource::Secret { .. }, None) => Ok(Vec::new()),
@@ -162,13 +189,26 @@ mod tests {
     fn the_issuer_is_signed_by_the_anchor_and_may_sign_leaves_only() {
         let now = OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap();
         let made = make("example.org", "linkerd", now).unwrap();
-        let der = |pem: &str| x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap().1.contents;
+        let der = |pem: &str| {
+            x509_parser::pem::parse_x509_pem(pem.as_bytes())
+                .unwrap()
+                .1
+                .contents
+        };
         let (anchor, issuer) = (der(&made.anchor_pem), der(&made.issuer_pem));
         let anchor = x509_parser::parse_x509_certificate(&anchor).unwrap().1;
         let issuer = x509_parser::parse_x509_certificate(&issuer).unwrap().1;
         assert_eq!(issuer.issuer(), anchor.subject());
         assert_eq!(issuer.subject().to_string(), "CN=identity.linkerd.example.org");
-        assert_eq!(issuer.basic_constraints().unwrap().unwrap().value.path_len_constraint, Some(0));
+        assert_eq!(
+            issuer
+                .basic_constraints()
+                .unwrap()
+                .unwrap()
+                .value
+                .path_len_constraint,
+            Some(0)
+        );
         assert!(made.issuer_key_pem.contains("BEGIN PRIVATE KEY"));
     }
 
@@ -176,9 +216,22 @@ mod tests {
     fn the_wish_follows_the_values() {
         let wish = |values| IdentityWish::from_values(&values, "linkerd");
         assert_eq!(wish(json!({})), None);
-        let own = wish(json!({"identity": {"trustDomain": "a.b", "issuer": {"selfSigned": {}, "certManager": null}}}));
-        assert_eq!(own.unwrap().issuer, IssuerSource::SelfSigned { trust_domain: "a.b".into() });
-        let kept = wish(json!({"identity": {"issuer": {"existingSecret": {"name": "mine"}}, "trustAnchorsPEM": "PEM"}})).unwrap();
-        assert_eq!((kept.issuer, kept.anchors_pem.as_deref()), (IssuerSource::Secret { name: "mine".into() }, Some("PEM")));
+        let own = wish(
+            json!({"identity": {"trustDomain": "a.b", "issuer": {"selfSigned": {}, "certManager": null}}}),
+        );
+        assert_eq!(
+            own.unwrap().issuer,
+            IssuerSource::SelfSigned {
+                trust_domain: "a.b".into()
+            }
+        );
+        let kept = wish(
+            json!({"identity": {"issuer": {"existingSecret": {"name": "mine"}}, "trustAnchorsPEM": "PEM"}}),
+        )
+        .unwrap();
+        assert_eq!(
+            (kept.issuer, kept.anchors_pem.as_deref()),
+            (IssuerSource::Secret { name: "mine".into() }, Some("PEM"))
+        );
     }
 }

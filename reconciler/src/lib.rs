@@ -5,26 +5,30 @@
 //! `heddle apply` runs once, and `heddle run` loops. The first three and `plan` are pure; `observe` only reads the
 //! cluster, and only `execute`, `identity` and `status` write to it. The crate never names the proxy, the identity
 //! service or the control plane's programs: they meet as images.
+#![expect(
+    clippy::result_large_err,
+    reason = "errors name file, place, object and field, and are made once per pass at most"
+)]
 
 pub mod certificates;
 pub mod cli;
-pub mod commands;
-pub mod fault;
-pub mod identity;
-pub mod object;
-pub mod profile;
-pub mod reconcile;
-pub mod render;
-pub mod schema;
-pub mod source;
-pub mod yaml;
 pub mod cluster;
+pub mod commands;
 pub mod diff;
 pub mod execute;
+pub mod fault;
+pub mod identity;
 pub mod metrics;
+pub mod object;
 pub mod observe;
-pub mod plan;
-pub mod readiness;
-pub mod rollout;
-pub mod status;
 pub mod pipeline;
+pub mod plan;
+pub mod profile;
+pub mod readiness;
+pub mod reconcile;
+pub mod render;
+pub mod rollout;
+pub mod schema;
+pub mod source;
+pub mod status;
+pub mod yaml;

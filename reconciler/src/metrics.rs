@@ -1,7 +1,12 @@
 //! What the reconciler counts, under the prefix `heddle_`.
 
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::{exponential_buckets, Histogram}},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
     registry::Registry,
 };
 
@@ -41,16 +46,36 @@ impl Metrics {
     /// Registers everything.
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("heddle");
-        registry.register("api_writes", "Writes to the API server, by verb; dry runs do not count", self.writes.clone());
-        registry.register("reconciles", "Passes of the pipeline, by outcome", self.reconciles.clone());
-        registry.register("stage_duration_seconds", "Time that one stage of a pass took", self.stage_seconds.clone());
-        registry.register("reconcile_duration_seconds", "Time that one pass took", self.reconcile_seconds.clone());
+        registry.register(
+            "api_writes",
+            "Writes to the API server, by verb; dry runs do not count",
+            self.writes.clone(),
+        );
+        registry.register(
+            "reconciles",
+            "Passes of the pipeline, by outcome",
+            self.reconciles.clone(),
+        );
+        registry.register(
+            "stage_duration_seconds",
+            "Time that one stage of a pass took",
+            self.stage_seconds.clone(),
+        );
+        registry.register(
+            "reconcile_duration_seconds",
+            "Time that one pass took",
+            self.reconcile_seconds.clone(),
+        );
         registry.register(
             "commit_to_applied_seconds",
             "Time from seeing a new revision to having applied it",
             self.commit_to_applied_seconds.clone(),
         );
-        registry.register("mesh_ready", "1 while the mesh is as the last revision wants it", self.ready.clone());
+        registry.register(
+            "mesh_ready",
+            "1 while the mesh is as the last revision wants it",
+            self.ready.clone(),
+        );
     }
 
     pub fn write(&self, verb: &str) {
@@ -58,12 +83,16 @@ impl Metrics {
     }
 
     pub fn reconciled(&self, outcome: &str, took: std::time::Duration) {
-        self.reconciles.get_or_create(&[("outcome", outcome.to_owned())]).inc();
+        self.reconciles
+            .get_or_create(&[("outcome", outcome.to_owned())])
+            .inc();
         self.reconcile_seconds.observe(took.as_secs_f64());
     }
 
     pub fn stage(&self, stage: &'static str, took: std::time::Duration) {
-        self.stage_seconds.get_or_create(&[("stage", stage)]).observe(took.as_secs_f64());
+        self.stage_seconds
+            .get_or_create(&[("stage", stage)])
+            .observe(took.as_secs_f64());
     }
 
     pub fn applied(&self, took: std::time::Duration) {

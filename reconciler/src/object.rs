@@ -18,13 +18,24 @@ pub struct ObjectId {
 
 impl ObjectId {
     pub fn new(group: &str, kind: &str, namespace: &str, name: &str) -> Self {
-        Self { group: group.into(), kind: kind.into(), namespace: namespace.into(), name: name.into() }
+        Self {
+            group: group.into(),
+            kind: kind.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     /// Flux's inventory form: `namespace_name_group_kind`.
     pub fn inventory_key(&self) -> String {
         // RBAC names may hold colons, which Flux writes as `__`.
-        format!("{}_{}_{}_{}", self.namespace, self.name.replace(':', "__"), self.group, self.kind)
+        format!(
+            "{}_{}_{}_{}",
+            self.namespace,
+            self.name.replace(':', "__"),
+            self.group,
+            self.kind
+        )
     }
 
     /// Reads [`Self::inventory_key`] back.
@@ -109,7 +120,8 @@ impl Stage {
         match (id.group.as_str(), id.kind.as_str()) {
             ("", "Namespace") => 0,
             ("apiextensions.k8s.io", _) => 1,
-            ("", "ServiceAccount" | "ConfigMap" | "Secret" | "Service") | ("rbac.authorization.k8s.io", _) => 2,
+            ("", "ServiceAccount" | "ConfigMap" | "Secret" | "Service")
+            | ("rbac.authorization.k8s.io", _) => 2,
             ("admissionregistration.k8s.io", _) => 4,
             _ => 3,
         }
@@ -154,7 +166,9 @@ pub struct Object {
 impl Object {
     /// The API version without its group.
     pub fn version(&self) -> &str {
-        self.api_version.rsplit_once('/').map_or(self.api_version.as_str(), |(_, version)| version)
+        self.api_version
+            .rsplit_once('/')
+            .map_or(self.api_version.as_str(), |(_, version)| version)
     }
 
     /// Hex SHA-256 of the body; equal bodies have equal digests because JSON maps are ordered.
@@ -189,7 +203,9 @@ pub fn map_mut<'a>(value: &'a mut Value, path: &[&str]) -> Option<&'a mut Map<St
     path.iter()
         .try_fold(value, |value, key| {
             let map = value.as_object_mut()?;
-            let entry = map.entry((*key).to_owned()).or_insert_with(|| Value::Object(Map::new()));
+            let entry = map
+                .entry((*key).to_owned())
+                .or_insert_with(|| Value::Object(Map::new()));
             if entry.is_null() {
                 *entry = Value::Object(Map::new());
             }
@@ -202,7 +218,11 @@ pub fn map_mut<'a>(value: &'a mut Value, path: &[&str]) -> Option<&'a mut Map<St
 pub fn string_map(value: Option<&Value>) -> std::collections::BTreeMap<String, String> {
     value
         .and_then(Value::as_object)
-        .map(|map| map.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect())
+        .map(|map| {
+            map.iter()
+                .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
+                .collect()
+        })
         .unwrap_or_default()
 }
 

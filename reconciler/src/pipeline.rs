@@ -25,9 +25,15 @@ pub struct Wish<'a> {
 ///
 /// # Errors
 /// The API server does not answer.
-pub async fn plan(cluster: &Cluster, wish: &Wish<'_>, dirty: impl Fn(&Object) -> bool) -> Result<(Observed, Plan), ClusterError> {
+pub async fn plan(
+    cluster: &Cluster,
+    wish: &Wish<'_>,
+    dirty: impl Fn(&Object) -> bool,
+) -> Result<(Observed, Plan), ClusterError> {
     let mut observed = observe::observe(cluster, wish.rendered, wish.inventory, dirty).await?;
-    if let Some(identity) = IdentityWish::from_values(&wish.rendered.values, wish.rendered.control_namespace()) {
+    if let Some(identity) =
+        IdentityWish::from_values(&wish.rendered.values, wish.rendered.control_namespace())
+    {
         observed.identity = identity::cluster::missing(cluster, &identity).await?;
     }
     if wish.rollout {

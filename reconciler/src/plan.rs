@@ -46,13 +46,21 @@ pub enum Action {
     Create,
     Patch,
     /// Take back what people changed by hand, as of this resource version.
-    Revert { by: Vec<Conflict>, resource_version: String },
+    Revert {
+        by: Vec<Conflict>,
+        resource_version: String,
+    },
     /// Delete and create: a field that cannot change has to.
     Recreate(Rejection),
-    Prune { uid: String },
+    Prune {
+        uid: String,
+    },
     /// Take our fields away and leave the object.
     Release,
-    Restart { to: String, attempt: u32 },
+    Restart {
+        to: String,
+        attempt: u32,
+    },
     /// Make what the mesh's root of trust lacks, once.
     MakeIdentity,
     Keep,
@@ -151,7 +159,14 @@ pub fn plan(rendered: &Rendered, observed: &Observed, prune: bool) -> Plan {
     }
     for missing in &observed.identity {
         let id = identity_id(rendered, missing);
-        plan.steps.push(Step { id, stage: Stage::Issuer, action: Action::MakeIdentity, before: None, after: None, origin: None });
+        plan.steps.push(Step {
+            id,
+            stage: Stage::Issuer,
+            action: Action::MakeIdentity,
+            before: None,
+            after: None,
+            origin: None,
+        });
     }
     for (id, former) in &observed.former {
         plan_former(rendered, id, former, prune, &mut plan);
@@ -159,12 +174,21 @@ pub fn plan(rendered: &Rendered, observed: &Observed, prune: bool) -> Plan {
     if let (Some(fleet), Some(defaults)) = (&observed.fleet, defaults(rendered)) {
         plan_rollout(&defaults, &after(fleet, &plan), &mut plan);
     }
-    plan.steps.sort_by_key(|step| (step.stage, matches!(step.action, Action::Prune { .. } | Action::Release)));
+    plan.steps.sort_by_key(|step| {
+        (
+            step.stage,
+            matches!(step.action, Action::Prune { .. } | Action::Release),
+        )
+    });
     plan
 }
 
 fn identity_id(rendered: &Rendered, name: &str) -> ObjectId {
-    let kind = if name == crate::identity::TRUST_ROOTS { "ConfigMap" } else { "Secret" };
+    let kind = if name == crate::identity::TRUST_ROOTS {
+        "ConfigMap"
+    } else {
+        "Secret"
+    };
     ObjectId::new("", kind, rendered.control_namespace(), name)
 }
 
@@ -182,11 +206,20 @@ fn plan_object(object: &Object, seen: &Seen, plan: &mut Plan) {
             };
             (action, Some(after))
         }
-        Trial::Edited { would, by, resource_version } => {
-            let action = Action::Revert { by: by.clone(), resource_version: resource_version.clone() };
+        Trial::Edited {
+            would,
+            by,
+            resource_version,
+        } => {
+            let action = Action::Revert {
+                by: by.clone(),
+                resource_version: resource_version.clone(),
+            };
             (action, Some(observe::normal(would)))
         }
-        Trial::NoKind { promised: true } | Trial::NoNamespace { promised: true } => (Action::Create, Some(object.body.clone())),
+        Trial::NoKind { promised: true } | Trial::NoNamespace { promised: true } => {
+            (Action::Create, Some(object.body.clone()))
+        }
         Trial::NoCrd(crd) => (Action::Skip(Skip::CrdMissing(crd.clone())), None),
         Trial::Absent => (Action::Skip(Skip::Absent), None),
         Trial::Conflict(conflicts) => (Action::Skip(Skip::Conflict(conflicts.clone())), before.clone()),
@@ -201,13 +234,24 @@ fn plan_object(object: &Object, seen: &Seen, plan: &mut Plan) {
             return;
         }
         Trial::NoKind { promised: false } => {
-            let message = format!("the cluster has no kind {} in {}", object.id.kind, object.api_version);
-            plan.refusals.push(refusal(object, &message).field("kind").hint("install its CRD, or check apiVersion and kind"));
+            let message = format!(
+                "the cluster has no kind {} in {}",
+                object.id.kind, object.api_version
+            );
+            plan.refusals.push(
+                refusal(object, &message)
+                    .field("kind")
+                    .hint("install its CRD, or check apiVersion and kind"),
+            );
             return;
         }
         Trial::NoNamespace { promised: false } => {
             let message = format!("the namespace `{}` does not exist", object.id.namespace);
-            plan.refusals.push(refusal(object, &message).field("metadata.namespace").hint("create it, or write it into the profile's injection section"));
+            plan.refusals.push(
+                refusal(object, &message)
+                    .field("metadata.namespace")
+                    .hint("create it, or write it into the profile's injection section"),
+            );
             return;
         }
     };
@@ -223,13 +267,23 @@ fn plan_object(object: &Object, seen: &Seen, plan: &mut Plan) {
 
 fn is_ours(live: Option<&Value>, object: &Object) -> bool {
     let ours = object::text_at(&object.body, &["metadata", "labels", label::PROFILE]);
-    live.is_some_and(|live| object::text_at(live, &["metadata", "labels", label::PROFILE]) == ours && ours.is_some())
+    live.is_some_and(|live| {
+        object::text_at(live, &["metadata", "labels", label::PROFILE]) == ours && ours.is_some()
+    })
 }
 
 /// A refusal by the API server, at the object's place in Git.
 pub fn refusal(object: &Object, message: &str) -> Fault {
-    let fault = Fault::new(&object.origin.file, format!("the API server refuses it: {message}")).object(&object.id);
-    if object.origin.rendered { fault } else { fault.line(object.origin.line) }
+    let fault = Fault::new(
+        &object.origin.file,
+        format!("the API server refuses it: {message}"),
+    )
+    .object(&object.id);
+    if object.origin.rendered {
+        fault
+    } else {
+        fault.line(object.origin.line)
+    }
 }
 
 fn plan_former(rendered: &Rendered, id: &ObjectId, former: &Former, prune: bool, plan: &mut Plan) {
@@ -251,11 +305,20 @@ fn plan_former(rendered: &Rendered, id: &ObjectId, former: &Former, prune: bool,
             (Action::Release, Some(after))
         }
         None => {
-            let uid = object::text_at(live, &["metadata", "uid"]).unwrap_or_default().to_owned();
+            let uid = object::text_at(live, &["metadata", "uid"])
+                .unwrap_or_default()
+                .to_owned();
             (Action::Prune { uid }, None)
         }
     };
-    plan.steps.push(Step { id: id.clone(), stage: Stage::Policy, action, before, after, origin: None });
+    plan.steps.push(Step {
+        id: id.clone(),
+        stage: Stage::Policy,
+        action,
+        before,
+        after,
+        origin: None,
+    });
 }
 
 /// The injection settings that the commit renders; `None` for a profile without a control plane.
@@ -275,13 +338,17 @@ pub fn defaults(rendered: &Rendered) -> Option<ProxyDefaults> {
 fn after(fleet: &Fleet, plan: &Plan) -> Fleet {
     let mut fleet = fleet.clone();
     for step in &plan.steps {
-        let Some(after) = step.after.as_ref().filter(|_| step.action.is_change()) else { continue };
+        let Some(after) = step.after.as_ref().filter(|_| step.action.is_change()) else {
+            continue;
+        };
         if step.id.is("", "Namespace") {
             let seen = fleet.namespaces.entry(step.id.name.clone()).or_default();
             seen.annotations = object::string_map(object::at(after, &["metadata", "annotations"]));
             seen.labels = object::string_map(object::at(after, &["metadata", "labels"]));
         } else if let Some(workload) = fleet.workloads.iter_mut().find(|workload| workload.id == step.id) {
-            let template = object::at(after, &["spec", "template"]).cloned().unwrap_or_default();
+            let template = object::at(after, &["spec", "template"])
+                .cloned()
+                .unwrap_or_default();
             if let Ok(template) = serde_json::from_value(template) {
                 workload.template = template;
             }
@@ -292,16 +359,32 @@ fn after(fleet: &Fleet, plan: &Plan) -> Fleet {
 
 fn plan_rollout(defaults: &ProxyDefaults, fleet: &Fleet, plan: &mut Plan) {
     // A workload whose template the plan changes restarts by that change alone.
-    let changed: BTreeSet<ObjectId> =
-        plan.changes().filter(|step| object::at(step.after.as_ref().unwrap_or(&Value::Null), &["spec", "template"]).is_some()).map(|step| step.id.clone()).collect();
-    for workload in fleet.workloads.iter().filter(|workload| !changed.contains(&workload.id)) {
+    let changed: BTreeSet<ObjectId> = plan
+        .changes()
+        .filter(|step| {
+            object::at(step.after.as_ref().unwrap_or(&Value::Null), &["spec", "template"]).is_some()
+        })
+        .map(|step| step.id.clone())
+        .collect();
+    for workload in fleet
+        .workloads
+        .iter()
+        .filter(|workload| !changed.contains(&workload.id))
+    {
         let action = match rollout::judge(defaults, fleet, workload) {
             Verdict::Outdated { to, attempt } => Action::Restart { to, attempt },
             Verdict::Held(hold) => Action::Skip(Skip::Hold(hold)),
             Verdict::Outside(reason) if reason.is_surprising() => Action::Skip(Skip::NotInjected(reason)),
             Verdict::Current { .. } | Verdict::Restarting { .. } | Verdict::Outside(_) => continue,
         };
-        plan.steps.push(Step { id: workload.id.clone(), stage: Stage::Rollout, action, before: None, after: None, origin: None });
+        plan.steps.push(Step {
+            id: workload.id.clone(),
+            stage: Stage::Rollout,
+            action,
+            before: None,
+            after: None,
+            origin: None,
+        });
     }
 }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     fault::{Fault, Faults},
     schema::{self, Violation},
-    source::{clean_path, SourceError, Tree},
+    source::{SourceError, Tree, clean_path},
     yaml::{self, Document, Step, Target},
 };
 pub use bundled::Bundled;
@@ -61,7 +61,12 @@ impl From<Fault> for ProfileError {
 ///
 /// # Errors
 /// All mistakes that could be found, or why the tree could not be read.
-pub fn load(tree: &dyn Tree, path: &str, bundled: &Bundled, overrides: &[Value]) -> Result<Mesh, ProfileError> {
+pub fn load(
+    tree: &dyn Tree,
+    path: &str,
+    bundled: &Bundled,
+    overrides: &[Value],
+) -> Result<Mesh, ProfileError> {
     let path = clean_path(path)?;
     let (file, text) = find_profile(tree, &path)?;
     let document = parse_file(&file, &text)?;
@@ -70,16 +75,37 @@ pub fn load(tree: &dyn Tree, path: &str, bundled: &Bundled, overrides: &[Value])
     let (name, spec) = spec::read(&file, &document.value)?;
     let folder = file.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
 
-    let layers = layer::resolve(&spec.extends, &layer::Asker { file: &file, text: &text, folder: &folder }, tree, bundled)?;
+    let layers = layer::resolve(
+        &spec.extends,
+        &layer::Asker {
+            file: &file,
+            text: &text,
+            folder: &folder,
+        },
+        tree,
+        bundled,
+    )?;
     let (schema, mut values) = layer::merged(&layers)?;
     let mut faults = Vec::new();
-    check_values(&schema, &spec.values, &["spec", "values"], &file, &text, &mut faults)?;
+    check_values(
+        &schema,
+        &spec.values,
+        &["spec", "values"],
+        &file,
+        &text,
+        &mut faults,
+    )?;
     if !spec.values.is_null() {
         values = schema::merge(&schema, values, &spec.values);
     }
     for layer in overrides {
-        let found = schema::check(&schema, layer, &mut Vec::new()).map_err(|error| Fault::new("the schema", error.to_string()))?;
-        faults.extend(found.into_iter().map(|violation| violation_fault(&violation, "--set", None)));
+        let found = schema::check(&schema, layer, &mut Vec::new())
+            .map_err(|error| Fault::new("the schema", error.to_string()))?;
+        faults.extend(
+            found
+                .into_iter()
+                .map(|violation| violation_fault(&violation, "--set", None)),
+        );
         values = schema::merge(&schema, values, layer);
     }
     Faults::check(faults).map_err(ProfileError::Invalid)?;
@@ -87,25 +113,48 @@ pub fn load(tree: &dyn Tree, path: &str, bundled: &Bundled, overrides: &[Value])
     // What only the merged whole shows: required fields that no layer gave.
     let whole = schema::check(&schema, &values, &mut vec![Step::Key("values".into())])
         .map_err(|error| Fault::new(&file, error.to_string()))?;
-    Faults::check(whole.iter().map(|violation| violation_fault(violation, &file, None)).collect())
-        .map_err(ProfileError::Invalid)?;
+    Faults::check(
+        whole
+            .iter()
+            .map(|violation| violation_fault(violation, &file, None))
+            .collect(),
+    )
+    .map_err(ProfileError::Invalid)?;
 
     let policies = read_policies(tree, &file, &text, &folder, &spec.policies)?;
     let notes = spec.notes();
-    Ok(Mesh { name, file, layers, values, policies, injection: spec.injection, rollout: spec.rollout, notes })
+    Ok(Mesh {
+        name,
+        file,
+        layers,
+        values,
+        policies,
+        injection: spec.injection,
+        rollout: spec.rollout,
+        notes,
+    })
 }
 
 /// The file of the profile and its text.
 fn find_profile(tree: &dyn Tree, path: &str) -> Result<(String, String), ProfileError> {
     let files = tree.files(path)?;
-    let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
+    let prefix = if path.is_empty() {
+        String::new()
+    } else {
+        format!("{path}/")
+    };
     let direct: Vec<_> = files
         .iter()
         .filter(|(file, _)| {
-            *file == path || file.strip_prefix(&prefix).is_some_and(|name| !name.contains('/') && is_yaml(name))
+            *file == path
+                || file
+                    .strip_prefix(&prefix)
+                    .is_some_and(|name| !name.contains('/') && is_yaml(name))
         })
         .collect();
-    let exact = direct.iter().find(|(file, _)| *file == path || file.strip_prefix(&prefix) == Some("mesh.yaml"));
+    let exact = direct
+        .iter()
+        .find(|(file, _)| *file == path || file.strip_prefix(&prefix) == Some("mesh.yaml"));
     if let Some((file, bytes)) = exact {
         return Ok(((*file).clone(), utf8(file, bytes)?));
     }
@@ -116,7 +165,11 @@ fn find_profile(tree: &dyn Tree, path: &str) -> Result<(String, String), Profile
             found.push((file.clone(), text));
         }
     }
-    let place = if path.is_empty() { "the repository's root" } else { path };
+    let place = if path.is_empty() {
+        "the repository's root"
+    } else {
+        path
+    };
     match found.len() {
         1 => Ok(found.remove(0)),
         0 => Err(Fault::new(place, "there is no MeshProfile here")
@@ -124,9 +177,12 @@ fn find_profile(tree: &dyn Tree, path: &str) -> Result<(String, String), Profile
             .into()),
         _ => {
             let names: Vec<_> = found.iter().map(|(file, _)| file.as_str()).collect();
-            Err(Fault::new(place, format!("several files hold a MeshProfile: {}", names.join(", ")))
-                .hint("name one of them by --path or spec.path, or call it mesh.yaml")
-                .into())
+            Err(Fault::new(
+                place,
+                format!("several files hold a MeshProfile: {}", names.join(", ")),
+            )
+            .hint("name one of them by --path or spec.path, or call it mesh.yaml")
+            .into())
         }
     }
 }
@@ -159,8 +215,13 @@ pub(crate) fn check_values(
     }
     let mut path = at.iter().map(|key| Step::Key((*key).to_owned())).collect();
     let partial = without_required(schema);
-    let found = schema::check(&partial, values, &mut path).map_err(|error| Fault::new(file, error.to_string()))?;
-    faults.extend(found.iter().map(|violation| violation_fault(violation, file, Some(text))));
+    let found =
+        schema::check(&partial, values, &mut path).map_err(|error| Fault::new(file, error.to_string()))?;
+    faults.extend(
+        found
+            .iter()
+            .map(|violation| violation_fault(violation, file, Some(text))),
+    );
     Ok(())
 }
 
@@ -168,7 +229,10 @@ pub(crate) fn check_values(
 fn without_required(schema: &Value) -> Value {
     match schema {
         Value::Object(map) => Value::Object(
-            map.iter().filter(|(key, value)| !(*key == "required" && value.is_array())).map(|(k, v)| (k.clone(), without_required(v))).collect(),
+            map.iter()
+                .filter(|(key, value)| !(*key == "required" && value.is_array()))
+                .map(|(k, v)| (k.clone(), without_required(v)))
+                .collect(),
         ),
         Value::Array(items) => Value::Array(items.iter().map(without_required).collect()),
         other => other.clone(),
@@ -176,9 +240,15 @@ fn without_required(schema: &Value) -> Value {
 }
 
 pub(crate) fn violation_fault(violation: &Violation, file: &str, text: Option<&str>) -> Fault {
-    let target = if violation.at_key { Target::Key } else { Target::Value };
+    let target = if violation.at_key {
+        Target::Key
+    } else {
+        Target::Value
+    };
     let place = text.and_then(|text| yaml::locate(text, &violation.path, target));
-    let mut fault = Fault::new(file, violation.message.clone()).at(place).field(violation.field());
+    let mut fault = Fault::new(file, violation.message.clone())
+        .at(place)
+        .field(violation.field());
     fault.hint = violation.hint.clone();
     fault
 }
@@ -192,17 +262,28 @@ fn read_policies(
 ) -> Result<BTreeMap<String, String>, ProfileError> {
     let mut policies = BTreeMap::new();
     for (index, wanted) in folders.iter().enumerate() {
-        let steps = [Step::Key("spec".into()), Step::Key("policies".into()), Step::Index(index)];
+        let steps = [
+            Step::Key("spec".into()),
+            Step::Key("policies".into()),
+            Step::Index(index),
+        ];
         let wrong = |message: String| {
-            Fault::new(file, message).at(yaml::locate(text, &steps, Target::Value)).field(yaml::path_text(&steps))
+            Fault::new(file, message)
+                .at(yaml::locate(text, &steps, Target::Value))
+                .field(yaml::path_text(&steps))
         };
         let path = resolve_path(folder, wanted).map_err(|error| wrong(error.to_string()))?;
         let files = match tree.files(&path) {
             Ok(files) => files,
-            Err(SourceError::NotFound { .. }) => return Err(wrong(format!("there is no folder `{path}`")).into()),
+            Err(SourceError::NotFound { .. }) => {
+                return Err(wrong(format!("there is no folder `{path}`")).into());
+            }
             Err(error) => return Err(error.into()),
         };
-        for (name, bytes) in files.into_iter().filter(|(name, _)| is_yaml(name) && name != file) {
+        for (name, bytes) in files
+            .into_iter()
+            .filter(|(name, _)| is_yaml(name) && name != file)
+        {
             let text = utf8(&name, &bytes)?;
             policies.insert(name, text);
         }
@@ -212,7 +293,11 @@ fn read_policies(
 
 /// A path written in a profile: relative to the profile's folder, or from the root when it begins with `/`.
 pub(crate) fn resolve_path(folder: &str, wanted: &str) -> Result<String, SourceError> {
-    if wanted.starts_with('/') { clean_path(wanted) } else { clean_path(&format!("{folder}/{wanted}")) }
+    if wanted.starts_with('/') {
+        clean_path(wanted)
+    } else {
+        clean_path(&format!("{folder}/{wanted}"))
+    }
 }
 
 #[cfg(test)]

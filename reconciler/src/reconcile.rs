@@ -14,7 +14,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use heddle_k8s::mesh::{MeshStatus, Outcome, Source};
 use k8s_openapi::jiff::Timestamp;
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
@@ -48,14 +48,42 @@ pub struct Once {
 pub async fn once(cluster: &Cluster, rendered: &Rendered, once: Once) -> Result<Vec<String>, ExecuteError> {
     let started = Timestamp::now();
     let mesh = status::read(cluster, &rendered.profile).await?;
-    let old = mesh.as_ref().and_then(|mesh| mesh.status.clone()).unwrap_or_default();
+    let old = mesh
+        .as_ref()
+        .and_then(|mesh| mesh.status.clone())
+        .unwrap_or_default();
     let inventory = status::inventory(Some(&old));
-    let wish = pipeline::Wish { rendered, inventory: &inventory, prune: once.prune, rollout: false };
+    let wish = pipeline::Wish {
+        rendered,
+        inventory: &inventory,
+        prune: once.prune,
+        rollout: false,
+    };
     let (_, plan) = pipeline::plan(cluster, &wish, |_| true).await?;
     let mut report = Report::default();
-    let mut book = Book { old, ..Book::open(cluster, &rendered.profile, None).await? };
-    let outcome = apply(cluster, rendered, &plan, Options { wait: once.wait, wait_for_all: true, timeout: once.timeout }, &mut report, &mut book, &once).await;
-    let mut lines: Vec<_> = report.done.iter().map(|(verb, id)| format!("{verb} {id}")).collect();
+    let mut book = Book {
+        old,
+        ..Book::open(cluster, &rendered.profile, None).await?
+    };
+    let outcome = apply(
+        cluster,
+        rendered,
+        &plan,
+        Options {
+            wait: once.wait,
+            wait_for_all: true,
+            timeout: once.timeout,
+        },
+        &mut report,
+        &mut book,
+        &once,
+    )
+    .await;
+    let mut lines: Vec<_> = report
+        .done
+        .iter()
+        .map(|(verb, id)| format!("{verb} {id}"))
+        .collect();
     let outcome = match outcome {
         Ok(()) if once.wait => roll_out(cluster, rendered, once.timeout, &mut lines).await,
         other => other,
@@ -69,28 +97,49 @@ pub async fn once(cluster: &Cluster, rendered: &Rendered, once: Once) -> Result<
             new.inventory = Some(inventory_after(rendered, &plan));
             status::note(&mut new, &once.revision, Outcome::Applied, None, started, now);
             match status::conflicts(&plan) {
-                Some(message) => State::Failed { reason: "Conflict", message },
+                Some(message) => State::Failed {
+                    reason: "Conflict",
+                    message,
+                },
                 None => State::Ready,
             }
         }
         Err(error) => {
             let message = crate::cli::chain(error);
-            status::note(&mut new, &once.revision, Outcome::Failed, Some(message.clone()), started, now);
-            State::Failed { reason: error.reason(), message }
+            status::note(
+                &mut new,
+                &once.revision,
+                Outcome::Failed,
+                Some(message.clone()),
+                started,
+                now,
+            );
+            State::Failed {
+                reason: error.reason(),
+                message,
+            }
         }
     };
     status::set_state(&mut new, book.generation, &state, Some(&once.revision), now);
     status::write(cluster, &rendered.profile, &book.old, &new).await?;
     outcome?;
     for (step, conflicts) in plan.conflicts() {
-        lines.push(format!("skip {}: {}", step.id, Skip::Conflict(conflicts.to_vec())));
+        lines.push(format!(
+            "skip {}: {}",
+            step.id,
+            Skip::Conflict(conflicts.to_vec())
+        ));
     }
     lines.push(format!("applied {}: {}", once.revision, plan_summary(&report)));
     Ok(lines)
 }
 
 fn plan_summary(report: &Report) -> String {
-    if report.done.is_empty() { "nothing had to change".to_owned() } else { format!("{} changes", report.done.len()) }
+    if report.done.is_empty() {
+        "nothing had to change".to_owned()
+    } else {
+        format!("{} changes", report.done.len())
+    }
 }
 
 async fn apply(
@@ -118,8 +167,15 @@ impl Once {
 }
 
 /// Restarts wave after wave until every workload is as the render wants it.
-async fn roll_out(cluster: &Cluster, rendered: &Rendered, timeout: Duration, lines: &mut Vec<String>) -> Result<(), ExecuteError> {
-    let Some(defaults) = plan::defaults(rendered) else { return Ok(()) };
+async fn roll_out(
+    cluster: &Cluster,
+    rendered: &Rendered,
+    timeout: Duration,
+    lines: &mut Vec<String>,
+) -> Result<(), ExecuteError> {
+    let Some(defaults) = plan::defaults(rendered) else {
+        return Ok(());
+    };
     let deadline = Instant::now() + timeout;
     let mut progress = Progress::default();
     loop {
@@ -128,10 +184,16 @@ async fn roll_out(cluster: &Cluster, rendered: &Rendered, timeout: Duration, lin
         if standing.outdated.is_empty() && standing.restarting.is_empty() {
             return Ok(());
         }
-        let mut waits_for = standing.restarting.first().map(|workload| workload.name()).unwrap_or_default();
+        let mut waits_for = standing
+            .restarting
+            .first()
+            .map(|workload| workload.name())
+            .unwrap_or_default();
         let mut missing = "its pods are not all replaced yet".to_owned();
         for workload in standing.next(rendered, &mut progress) {
-            let Verdict::Outdated { to, attempt } = rollout::judge(&defaults, &fleet, workload) else { continue };
+            let Verdict::Outdated { to, attempt } = rollout::judge(&defaults, &fleet, workload) else {
+                continue;
+            };
             match execute::restart(cluster, workload, &to, attempt).await {
                 Ok(()) => lines.push(format!("restart {}", workload.id)),
                 Err(execute::RestartError::Cluster(error)) => return Err(error.into()),
@@ -139,7 +201,11 @@ async fn roll_out(cluster: &Cluster, rendered: &Rendered, timeout: Duration, lin
             }
         }
         if Instant::now() >= deadline {
-            return Err(ExecuteError::NotReady { object: waits_for, missing, seconds: timeout.as_secs() });
+            return Err(ExecuteError::NotReady {
+                object: waits_for,
+                missing,
+                seconds: timeout.as_secs(),
+            });
         }
         tokio::time::sleep(ROLLOUT_POLL).await;
     }
@@ -180,7 +246,12 @@ pub fn inventory_after(rendered: &Rendered, plan: &Plan) -> heddle_k8s::mesh::In
         .filter(|step| matches!(step.action, Action::Skip(Skip::CrdMissing(_) | Skip::Absent)))
         .map(|step| &step.id)
         .collect();
-    let objects: Vec<_> = rendered.objects.iter().filter(|object| !left_out.contains(&object.id)).cloned().collect();
+    let objects: Vec<_> = rendered
+        .objects
+        .iter()
+        .filter(|object| !left_out.contains(&object.id))
+        .cloned()
+        .collect();
     let wanted: BTreeSet<&ObjectId> = rendered.objects.iter().map(|object| &object.id).collect();
     let kept = plan
         .steps
@@ -208,13 +279,20 @@ impl Book {
     ///
     /// # Errors
     /// The API server does not answer.
-    pub async fn open(cluster: &Cluster, name: &str, fallback: Option<MeshStatus>) -> Result<Self, ClusterError> {
+    pub async fn open(
+        cluster: &Cluster,
+        name: &str,
+        fallback: Option<MeshStatus>,
+    ) -> Result<Self, ClusterError> {
         let mesh = status::read(cluster, name).await?;
         Ok(Self {
             name: name.to_owned(),
             exists: mesh.is_some(),
             told: false,
-            generation: mesh.as_ref().and_then(|mesh| mesh.metadata.generation).unwrap_or(0),
+            generation: mesh
+                .as_ref()
+                .and_then(|mesh| mesh.metadata.generation)
+                .unwrap_or(0),
             uid: mesh.as_ref().and_then(|mesh| mesh.metadata.uid.clone()),
             old: mesh.and_then(|mesh| mesh.status).or(fallback).unwrap_or_default(),
         })
@@ -228,7 +306,9 @@ impl Book {
         if self.told {
             return Ok(());
         }
-        let Some(kind) = cluster.kind("heddle.dev/v1alpha1", "Mesh").await else { return Ok(()) };
+        let Some(kind) = cluster.kind("heddle.dev/v1alpha1", "Mesh").await else {
+            return Ok(());
+        };
         if self.exists {
             self.told = true;
             return self.tell(cluster, &kind, spec).await;
@@ -238,9 +318,19 @@ impl Book {
             "metadata": {"name": self.name, "annotations": {heddle_mesh::annotation::RECONCILE: "disabled"}},
             "spec": spec,
         });
-        let made = match cluster.create(&kind, &status::mesh_id(&self.name), &body, false).await {
-            Err(error) if error.status().is_some_and(|status| status.reason == "AlreadyExists") => {
-                cluster.get(&kind, &status::mesh_id(&self.name)).await?.unwrap_or_default()
+        let made = match cluster
+            .create(&kind, &status::mesh_id(&self.name), &body, false)
+            .await
+        {
+            Err(error)
+                if error
+                    .status()
+                    .is_some_and(|status| status.reason == "AlreadyExists") =>
+            {
+                cluster
+                    .get(&kind, &status::mesh_id(&self.name))
+                    .await?
+                    .unwrap_or_default()
             }
             other => other?,
         };
@@ -253,11 +343,24 @@ impl Book {
     }
 
     /// Brings the spec of an object that flags made earlier up to date; a person's own is left alone.
-    async fn tell(&mut self, cluster: &Cluster, kind: &crate::cluster::Kind, spec: &Value) -> Result<(), ClusterError> {
+    async fn tell(
+        &mut self,
+        cluster: &Cluster,
+        kind: &crate::cluster::Kind,
+        spec: &Value,
+    ) -> Result<(), ClusterError> {
         let id = status::mesh_id(&self.name);
-        let Some(live) = cluster.get(kind, &id).await? else { return Ok(()) };
-        let by_flags = crate::object::text_at(&live, &["metadata", "annotations", heddle_mesh::annotation::RECONCILE]) == Some("disabled");
-        let same = spec.as_object().is_some_and(|spec| spec.iter().all(|(key, value)| live["spec"].get(key) == Some(value)));
+        let Some(live) = cluster.get(kind, &id).await? else {
+            return Ok(());
+        };
+        let by_flags = crate::object::text_at(
+            &live,
+            &["metadata", "annotations", heddle_mesh::annotation::RECONCILE],
+        ) == Some("disabled");
+        let same = spec.as_object().is_some_and(|spec| {
+            spec.iter()
+                .all(|(key, value)| live["spec"].get(key) == Some(value))
+        });
         if !by_flags || same {
             return Ok(());
         }
@@ -277,9 +380,17 @@ impl Book {
     ///
     /// # Errors
     /// The API server does not take it.
-    pub async fn promise(&mut self, cluster: &Cluster, rendered: &Rendered, plan: &Plan) -> Result<(), ClusterError> {
+    pub async fn promise(
+        &mut self,
+        cluster: &Cluster,
+        rendered: &Rendered,
+        plan: &Plan,
+    ) -> Result<(), ClusterError> {
         let known = status::inventory(Some(&self.old));
-        let new = plan.steps.iter().any(|step| step.action == Action::Create && !known.contains(&step.id));
+        let new = plan
+            .steps
+            .iter()
+            .any(|step| step.action == Action::Create && !known.contains(&step.id));
         if !new || !self.exists || !plan.refusals.is_empty() {
             return Ok(());
         }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use handlebars::Handlebars;
 use heddle_mesh::{annotation, label};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 
 use crate::{
     fault::{Fault, Faults},
@@ -63,8 +63,16 @@ pub fn render(mesh: &Mesh) -> Result<Rendered, Faults> {
     objects.sort_by(|a, b| order(a).cmp(&order(b)));
     for pair in objects.windows(2).filter(|pair| pair[0].id == pair[1].id) {
         let (second, first) = (&pair[1], &pair[0].origin);
-        let fault = Fault::new(&second.origin.file, format!("the same object is also written in {first}")).object(&second.id);
-        faults.push(if second.origin.rendered { fault } else { fault.line(second.origin.line) });
+        let fault = Fault::new(
+            &second.origin.file,
+            format!("the same object is also written in {first}"),
+        )
+        .object(&second.id);
+        faults.push(if second.origin.rendered {
+            fault
+        } else {
+            fault.line(second.origin.line)
+        });
     }
     Faults::check(faults)?;
     Ok(Rendered {
@@ -84,7 +92,11 @@ fn order(object: &Object) -> (Stage, u8, &ObjectId, &Origin) {
 /// What templates see.
 fn context(mesh: &Mesh) -> Value {
     let text = |key: &str, default: &str| {
-        mesh.values.get(key).and_then(Value::as_str).unwrap_or(default).to_owned()
+        mesh.values
+            .get(key)
+            .and_then(Value::as_str)
+            .unwrap_or(default)
+            .to_owned()
     };
     json!({
         "values": mesh.values,
@@ -107,7 +119,10 @@ fn sources(layers: &[Layer]) -> Vec<(String, &Layer, &str)> {
             }
         }
     }
-    by_path.into_iter().map(|(path, (layer, text))| (format!("{}{path}", layer.prefix), layer, text)).collect()
+    by_path
+        .into_iter()
+        .map(|(path, (layer, text))| (format!("{}{path}", layer.prefix), layer, text))
+        .collect()
 }
 
 fn render_template(owner: &Layer, file: &str, text: &str, context: &Value) -> Result<String, Fault> {
@@ -119,14 +134,18 @@ fn render_template(owner: &Layer, file: &str, text: &str, context: &Value) -> Re
     helpers::register(&mut handlebars);
     // Partials: a profile's `templates/_name.hbs` is `{{> name}}`.
     for (path, partial) in &owner.files {
-        let name = path.strip_prefix("templates/_").and_then(|name| name.strip_suffix(".hbs"));
+        let name = path
+            .strip_prefix("templates/_")
+            .and_then(|name| name.strip_suffix(".hbs"));
         if let Some(name) = name {
             handlebars
                 .register_partial(name, partial)
                 .map_err(|error| template_fault(&format!("{}{path}", owner.prefix), &error))?;
         }
     }
-    handlebars.register_template_string(file, text).map_err(|error| template_fault(file, &error))?;
+    handlebars
+        .register_template_string(file, text)
+        .map_err(|error| template_fault(file, &error))?;
     handlebars.render(file, context).map_err(|error| {
         let at = match (error.line_no, error.column_no) {
             (Some(line), Some(column)) => Some(yaml::Place { line, column }),
@@ -134,7 +153,10 @@ fn render_template(owner: &Layer, file: &str, text: &str, context: &Value) -> Re
         };
         // An error inside a partial names the partial.
         let name = error.template_name.as_deref().filter(|name| *name != file);
-        let file = name.map_or_else(|| file.to_owned(), |name| format!("{}templates/_{name}.hbs", owner.prefix));
+        let file = name.map_or_else(
+            || file.to_owned(),
+            |name| format!("{}templates/_{name}.hbs", owner.prefix),
+        );
         let fault = Fault::new(&file, format!("the template fails: {}", error.reason())).at(at);
         match error.reason() {
             handlebars::RenderErrorReason::MissingVariable(_) => {
@@ -147,7 +169,11 @@ fn render_template(owner: &Layer, file: &str, text: &str, context: &Value) -> Re
 
 fn template_fault(file: &str, error: &handlebars::TemplateError) -> Fault {
     let place = error.pos().map(|(line, column)| yaml::Place { line, column });
-    Fault::new(file, format!("the template is not understood: {}", error.reason())).at(place)
+    Fault::new(
+        file,
+        format!("the template is not understood: {}", error.reason()),
+    )
+    .at(place)
 }
 
 /// Turns text into objects.
@@ -157,8 +183,15 @@ fn parse(file: &str, text: &str, rendered: bool, objects: &mut Vec<Object>, faul
         Err(error) => {
             let fault = match (rendered, error.place) {
                 (true, Some(place)) => {
-                    let line = text.lines().nth(place.line.saturating_sub(1)).unwrap_or_default().trim();
-                    let message = format!("renders to invalid YAML at rendered line {} (`{line}`): {}", place.line, error.message);
+                    let line = text
+                        .lines()
+                        .nth(place.line.saturating_sub(1))
+                        .unwrap_or_default()
+                        .trim();
+                    let message = format!(
+                        "renders to invalid YAML at rendered line {} (`{line}`): {}",
+                        place.line, error.message
+                    );
                     Fault::new(file, message)
                 }
                 (true, None) => Fault::new(file, format!("renders to invalid YAML: {}", error.message)),
@@ -169,7 +202,11 @@ fn parse(file: &str, text: &str, rendered: bool, objects: &mut Vec<Object>, faul
         }
     };
     for document in documents {
-        let origin = Origin { file: file.to_owned(), line: document.line, rendered };
+        let origin = Origin {
+            file: file.to_owned(),
+            line: document.line,
+            rendered,
+        };
         match validate::object(document.value, origin) {
             Ok(object) => objects.push(object),
             Err(fault) => faults.push(fault),
@@ -179,17 +216,29 @@ fn parse(file: &str, text: &str, rendered: bool, objects: &mut Vec<Object>, faul
 
 /// Marks an object as ours, so that the loop can watch all of them at once and prune knows them again.
 fn adopt(object: &mut Object, profile: &str) {
-    let Some(labels) = object::map_mut(&mut object.body, &["metadata", "labels"]) else { return };
+    let Some(labels) = object::map_mut(&mut object.body, &["metadata", "labels"]) else {
+        return;
+    };
     labels.insert(label::PROFILE.to_owned(), profile.into());
-    labels.entry(label::MANAGED_BY.to_owned()).or_insert_with(|| heddle_mesh::FIELD_MANAGER.into());
+    labels
+        .entry(label::MANAGED_BY.to_owned())
+        .or_insert_with(|| heddle_mesh::FIELD_MANAGER.into());
 }
 
 /// Writes the annotations of the injection section: on a namespace that is rendered anyway, or as a partial object.
 fn inject(mesh: &Mesh, objects: &mut Vec<Object>) {
     for entry in &mesh.injection {
-        let origin = Origin { file: mesh.file.clone(), line: 1, rendered: false };
+        let origin = Origin {
+            file: mesh.file.clone(),
+            line: 1,
+            rendered: false,
+        };
         let (id, api_version, path): (_, _, &[&str]) = match &entry.workload {
-            None => (ObjectId::new("", "Namespace", "", &entry.namespace), "v1", &["metadata", "annotations"]),
+            None => (
+                ObjectId::new("", "Namespace", "", &entry.namespace),
+                "v1",
+                &["metadata", "annotations"],
+            ),
             Some(workload) => (
                 ObjectId::new("apps", &workload.kind, &entry.namespace, &workload.name),
                 "apps/v1",
@@ -213,7 +262,12 @@ fn inject(mesh: &Mesh, objects: &mut Vec<Object>) {
         }
         let target = objects.iter_mut().find(|object| object.id == id);
         if let Some(map) = target.and_then(|object| object::map_mut(&mut object.body, path)) {
-            map.extend(entry.annotations.iter().map(|(key, value)| (key.clone(), value.as_str().into())));
+            map.extend(
+                entry
+                    .annotations
+                    .iter()
+                    .map(|(key, value)| (key.clone(), value.as_str().into())),
+            );
         }
     }
 }

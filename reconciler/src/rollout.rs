@@ -6,10 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use heddle_inject::{Decision, Owner, ProxyDefaults, SkipReason, STAMP_ANNOTATION};
+use heddle_inject::{Decision, Owner, ProxyDefaults, STAMP_ANNOTATION, SkipReason};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 
-use crate::{object::ObjectId, profile::{Rollout, Wave}};
+use crate::{
+    object::ObjectId,
+    profile::{Rollout, Wave},
+};
 
 /// On a pod template: the stamp that a restart was made for. The same restart asked for twice is one restart, so that a
 /// reconciler killed in the middle loses nothing.
@@ -91,19 +94,35 @@ impl std::fmt::Display for Hold {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Paused => f.write_str("the rollout is paused; resume it to bring its pods up to date"),
-            Self::OnDelete => f.write_str("its update strategy is OnDelete; delete its pods to bring them up to date"),
-            Self::Attempts(times) => write!(f, "restarted {times} times, but its pods come without the expected proxy; see the injector's log and `heddle check`"),
+            Self::OnDelete => {
+                f.write_str("its update strategy is OnDelete; delete its pods to bring them up to date")
+            }
+            Self::Attempts(times) => write!(
+                f,
+                "restarted {times} times, but its pods come without the expected proxy; see the injector's log and `heddle check`"
+            ),
         }
     }
 }
 
 /// What a workload's pods should carry.
-pub fn wanted(defaults: &ProxyDefaults, namespace: &str, seen: &NamespaceSeen, workload: &Workload) -> Result<String, SkipReason> {
-    let namespace =
-        heddle_inject::Namespace { name: namespace, annotations: &seen.annotations, labels: &seen.labels };
+pub fn wanted(
+    defaults: &ProxyDefaults,
+    namespace: &str,
+    seen: &NamespaceSeen,
+    workload: &Workload,
+) -> Result<String, SkipReason> {
+    let namespace = heddle_inject::Namespace {
+        name: namespace,
+        annotations: &seen.annotations,
+        labels: &seen.labels,
+    };
     let pod = heddle_inject::pod_of_template(&workload.template);
-    let owner =
-        Owner { api_version: "apps/v1".into(), kind: workload.id.kind.clone(), name: workload.id.name.clone() };
+    let owner = Owner {
+        api_version: "apps/v1".into(),
+        kind: workload.id.kind.clone(),
+        name: workload.id.name.clone(),
+    };
     match heddle_inject::decide(defaults, &namespace, &pod, Some(&owner)) {
         Decision::Inject(injection) => Ok(injection.stamp().as_str().to_owned()),
         Decision::Skip(reason) => Err(reason),
@@ -137,15 +156,27 @@ pub fn judge(defaults: &ProxyDefaults, fleet: &Fleet, workload: &Workload) -> Ve
     }
     match workload.restarted_for() {
         Some((stamp, _)) if stamp == target && !workload.complete => Verdict::Restarting { to: target },
-        Some((stamp, attempt)) if stamp == target && attempt >= ATTEMPTS_MAX => Verdict::Held(Hold::Attempts(attempt)),
-        Some((stamp, attempt)) if stamp == target => Verdict::Outdated { to: target, attempt: attempt + 1 },
-        _ => Verdict::Outdated { to: target, attempt: 1 },
+        Some((stamp, attempt)) if stamp == target && attempt >= ATTEMPTS_MAX => {
+            Verdict::Held(Hold::Attempts(attempt))
+        }
+        Some((stamp, attempt)) if stamp == target => Verdict::Outdated {
+            to: target,
+            attempt: attempt + 1,
+        },
+        _ => Verdict::Outdated {
+            to: target,
+            attempt: 1,
+        },
     }
 }
 
 /// The value of [`RESTARTED_FOR`] for a restart.
 pub fn restart_value(to: &str, attempt: u32) -> String {
-    if attempt <= 1 { to.to_owned() } else { format!("{to}/{attempt}") }
+    if attempt <= 1 {
+        to.to_owned()
+    } else {
+        format!("{to}/{attempt}")
+    }
 }
 
 /// How far a rollout has come. Kept in memory only: after a crash it begins with its smallest wave again.
@@ -170,11 +201,21 @@ pub fn next_wave<'a>(
     progress.total = progress.total.max(open);
     let done = progress.total - open;
     let everything = [Wave::Percent(100)];
-    let waves = if rollout.waves.is_empty() { &everything[..] } else { &rollout.waves };
+    let waves = if rollout.waves.is_empty() {
+        &everything[..]
+    } else {
+        &rollout.waves
+    };
     // The first wave whose reach goes beyond what is done; a list that stops short of all is followed by all.
-    let reach = waves.iter().map(|wave| wave.reach(progress.total)).find(|reach| *reach > done).unwrap_or(progress.total);
+    let reach = waves
+        .iter()
+        .map(|wave| wave.reach(progress.total))
+        .find(|reach| *reach > done)
+        .unwrap_or(progress.total);
     let room = (reach - done).saturating_sub(restarting);
-    let room = rollout.max_concurrent.map_or(room, |most| room.min(most.saturating_sub(restarting)));
+    let room = rollout
+        .max_concurrent
+        .map_or(room, |most| room.min(most.saturating_sub(restarting)));
     outdated.iter().take(room).copied().collect()
 }
 

@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::yaml::{path_text, Step};
+use crate::yaml::{Step, path_text};
 
 /// One thing wrong with the values.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,24 +55,37 @@ fn check_into(
     found: &mut Vec<Violation>,
 ) -> Result<(), PatternError> {
     let mut wrong = |path: &[Step], message: String| {
-        found.push(Violation { path: path.to_vec(), at_key: false, message, hint: None });
+        found.push(Violation {
+            path: path.to_vec(),
+            at_key: false,
+            message,
+            hint: None,
+        });
     };
     let types = types_of(schema);
     if !types.is_empty() && !types.iter().any(|name| is_type(name, value)) {
-        wrong(path, format!("expected {}, found {}", types.join(" or "), describe(value)));
+        wrong(
+            path,
+            format!("expected {}, found {}", types.join(" or "), describe(value)),
+        );
         return Ok(());
     }
-    if let Some(allowed) = schema.get("enum").and_then(Value::as_array) {
-        if !allowed.contains(value) {
-            let names: Vec<_> = allowed.iter().map(short).collect();
-            wrong(path, format!("expected one of {}, found {}", names.join(", "), describe(value)));
-        }
+    if let Some(allowed) = schema.get("enum").and_then(Value::as_array)
+        && !allowed.contains(value)
+    {
+        let names: Vec<_> = allowed.iter().map(short).collect();
+        wrong(
+            path,
+            format!("expected one of {}, found {}", names.join(", "), describe(value)),
+        );
     }
     match value {
         Value::String(text) => {
             if let Some(pattern) = schema.get("pattern").and_then(Value::as_str) {
-                let regex = regex::Regex::new(pattern)
-                    .map_err(|source| PatternError { pattern: pattern.to_owned(), source: Box::new(source) })?;
+                let regex = regex::Regex::new(pattern).map_err(|source| PatternError {
+                    pattern: pattern.to_owned(),
+                    source: Box::new(source),
+                })?;
                 if !regex.is_match(text) {
                     wrong(path, format!("`{text}` does not match the pattern `{pattern}`"));
                 }
@@ -80,10 +93,18 @@ fn check_into(
         }
         Value::Number(number) => {
             let number = number.as_f64().unwrap_or(f64::NAN);
-            if let Some(least) = schema.get("minimum").and_then(Value::as_f64).filter(|least| number < *least) {
+            if let Some(least) = schema
+                .get("minimum")
+                .and_then(Value::as_f64)
+                .filter(|least| number < *least)
+            {
                 wrong(path, format!("{number} is less than the least value, {least}"));
             }
-            if let Some(most) = schema.get("maximum").and_then(Value::as_f64).filter(|most| number > *most) {
+            if let Some(most) = schema
+                .get("maximum")
+                .and_then(Value::as_f64)
+                .filter(|most| number > *most)
+            {
                 wrong(path, format!("{number} is more than the greatest value, {most}"));
             }
         }
@@ -111,17 +132,37 @@ fn check_object(
     let none = Map::new();
     let properties = schema.get("properties").and_then(Value::as_object);
     let known = properties.unwrap_or(&none);
-    for name in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+    for name in schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+    {
         if map.get(name).is_none_or(Value::is_null) {
             let message = format!("the field `{name}` is missing");
-            found.push(Violation { path: path.clone(), at_key: false, message, hint: None });
+            found.push(Violation {
+                path: path.clone(),
+                at_key: false,
+                message,
+                hint: None,
+            });
         }
     }
     if is_choice(schema) {
-        let chosen: Vec<_> = map.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key.as_str()).collect();
+        let chosen: Vec<_> = map
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, _)| key.as_str())
+            .collect();
         if chosen.len() > 1 {
             let message = format!("expected only one of {}", chosen.join(", "));
-            found.push(Violation { path: path.clone(), at_key: false, message, hint: None });
+            found.push(Violation {
+                path: path.clone(),
+                at_key: false,
+                message,
+                hint: None,
+            });
         }
     }
     for (key, value) in map {
@@ -145,16 +186,29 @@ fn unknown_key(key: &str, known: &Map<String, Value>, path: &[Step]) -> Violatio
     let hint = match nearest(key, known.keys().map(String::as_str)) {
         Some(near) => Some(format!("did you mean `{near}`?")),
         None if known.is_empty() => None,
-        None => Some(format!("known here: {}", known.keys().cloned().collect::<Vec<_>>().join(", "))),
+        None => Some(format!(
+            "known here: {}",
+            known.keys().cloned().collect::<Vec<_>>().join(", ")
+        )),
     };
-    Violation { path: path.to_vec(), at_key: true, message: format!("unknown key `{key}`"), hint }
+    Violation {
+        path: path.to_vec(),
+        at_key: true,
+        message: format!("unknown key `{key}`"),
+        hint,
+    }
 }
 
 /// The candidate that a misspelling most likely meant.
 pub fn nearest<'a>(wrong: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let limit = (wrong.chars().count() / 3).max(1) + 1;
     candidates
-        .map(|candidate| (distance(&wrong.to_lowercase(), &candidate.to_lowercase()), candidate))
+        .map(|candidate| {
+            (
+                distance(&wrong.to_lowercase(), &candidate.to_lowercase()),
+                candidate,
+            )
+        })
         .filter(|(distance, _)| *distance <= limit)
         .min()
         .map(|(_, candidate)| candidate)
@@ -168,7 +222,9 @@ fn distance(a: &str, b: &str) -> usize {
         let mut row = vec![i];
         for j in 1..=b.len() {
             let cost = usize::from(a[i - 1] != b[j - 1]);
-            let mut best = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + cost);
+            let mut best = (rows[i - 1][j] + 1)
+                .min(row[j - 1] + 1)
+                .min(rows[i - 1][j - 1] + cost);
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
                 best = best.min(rows[i - 2][j - 2] + 1);
             }
@@ -216,7 +272,12 @@ pub fn merge_schemas(lower: Value, upper: &Value) -> Value {
 pub fn complete(schema: &Value, value: &mut Value) {
     match value {
         Value::Object(map) => {
-            for (key, schema) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            for (key, schema) in schema
+                .get("properties")
+                .and_then(Value::as_object)
+                .into_iter()
+                .flatten()
+            {
                 let entry = map.entry(key.clone()).or_insert(Value::Null);
                 if entry.is_null() {
                     *entry = absent(schema);
@@ -225,7 +286,10 @@ pub fn complete(schema: &Value, value: &mut Value) {
             }
             if let Some(extra @ Value::Object(_)) = schema.get("additionalProperties") {
                 let known = schema.get("properties").and_then(Value::as_object);
-                for (_, value) in map.iter_mut().filter(|(key, _)| known.is_none_or(|known| !known.contains_key(*key))) {
+                for (_, value) in map
+                    .iter_mut()
+                    .filter(|(key, _)| known.is_none_or(|known| !known.contains_key(*key)))
+                {
                     complete(extra, value);
                 }
             }
@@ -242,7 +306,9 @@ pub fn complete(schema: &Value, value: &mut Value) {
 fn absent(schema: &Value) -> Value {
     match schema.get("default") {
         Some(default) => default.clone(),
-        None if types_of(schema) == ["object"] && schema.get("properties").is_some() => Value::Object(Map::new()),
+        None if types_of(schema) == ["object"] && schema.get("properties").is_some() => {
+            Value::Object(Map::new())
+        }
         None => Value::Null,
     }
 }
@@ -252,8 +318,12 @@ fn is_choice(schema: &Value) -> bool {
 }
 
 fn property<'a>(schema: &'a Value, key: &str) -> &'a Value {
-    let named = schema.get("properties").and_then(|properties| properties.get(key));
-    named.or_else(|| schema.get("additionalProperties")).unwrap_or(&Value::Null)
+    let named = schema
+        .get("properties")
+        .and_then(|properties| properties.get(key));
+    named
+        .or_else(|| schema.get("additionalProperties"))
+        .unwrap_or(&Value::Null)
 }
 
 fn types_of(schema: &Value) -> Vec<&str> {
@@ -298,7 +368,7 @@ fn short(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use expect_test::{expect, Expect};
+    use expect_test::{Expect, expect};
     use serde_json::json;
 
     use super::*;
@@ -325,17 +395,29 @@ mod tests {
         let found = check(&schema(), &value, &mut Vec::new()).unwrap();
         let lines: Vec<_> = found
             .iter()
-            .map(|v| format!("{}: {}{}", v.field(), v.message, v.hint.as_ref().map(|h| format!(" ({h})")).unwrap_or_default()))
+            .map(|v| {
+                format!(
+                    "{}: {}{}",
+                    v.field(),
+                    v.message,
+                    v.hint.as_ref().map(|h| format!(" ({h})")).unwrap_or_default()
+                )
+            })
             .collect();
         expected.assert_eq(&lines.join("\n"));
     }
 
     #[test]
     fn misspelt_keys_are_refused_with_the_near_name() {
-        check_text(json!({"trustDomian": "x"}), expect!["trustDomian: unknown key `trustDomian` (did you mean `trustDomain`?)"]);
+        check_text(
+            json!({"trustDomian": "x"}),
+            expect!["trustDomian: unknown key `trustDomian` (did you mean `trustDomain`?)"],
+        );
         check_text(
             json!({"zzz": 1}),
-            expect!["zzz: unknown key `zzz` (known here: issuer, labels, level, ports, replicas, resources, trustDomain)"],
+            expect![
+                "zzz: unknown key `zzz` (known here: issuer, labels, level, ports, replicas, resources, trustDomain)"
+            ],
         );
     }
 
@@ -349,16 +431,32 @@ mod tests {
                 ports[1]: expected integer, found the text `x`
                 replicas: expected integer, found the text `3`"#]],
         );
-        check_text(json!({"replicas": 0}), expect!["replicas: 0 is less than the least value, 1"]);
-        check_text(json!({"trustDomain": "A B"}), expect!["trustDomain: `A B` does not match the pattern `^[a-z.]+$`"]);
-        check_text(json!({"issuer": {"certManager": {}}}), expect!["issuer.certManager: the field `duration` is missing"]);
+        check_text(
+            json!({"replicas": 0}),
+            expect!["replicas: 0 is less than the least value, 1"],
+        );
+        check_text(
+            json!({"trustDomain": "A B"}),
+            expect!["trustDomain: `A B` does not match the pattern `^[a-z.]+$`"],
+        );
+        check_text(
+            json!({"issuer": {"certManager": {}}}),
+            expect!["issuer.certManager: the field `duration` is missing"],
+        );
     }
 
     #[test]
     fn a_choice_replaces_the_choice_below() {
         let lower = json!({"issuer": {"selfSigned": {}}, "replicas": 1});
-        let merged = merge(&schema(), lower, &json!({"issuer": {"certManager": {"duration": "48h"}}}));
-        assert_eq!(merged, json!({"issuer": {"certManager": {"duration": "48h"}}, "replicas": 1}));
+        let merged = merge(
+            &schema(),
+            lower,
+            &json!({"issuer": {"certManager": {"duration": "48h"}}}),
+        );
+        assert_eq!(
+            merged,
+            json!({"issuer": {"certManager": {"duration": "48h"}}, "replicas": 1})
+        );
         check_text(merged, expect![""]);
         check_text(
             json!({"issuer": {"certManager": {"duration": "48h"}, "selfSigned": {}}}),

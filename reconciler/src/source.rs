@@ -36,7 +36,9 @@ pub struct Snapshot {
 
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Snapshot").field("revision", &self.revision).finish_non_exhaustive()
+        f.debug_struct("Snapshot")
+            .field("revision", &self.revision)
+            .finish_non_exhaustive()
     }
 }
 
@@ -51,20 +53,31 @@ pub struct Revision {
 
 impl Revision {
     pub fn commit(name: &str, id: &str) -> Self {
-        Self { name: name.to_owned(), digest: format!("sha1:{id}") }
+        Self {
+            name: name.to_owned(),
+            digest: format!("sha1:{id}"),
+        }
     }
 
     /// `main@sha1:0123abcd`, for people.
     pub fn short(&self) -> String {
         let end = self.digest.find(':').map_or(0, |colon| colon + 1) + 10;
         let digest = self.digest.get(..end).unwrap_or(&self.digest);
-        if self.name.is_empty() { digest.to_owned() } else { format!("{}@{digest}", self.name) }
+        if self.name.is_empty() {
+            digest.to_owned()
+        } else {
+            format!("{}@{digest}", self.name)
+        }
     }
 }
 
 impl fmt::Display for Revision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.name.is_empty() { f.write_str(&self.digest) } else { write!(f, "{}@{}", self.name, self.digest) }
+        if self.name.is_empty() {
+            f.write_str(&self.digest)
+        } else {
+            write!(f, "{}@{}", self.name, self.digest)
+        }
     }
 }
 
@@ -74,21 +87,37 @@ pub enum SourceError {
     #[error("the location `{location}` is not understood: {reason}")]
     Location { location: String, reason: String },
     #[error("the repository {url} cannot be reached")]
-    Unreachable { url: String, #[source] source: git2::Error },
+    Unreachable {
+        url: String,
+        #[source]
+        source: git2::Error,
+    },
     #[error("the repository {url} refuses the credentials")]
-    Unauthorized { url: String, #[source] source: git2::Error },
+    Unauthorized {
+        url: String,
+        #[source]
+        source: git2::Error,
+    },
     #[error("the source's credentials cannot be read: {reason}")]
     Credentials { reason: String },
     #[error("the repository {url} has no {reference}")]
     NoReference { url: String, reference: String },
     #[error("the repository {url} cannot be read")]
-    Repository { url: String, #[source] source: git2::Error },
+    Repository {
+        url: String,
+        #[source]
+        source: git2::Error,
+    },
     #[error("there is no `{path}` in {revision}")]
     NotFound { path: String, revision: String },
     #[error("{path}: {reason}")]
     Refused { path: String, reason: String },
     #[error("the folder {path} cannot be read")]
-    Folder { path: String, #[source] source: std::io::Error },
+    Folder {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the bridge to {url} cannot be set up: {reason}")]
     Bridge { url: String, reason: String },
     #[error("the fetch of {url} took longer than {seconds} s")]
@@ -112,8 +141,12 @@ impl SourceError {
     /// What to do about it, when that is clear.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Unreachable { .. } | Self::Timeout { .. } => Some("check the URL and that this host can reach it; the last good revision stays applied".into()),
-            Self::Unauthorized { .. } => Some("check the Secret that spec.source names (keys username and password, or bearerToken)".into()),
+            Self::Unreachable { .. } | Self::Timeout { .. } => Some(
+                "check the URL and that this host can reach it; the last good revision stays applied".into(),
+            ),
+            Self::Unauthorized { .. } => Some(
+                "check the Secret that spec.source names (keys username and password, or bearerToken)".into(),
+            ),
             Self::NoReference { .. } => Some("check the branch, tag or commit".into()),
             Self::NotFound { .. } => Some("check --path (or spec.path)".into()),
             Self::Repository { source, .. } if source.code() == git2::ErrorCode::Owner => {
@@ -129,12 +162,19 @@ impl SourceError {
 /// # Errors
 /// `..`, a NUL or backslash.
 pub fn clean_path(path: &str) -> Result<String, SourceError> {
-    let refuse = |reason: &str| SourceError::Refused { path: path.to_owned(), reason: reason.to_owned() };
+    let refuse = |reason: &str| SourceError::Refused {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    };
     let mut parts = Vec::new();
     for part in path.split('/') {
         match part {
             "" | "." => {}
-            ".." => return Err(refuse("paths must not contain `..`; a leading `/` names the repository's root")),
+            ".." => {
+                return Err(refuse(
+                    "paths must not contain `..`; a leading `/` names the repository's root",
+                ));
+            }
             part if part.contains(['\\', '\0']) => return Err(refuse("paths must not contain backslashes")),
             part => parts.push(part),
         }

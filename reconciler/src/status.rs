@@ -3,11 +3,14 @@
 //! A status is built in pure code from what happened, and written only when it differs from the one that is there: in
 //! the steady state nothing is written. The conditions follow kstatus, so that Flux and `kubectl wait` understand them.
 
-use std::{collections::{BTreeMap, BTreeSet}, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use heddle_k8s::mesh::{
-    HistoryEntry, Inventory, InventoryEntry, Mesh, MeshStatus, Outcome, RolloutStatus, CONDITION_READY,
-    CONDITION_RECONCILING, CONDITION_STALLED, HISTORY_MAX, PENDING_MAX,
+    CONDITION_READY, CONDITION_RECONCILING, CONDITION_STALLED, HISTORY_MAX, HistoryEntry, Inventory,
+    InventoryEntry, Mesh, MeshStatus, Outcome, PENDING_MAX, RolloutStatus,
 };
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
@@ -33,11 +36,20 @@ pub enum State {
     /// Everything is as the revision wants it.
     Ready,
     /// Applied, but workloads are still being restarted, or the mesh is not healthy yet.
-    Progressing { reason: &'static str, message: String },
+    Progressing {
+        reason: &'static str,
+        message: String,
+    },
     /// Failed; it is tried again.
-    Failed { reason: &'static str, message: String },
+    Failed {
+        reason: &'static str,
+        message: String,
+    },
     /// Failed, and only a change of the source or the object can help.
-    Stalled { reason: &'static str, message: String },
+    Stalled {
+        reason: &'static str,
+        message: String,
+    },
     Suspended,
 }
 
@@ -51,8 +63,12 @@ pub fn mesh_id(name: &str) -> ObjectId {
 /// # Errors
 /// The API server does not answer.
 pub async fn read(cluster: &Cluster, name: &str) -> Result<Option<Mesh>, ClusterError> {
-    let Some(kind) = cluster.kind("heddle.dev/v1alpha1", "Mesh").await else { return Ok(None) };
-    let Some(live) = cluster.get(&kind, &mesh_id(name)).await? else { return Ok(None) };
+    let Some(kind) = cluster.kind("heddle.dev/v1alpha1", "Mesh").await else {
+        return Ok(None);
+    };
+    let Some(live) = cluster.get(&kind, &mesh_id(name)).await? else {
+        return Ok(None);
+    };
     match serde_json::from_value(live) {
         Ok(mesh) => Ok(Some(mesh)),
         Err(error) => {
@@ -64,16 +80,28 @@ pub async fn read(cluster: &Cluster, name: &str) -> Result<Option<Mesh>, Cluster
 
 /// The objects that a status says were applied.
 pub fn inventory(status: Option<&MeshStatus>) -> BTreeSet<ObjectId> {
-    let entries = status.and_then(|status| status.inventory.as_ref()).map(|inventory| inventory.entries.as_slice());
-    entries.unwrap_or_default().iter().filter_map(|entry| ObjectId::from_inventory_key(&entry.id)).collect()
+    let entries = status
+        .and_then(|status| status.inventory.as_ref())
+        .map(|inventory| inventory.entries.as_slice());
+    entries
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|entry| ObjectId::from_inventory_key(&entry.id))
+        .collect()
 }
 
 /// The inventory of what is applied now: everything desired that was not skipped, and what could not be pruned.
 pub fn inventory_of(objects: &[Object], kept: impl Iterator<Item = (ObjectId, String)>) -> Inventory {
     let mut entries: Vec<_> = objects
         .iter()
-        .map(|object| InventoryEntry { id: object.id.inventory_key(), v: object.version().to_owned() })
-        .chain(kept.map(|(id, v)| InventoryEntry { id: id.inventory_key(), v }))
+        .map(|object| InventoryEntry {
+            id: object.id.inventory_key(),
+            v: object.version().to_owned(),
+        })
+        .chain(kept.map(|(id, v)| InventoryEntry {
+            id: id.inventory_key(),
+            v,
+        }))
         .collect();
     entries.sort();
     entries.dedup_by(|a, b| a.id == b.id);
@@ -82,9 +110,18 @@ pub fn inventory_of(objects: &[Object], kept: impl Iterator<Item = (ObjectId, St
 }
 
 /// Sets the conditions of a status. A condition whose status stays keeps its transition time.
-pub fn set_state(status: &mut MeshStatus, generation: i64, state: &State, revision: Option<&str>, now: Timestamp) {
+pub fn set_state(
+    status: &mut MeshStatus,
+    generation: i64,
+    state: &State,
+    revision: Option<&str>,
+    now: Timestamp,
+) {
     status.observed_generation = generation;
-    let applied = revision.map_or_else(|| "Applied".to_owned(), |revision| format!("Applied revision: {revision}"));
+    let applied = revision.map_or_else(
+        || "Applied".to_owned(),
+        |revision| format!("Applied revision: {revision}"),
+    );
     let mut set: Vec<(&str, &str, &str, String)> = Vec::new();
     match state {
         State::Ready => set.push((CONDITION_READY, "True", "ReconciliationSucceeded", applied)),
@@ -94,7 +131,12 @@ pub fn set_state(status: &mut MeshStatus, generation: i64, state: &State, revisi
         }
         State::Failed { reason, message } => {
             set.push((CONDITION_READY, "False", reason, message.clone()));
-            set.push((CONDITION_RECONCILING, "True", "ProgressingWithRetry", message.clone()));
+            set.push((
+                CONDITION_RECONCILING,
+                "True",
+                "ProgressingWithRetry",
+                message.clone(),
+            ));
         }
         State::Stalled { reason, message } => {
             set.push((CONDITION_READY, "False", reason, message.clone()));
@@ -105,7 +147,9 @@ pub fn set_state(status: &mut MeshStatus, generation: i64, state: &State, revisi
     }
     let old = std::mem::take(&mut status.conditions);
     for (name, value, reason, message) in set {
-        let same = old.iter().find(|condition| condition.type_ == name && condition.status == value);
+        let same = old
+            .iter()
+            .find(|condition| condition.type_ == name && condition.status == value);
         let last_transition_time = same.map_or(Time(now), |condition| condition.last_transition_time.clone());
         status.conditions.push(Condition {
             type_: name.to_owned(),
@@ -119,9 +163,20 @@ pub fn set_state(status: &mut MeshStatus, generation: i64, state: &State, revisi
 }
 
 /// Notes how a revision ended, newest first; the same end of the same revision is noted once.
-pub fn note(status: &mut MeshStatus, revision: &str, outcome: Outcome, message: Option<String>, started: Timestamp, now: Timestamp) {
+pub fn note(
+    status: &mut MeshStatus,
+    revision: &str,
+    outcome: Outcome,
+    message: Option<String>,
+    started: Timestamp,
+    now: Timestamp,
+) {
     let message = message.map(|message| cut(&message));
-    match status.history.first_mut().filter(|entry| entry.revision == revision) {
+    match status
+        .history
+        .first_mut()
+        .filter(|entry| entry.revision == revision)
+    {
         Some(entry) if entry.outcome == outcome && entry.message == message => {}
         Some(entry) => {
             entry.outcome = outcome;
@@ -143,7 +198,10 @@ pub fn note(status: &mut MeshStatus, revision: &str, outcome: Outcome, message: 
 }
 
 /// Counts how far workloads are.
-pub fn rollout_status(fleet: &Fleet, verdict: impl Fn(&crate::rollout::Workload) -> Verdict) -> RolloutStatus {
+pub fn rollout_status(
+    fleet: &Fleet,
+    verdict: impl Fn(&crate::rollout::Workload) -> Verdict,
+) -> RolloutStatus {
     let mut status = RolloutStatus::default();
     for workload in &fleet.workloads {
         match verdict(workload) {
@@ -167,11 +225,18 @@ pub fn rollout_status(fleet: &Fleet, verdict: impl Fn(&crate::rollout::Workload)
 ///
 /// # Errors
 /// The API server does not take it.
-pub async fn write(cluster: &Cluster, name: &str, old: &MeshStatus, new: &MeshStatus) -> Result<bool, ClusterError> {
+pub async fn write(
+    cluster: &Cluster,
+    name: &str,
+    old: &MeshStatus,
+    new: &MeshStatus,
+) -> Result<bool, ClusterError> {
     if old == new {
         return Ok(false);
     }
-    let Some(kind) = cluster.kind("heddle.dev/v1alpha1", "Mesh").await else { return Ok(false) };
+    let Some(kind) = cluster.kind("heddle.dev/v1alpha1", "Mesh").await else {
+        return Ok(false);
+    };
     // A merge patch leaves what is absent: fields that went away must be null.
     let mut value = serde_json::to_value(new).unwrap_or_default();
     for key in ["conditions", "history"] {
@@ -179,12 +244,26 @@ pub async fn write(cluster: &Cluster, name: &str, old: &MeshStatus, new: &MeshSt
             value[key] = json!([]);
         }
     }
-    for key in ["lastAttemptedRevision", "lastAppliedRevision", "lastHandledReconcileAt", "inventory", "rollout"] {
+    for key in [
+        "lastAttemptedRevision",
+        "lastAppliedRevision",
+        "lastHandledReconcileAt",
+        "inventory",
+        "rollout",
+    ] {
         if value.get(key).is_none() {
             value[key] = serde_json::Value::Null;
         }
     }
-    cluster.merge_status(&kind, &mesh_id(name), &json!({ "status": value })).await?;
+    if let Some(rollout) = value
+        .get_mut("rollout")
+        .and_then(serde_json::Value::as_object_mut)
+    {
+        rollout.entry("pending").or_insert_with(|| json!([]));
+    }
+    cluster
+        .merge_status(&kind, &mesh_id(name), &json!({ "status": value }))
+        .await?;
     Ok(true)
 }
 
@@ -205,7 +284,12 @@ const EVENTS_MAX: usize = 100;
 impl Events {
     pub fn new(cluster: &Cluster, name: &str, uid: Option<String>) -> Self {
         let mesh = json!({"apiVersion": "heddle.dev/v1alpha1", "kind": "Mesh", "name": name, "uid": uid});
-        Self { cluster: cluster.clone(), mesh, name: name.to_owned(), recent: tokio::sync::Mutex::default() }
+        Self {
+            cluster: cluster.clone(),
+            mesh,
+            name: name.to_owned(),
+            recent: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Says something, unless it was said lately.
@@ -220,9 +304,16 @@ impl Events {
             }
             recent.insert(this, Instant::now());
         }
-        let Some(kind) = self.cluster.kind("events.k8s.io/v1", "Event").await else { return };
+        let Some(kind) = self.cluster.kind("events.k8s.io/v1", "Event").await else {
+            return;
+        };
         let now = Timestamp::now();
-        let id = ObjectId::new("events.k8s.io", "Event", "default", &format!("{}.{:x}", self.name, now.as_nanosecond()));
+        let id = ObjectId::new(
+            "events.k8s.io",
+            "Event",
+            "default",
+            &format!("{}.{:x}", self.name, now.as_nanosecond()),
+        );
         let body = json!({
             "apiVersion": "events.k8s.io/v1", "kind": "Event",
             "metadata": {"name": id.name, "namespace": id.namespace},
@@ -244,7 +335,10 @@ pub fn describe(done: &[(&'static str, ObjectId)]) -> String {
     for (verb, _) in done {
         *counts.entry(*verb).or_insert(0_usize) += 1;
     }
-    let mut text: Vec<_> = counts.iter().map(|(verb, count)| format!("{verb} {count}")).collect();
+    let mut text: Vec<_> = counts
+        .iter()
+        .map(|(verb, count)| format!("{verb} {count}"))
+        .collect();
     if let [(_, only)] = done {
         text = vec![format!("{} {only}", done[0].0)];
     }
@@ -256,18 +350,31 @@ pub fn conflicts(plan: &Plan) -> Option<String> {
     let texts: Vec<_> = plan
         .conflicts()
         .map(|(step, conflicts)| {
-            let fields: Vec<_> = conflicts.iter().map(|conflict| format!("{} is {}'s", conflict.field, conflict.manager)).collect();
+            let fields: Vec<_> = conflicts
+                .iter()
+                .map(|conflict| format!("{} is {}'s", conflict.field, conflict.manager))
+                .collect();
             format!("{}: {}", step.id, fields.join(", "))
         })
         .collect();
-    if texts.is_empty() { None } else { Some(format!("fields belong to other managers and are left alone: {}", texts.join("; "))) }
+    if texts.is_empty() {
+        None
+    } else {
+        Some(format!(
+            "fields belong to other managers and are left alone: {}",
+            texts.join("; ")
+        ))
+    }
 }
 
 fn cut(text: &str) -> String {
     if text.len() <= MESSAGE_BYTES_MAX {
         return text.to_owned();
     }
-    let end = (0..=MESSAGE_BYTES_MAX - 4).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    let end = (0..=MESSAGE_BYTES_MAX - 4)
+        .rev()
+        .find(|end| text.is_char_boundary(*end))
+        .unwrap_or(0);
     format!("{}…", &text[..end])
 }
 
@@ -287,16 +394,42 @@ mod tests {
         set_state(&mut status, 3, &State::Ready, Some("main@sha1:a"), now(60));
         assert_eq!(status, first);
         assert_eq!(status.conditions[0].message, "Applied revision: main@sha1:a");
-        set_state(&mut status, 3, &State::Failed { reason: "X", message: "m".into() }, None, now(61));
-        let names: Vec<_> = status.conditions.iter().map(|c| (c.type_.as_str(), c.status.as_str(), c.reason.as_str())).collect();
-        assert_eq!(names, [("Ready", "False", "X"), ("Reconciling", "True", "ProgressingWithRetry")]);
+        set_state(
+            &mut status,
+            3,
+            &State::Failed {
+                reason: "X",
+                message: "m".into(),
+            },
+            None,
+            now(61),
+        );
+        let names: Vec<_> = status
+            .conditions
+            .iter()
+            .map(|c| (c.type_.as_str(), c.status.as_str(), c.reason.as_str()))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                ("Ready", "False", "X"),
+                ("Reconciling", "True", "ProgressingWithRetry")
+            ]
+        );
     }
 
     #[test]
     fn history_is_bounded_and_newest_first() {
         let mut status = MeshStatus::default();
         for i in 0..30 {
-            note(&mut status, &format!("r{i}"), Outcome::Applied, None, now(i), now(i));
+            note(
+                &mut status,
+                &format!("r{i}"),
+                Outcome::Applied,
+                None,
+                now(i),
+                now(i),
+            );
         }
         note(&mut status, "r29", Outcome::Applied, None, now(99), now(99));
         assert_eq!(status.history.len(), HISTORY_MAX);

@@ -6,8 +6,8 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize as _;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// A place in a text; both count from 1.
@@ -90,10 +90,19 @@ pub fn parse_documents(text: &str) -> Result<Vec<Document>, YamlError> {
 pub fn parse_single(text: &str) -> Result<Document, YamlError> {
     let mut documents = parse_documents(text)?;
     if documents.len() > 1 {
-        let place = Some(Place { line: documents[1].line, column: 1 });
-        return Err(YamlError { place, message: "a second document begins here; expected only one".to_owned() });
+        let place = Some(Place {
+            line: documents[1].line,
+            column: 1,
+        });
+        return Err(YamlError {
+            place,
+            message: "a second document begins here; expected only one".to_owned(),
+        });
     }
-    documents.pop().ok_or_else(|| YamlError { place: None, message: "the file is empty".to_owned() })
+    documents.pop().ok_or_else(|| YamlError {
+        place: None,
+        message: "the file is empty".to_owned(),
+    })
 }
 
 /// Splits a stream at its `---` lines. A `---` in the first column always ends a document, even inside a block scalar.
@@ -101,7 +110,9 @@ fn split_documents(text: &str) -> Vec<(usize, &str)> {
     let mut parts = Vec::new();
     let (mut start, mut start_line, mut offset) = (0, 1, 0);
     for (index, line) in text.split_inclusive('\n').enumerate() {
-        let marker = line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        let marker = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if marker && offset > start {
             parts.push((start_line, &text[start..offset]));
             (start, start_line) = (offset, index + 1);
@@ -116,8 +127,14 @@ fn parse_one(text: &str) -> Result<Value, YamlError> {
     // A part may still hold `...` and stray directives; the parser's own iterator refuses a second document.
     let raw = serde_yaml::Value::deserialize(serde_yaml::Deserializer::from_str(text)).or_else(|error| {
         // A part of nothing but comments has no document at all.
-        let empty = text.lines().all(|line| matches!(line.trim(), "" | "---" | "...") || line.trim_start().starts_with('#'));
-        if empty { Ok(serde_yaml::Value::Null) } else { Err(from_yaml(&error)) }
+        let empty = text
+            .lines()
+            .all(|line| matches!(line.trim(), "" | "---" | "...") || line.trim_start().starts_with('#'));
+        if empty {
+            Ok(serde_yaml::Value::Null)
+        } else {
+            Err(from_yaml(&error))
+        }
     })?;
     to_json(raw, &mut Vec::new()).map_err(|(path, message)| YamlError {
         place: locate(text, &path, Target::Value),
@@ -131,7 +148,10 @@ fn from_yaml(error: &serde_yaml::Error) -> YamlError {
         Some(end) if error.location().is_some() => text[..end].to_owned(),
         _ => text,
     };
-    let place = error.location().map(|at| Place { line: at.line(), column: at.column() });
+    let place = error.location().map(|at| Place {
+        line: at.line(),
+        column: at.column(),
+    });
     YamlError { place, message }
 }
 
@@ -148,7 +168,9 @@ fn to_json(value: serde_yaml::Value, path: &mut Vec<Step>) -> Result<Value, (Vec
                 Value::Number(int.into())
             } else {
                 let float = number.as_f64().and_then(Number::from_f64);
-                Value::Number(float.ok_or_else(|| (path.clone(), format!("`{number}` is no number in JSON")))?)
+                Value::Number(
+                    float.ok_or_else(|| (path.clone(), format!("`{number}` is no number in JSON")))?,
+                )
             }
         }
         Yaml::Sequence(items) => {
@@ -171,7 +193,10 @@ fn to_json(value: serde_yaml::Value, path: &mut Vec<Step>) -> Result<Value, (Vec
                 };
                 path.push(Step::Key(key.clone()));
                 if key == "<<" {
-                    return Err((path.clone(), "merge keys (`<<`) are not understood; write the fields out".to_owned()));
+                    return Err((
+                        path.clone(),
+                        "merge keys (`<<`) are not understood; write the fields out".to_owned(),
+                    ));
                 }
                 let item = to_json(item, path)?;
                 path.pop();
@@ -179,7 +204,12 @@ fn to_json(value: serde_yaml::Value, path: &mut Vec<Step>) -> Result<Value, (Vec
             }
             Value::Object(map)
         }
-        Yaml::Tagged(tagged) => return Err((path.clone(), format!("the tag `{}` is not understood", tagged.tag))),
+        Yaml::Tagged(tagged) => {
+            return Err((
+                path.clone(),
+                format!("the tag `{}` is not understood", tagged.tag),
+            ));
+        }
     })
 }
 
@@ -197,11 +227,16 @@ pub enum Target {
 /// Walks the parser's own events to the field and there provokes an error, whose place the parser then reports: so the
 /// place is exact in block and flow style alike. `None` when there is no such field.
 pub fn locate(text: &str, path: &[Step], target: Target) -> Option<Place> {
-    let found = Locator { path, target }.deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
+    let found = Locator { path, target }
+        .deserialize(serde_yaml::Deserializer::from_str(text))
+        .err()?;
     if !found.to_string().contains(FOUND) {
         return None;
     }
-    found.location().map(|at| Place { line: at.line(), column: at.column() })
+    found.location().map(|at| Place {
+        line: at.line(),
+        column: at.column(),
+    })
 }
 
 const FOUND: &str = "the field that was looked for";
@@ -222,7 +257,11 @@ impl<'de> DeserializeSeed<'de> for Locator<'_> {
 
 impl Locator<'_> {
     fn scalar<E: serde::de::Error>(self) -> Result<(), E> {
-        if self.path.is_empty() { Err(E::custom(FOUND)) } else { Ok(()) }
+        if self.path.is_empty() {
+            Err(E::custom(FOUND))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -257,12 +296,21 @@ impl<'de> Visitor<'de> for Locator<'_> {
         self.deserialize(deserializer)
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let Some((first, rest)) = self.path.split_first() else { return Err(A::Error::custom(FOUND)) };
+        let Some((first, rest)) = self.path.split_first() else {
+            return Err(A::Error::custom(FOUND));
+        };
         let mut index = 0;
         loop {
             let hit = matches!(first, Step::Index(wanted) if *wanted == index);
             let more = if hit {
-                seq.next_element_seed(Locator { path: rest, target: if rest.is_empty() { Target::Value } else { self.target } })?
+                seq.next_element_seed(Locator {
+                    path: rest,
+                    target: if rest.is_empty() {
+                        Target::Value
+                    } else {
+                        self.target
+                    },
+                })?
             } else {
                 seq.next_element::<IgnoredAny>()?.map(|_| ())
             };
@@ -273,7 +321,9 @@ impl<'de> Visitor<'de> for Locator<'_> {
         }
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Some((first, rest)) = self.path.split_first() else { return Err(A::Error::custom(FOUND)) };
+        let Some((first, rest)) = self.path.split_first() else {
+            return Err(A::Error::custom(FOUND));
+        };
         let Step::Key(wanted) = first else {
             while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
             return Ok(());
@@ -281,7 +331,10 @@ impl<'de> Visitor<'de> for Locator<'_> {
         let stop = rest.is_empty() && self.target == Target::Key;
         while let Some(hit) = map.next_key_seed(KeyLocator { wanted, stop })? {
             if hit {
-                map.next_value_seed(Locator { path: rest, target: self.target })?;
+                map.next_value_seed(Locator {
+                    path: rest,
+                    target: self.target,
+                })?;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -311,7 +364,11 @@ impl<'de> Visitor<'de> for KeyLocator<'_> {
     }
     fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<bool, E> {
         let hit = key == self.wanted;
-        if hit && self.stop { Err(E::custom(FOUND)) } else { Ok(hit) }
+        if hit && self.stop {
+            Err(E::custom(FOUND))
+        } else {
+            Ok(hit)
+        }
     }
 }
 
@@ -333,7 +390,10 @@ pub fn print(value: &Value) -> String {
 fn print_map(out: &mut String, map: &Map<String, Value>, indent: usize, first_inline: bool) {
     const FRONT: [&str; 4] = ["apiVersion", "kind", "metadata", "name"];
     let front = FRONT.iter().filter_map(|key| map.get_key_value(*key));
-    let mut rest: Vec<_> = map.iter().filter(|(key, _)| !FRONT.contains(&key.as_str())).collect();
+    let mut rest: Vec<_> = map
+        .iter()
+        .filter(|(key, _)| !FRONT.contains(&key.as_str()))
+        .collect();
     rest.sort_by_key(|(key, _)| *key);
     for (index, (key, value)) in front.chain(rest).enumerate() {
         if index > 0 || !first_inline {
@@ -413,8 +473,12 @@ fn print_scalar(out: &mut String, value: &Value, indent: usize) {
 /// A literal block cannot begin with a space or an empty line without an indentation mark, and cannot hold control
 /// characters; such text is quoted instead.
 fn literal_is_safe(text: &str) -> bool {
-    !text.starts_with([' ', '\n', '\t']) && !text.chars().any(|char| char.is_control() && char != '\n' && char != '\t')
-        && !text.contains('\u{feff}') && !text.contains(['\u{85}', '\u{2028}', '\u{2029}'])
+    !text.starts_with([' ', '\n', '\t'])
+        && !text
+            .chars()
+            .any(|char| char.is_control() && char != '\n' && char != '\t')
+        && !text.contains('\u{feff}')
+        && !text.contains(['\u{85}', '\u{2028}', '\u{2029}'])
 }
 
 fn print_text(out: &mut String, text: &str) {
@@ -424,7 +488,9 @@ fn print_text(out: &mut String, text: &str) {
         // A JSON string is a double-quoted YAML scalar, but for characters that YAML takes for breaks or refuses.
         for char in Value::String(text.to_owned()).to_string().chars() {
             match char {
-                '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' => out.push_str(&format!("\\u{:04x}", char as u32)),
+                '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' => {
+                    out.push_str(&format!("\\u{:04x}", char as u32))
+                }
                 char => out.push(char),
             }
         }
@@ -435,10 +501,15 @@ fn print_text(out: &mut String, text: &str) {
 fn is_plain(text: &str) -> bool {
     let mut chars = text.chars();
     let Some(first) = chars.next() else { return false };
-    let word = |char: char| char.is_ascii_alphanumeric() || matches!(char, '_' | '/' | '.' | '-' | '+' | '@' | '=' | ',' | '(' | ')');
+    let word = |char: char| {
+        char.is_ascii_alphanumeric()
+            || matches!(char, '_' | '/' | '.' | '-' | '+' | '@' | '=' | ',' | '(' | ')')
+    };
     let body = |char: char| word(char) || char == ' ' || char == ':' || char == '%';
     // What YAML 1.1 takes for booleans, null or numbers.
-    const RESERVED: [&str; 11] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"];
+    const RESERVED: [&str; 11] = [
+        "y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf",
+    ];
     (first.is_ascii_alphabetic() || matches!(first, '_' | '/'))
         && chars.all(body)
         && !text.contains(": ")
@@ -447,65 +518,4 @@ fn is_plain(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use expect_test::expect;
-    use serde_json::json;
-
-    use super::*;
-
-    fn key(name: &str) -> Step {
-        Step::Key(name.to_owned())
-    }
-
-    #[test]
-    fn documents_know_their_lines() {
-        let text = "# head\n---\na: 1\n---\n# only a comment\n---\nb: |\n  x\n---\n";
-        let lines: Vec<_> = parse_documents(text).unwrap().into_iter().map(|d| (d.line, d.value)).collect();
-        assert_eq!(lines, vec![(2, json!({"a": 1})), (6, json!({"b": "x\n"}))]);
-    }
-
-    #[test]
-    fn errors_name_the_line_in_the_stream() {
-        let error = parse_documents("a: 1\n---\nb: [1,\nc: 2\n").unwrap_err();
-        assert_eq!(error.place.map(|p| p.line), Some(5), "{error:?}");
-        let error = parse_documents("a: 1\na: 2\n").unwrap_err();
-        assert!(error.message.contains("duplicate"), "{error:?}");
-        let error = parse_documents("x: 0\n---\na:\n  b: .nan\n").unwrap_err();
-        expect!["a.b: `.nan` is no number in JSON"].assert_eq(&error.message);
-        assert_eq!(error.place, Some(Place { line: 4, column: 6 }));
-    }
-
-    #[test]
-    fn tags_merge_keys_and_odd_keys_are_refused() {
-        for bad in ["a: !secret x", "a: &x {b: 1}\nc: {<<: *x}", "? [1]\n: 2", "a: 1\n...\nb: 2"] {
-            assert!(parse_documents(bad).is_err(), "{bad:?} was taken");
-        }
-    }
-
-    #[test]
-    fn fields_are_found_in_block_and_flow_style() {
-        let text = "spec:\n  values:\n    proxy: {cpu: 1, memory: {limit: 2}}\n  list:\n    - a: x\n    - b:\n        c: 3\n";
-        let at = |path: &[Step], target| locate(text, path, target).map(|place| place.to_string());
-        let memory = [key("spec"), key("values"), key("proxy"), key("memory"), key("limit")];
-        assert_eq!(at(&memory, Target::Key).as_deref(), Some("3:30"));
-        assert_eq!(at(&memory, Target::Value).as_deref(), Some("3:37"));
-        let item = [key("spec"), key("list"), Step::Index(1), key("b"), key("c")];
-        assert_eq!(at(&item, Target::Key).as_deref(), Some("7:9"));
-        assert_eq!(at(&[key("spec"), key("nope")], Target::Key), None);
-        assert_eq!(at(&[key("spec"), key("values"), key("proxy")], Target::Value).as_deref(), Some("3:12"));
-    }
-
-    #[test]
-    fn printing_is_read_back_unchanged() {
-        let value = json!({
-            "kind": "K", "apiVersion": "v1", "metadata": {"name": "n", "annotations": {"a.b/c": "on", "x": "0123", "e": ""}},
-            "pem": "-----BEGIN\nabc\n-----END\n", "keep": "a\n\n", "chomp": "a\nb", "odd": " a\nb", "tab": "a\tb", "colon": "a: b",
-            "numbers": [1, -2, 1.5, "1.5", "1e3", "0x1f", "12:30"], "nested": [[1, [2]], {"a": []}, {"b": {}, "c": [{"d": null}]}],
-            "hash": "a #b", "star": "*", "yes": "yes", "empty": {}, "uni": "ß\u{85}", "nl": "\n", "ends": "a:", "flow": "a, b",
-        });
-        let text = print(&value);
-        assert!(text.starts_with("apiVersion: v1\nkind: K\nmetadata:\n  name: \"n\"\n"), "{text}");
-        assert_eq!(parse_single(&text).unwrap().value, value, "{text}");
-        assert!(text.contains("\"yes\": \"yes\""), "{text}");
-    }
-}
+mod tests;

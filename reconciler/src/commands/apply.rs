@@ -23,20 +23,40 @@ pub struct Args {
 }
 
 pub fn run(global: &Global, args: Args) -> Outcome {
-    let Args { location, no_wait, no_prune, timeout } = args;
+    let Args {
+        location,
+        no_wait,
+        no_prune,
+        timeout,
+    } = args;
     let snapshot = location.snapshot()?;
     let rendered = location.render(global, &snapshot)?;
     super::block_on(async {
         let cluster = connect(global).await?;
-        let once = Once { revision: snapshot.revision.to_string(), source: super::run::source_of(&location)?, path: location.path.clone(), wait: !no_wait, prune: !no_prune, timeout };
-        let done = reconcile::once(&cluster, &rendered, once).await.map_err(|error| {
-            let hint = match &error {
-                crate::execute::ExecuteError::Cluster(error) => error.hint(),
-                crate::execute::ExecuteError::NotReady { .. } => Some("see `heddle check`; --no-wait applies without waiting".into()),
-                _ => None,
-            };
-            Failure { error: error.into(), hint, code: 2 }
-        })?;
+        let once = Once {
+            revision: snapshot.revision.to_string(),
+            source: super::run::source_of(&location)?,
+            path: location.path.clone(),
+            wait: !no_wait,
+            prune: !no_prune,
+            timeout,
+        };
+        let done = reconcile::once(&cluster, &rendered, once)
+            .await
+            .map_err(|error| {
+                let hint = match &error {
+                    crate::execute::ExecuteError::Cluster(error) => error.hint(),
+                    crate::execute::ExecuteError::NotReady { .. } => {
+                        Some("see `heddle check`; --no-wait applies without waiting".into())
+                    }
+                    _ => None,
+                };
+                Failure {
+                    error: error.into(),
+                    hint,
+                    code: 2,
+                }
+            })?;
         for line in done {
             crate::cli::say(&line);
         }

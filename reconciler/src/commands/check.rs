@@ -2,8 +2,10 @@
 
 use std::{fmt::Write as _, io::IsTerminal as _, time::Duration};
 
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use kube::{api::PostParams, Api};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use kube::{Api, api::PostParams};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -14,7 +16,8 @@ use crate::{
     commands::connect,
     identity,
     object::{self, ObjectId},
-    observe, plan, readiness::{self, Readiness},
+    observe, plan,
+    readiness::{self, Readiness},
     rollout::{self, Verdict},
 };
 
@@ -23,7 +26,11 @@ const POLL: Duration = Duration::from_secs(1);
 /// Kubernetes versions whose native sidecars work.
 const MINOR_MIN: u32 = 29;
 /// The control plane's workloads.
-const COMPONENTS: [&str; 3] = ["linkerd-destination", "linkerd-identity", "linkerd-proxy-injector"];
+const COMPONENTS: [&str; 3] = [
+    "linkerd-destination",
+    "linkerd-identity",
+    "linkerd-proxy-injector",
+];
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -72,14 +79,23 @@ pub fn run(global: &Global, args: Args) -> Outcome {
         let deadline = Instant::now() + args.wait;
         let checks = loop {
             let checks = all(global, &args).await;
-            let failed = checks.iter().any(|check| matches!(check.result, Finding::Failed(_)));
+            let failed = checks
+                .iter()
+                .any(|check| matches!(check.result, Finding::Failed(_)));
             if !failed || Instant::now() >= deadline {
                 break checks;
             }
             tokio::time::sleep(POLL).await;
         };
-        let failed = checks.iter().any(|check| matches!(check.result, Finding::Failed(_)));
-        crate::cli::print(&show(&checks, args.output, std::io::stdout().is_terminal(), failed))?;
+        let failed = checks
+            .iter()
+            .any(|check| matches!(check.result, Finding::Failed(_)));
+        crate::cli::print(&show(
+            &checks,
+            args.output,
+            std::io::stdout().is_terminal(),
+            failed,
+        ))?;
         Ok::<u8, Failure>(u8::from(failed))
     })
 }
@@ -101,10 +117,18 @@ fn show(checks: &[Check], format: Format, fancy: bool, failed: bool) -> String {
     }
     let mut text = String::new();
     let mut category = "";
-    for check in checks.iter().filter(|check| format == Format::Table || !matches!(check.result, Finding::Ok)) {
+    for check in checks
+        .iter()
+        .filter(|check| format == Format::Table || !matches!(check.result, Finding::Ok))
+    {
         if check.category != category {
             category = check.category;
-            let _ = writeln!(text, "{}{category}\n{}", if text.is_empty() { "" } else { "\n" }, "-".repeat(category.len()));
+            let _ = writeln!(
+                text,
+                "{}{category}\n{}",
+                if text.is_empty() { "" } else { "\n" },
+                "-".repeat(category.len())
+            );
         }
         let (sign, more) = match &check.result {
             Finding::Ok => (if fancy { "✔" } else { "ok  " }, None),
@@ -116,7 +140,11 @@ fn show(checks: &[Check], format: Format, fancy: bool, failed: bool) -> String {
             let _ = writeln!(text, "    {line}");
         }
     }
-    let _ = writeln!(text, "\nStatus check results are {}", if failed { "failed" } else { "ok" });
+    let _ = writeln!(
+        text,
+        "\nStatus check results are {}",
+        if failed { "failed" } else { "ok" }
+    );
     text
 }
 
@@ -127,7 +155,11 @@ impl Book {
     fn note(&mut self, category: &'static str, description: impl Into<String>, found: Found) -> bool {
         let result = found.unwrap_or_else(Finding::Failed);
         let well = !matches!(result, Finding::Failed(_));
-        self.0.push(Check { category, description: description.into(), result });
+        self.0.push(Check {
+            category,
+            description: description.into(),
+            result,
+        });
         well
     }
 }
@@ -137,13 +169,24 @@ async fn all(global: &Global, args: &Args) -> Vec<Check> {
     let cluster = match connect(global).await {
         Ok(cluster) => cluster,
         Err(failure) => {
-            let hint = failure.hint.map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
-            book.note("kubernetes-api", "can query the Kubernetes API", Err(format!("{}{hint}", crate::cli::chain(failure.error.as_ref()))));
+            let hint = failure
+                .hint
+                .map(|hint| format!("\nhint: {hint}"))
+                .unwrap_or_default();
+            book.note(
+                "kubernetes-api",
+                "can query the Kubernetes API",
+                Err(format!("{}{hint}", crate::cli::chain(failure.error.as_ref()))),
+            );
             return book.0;
         }
     };
     book.note("kubernetes-api", "can query the Kubernetes API", Ok(Finding::Ok));
-    book.note("kubernetes-version", format!("is running Kubernetes 1.{MINOR_MIN} or newer"), version(&cluster).await);
+    book.note(
+        "kubernetes-version",
+        format!("is running Kubernetes 1.{MINOR_MIN} or newer"),
+        version(&cluster).await,
+    );
     if args.pre {
         pre(&mut book, &cluster, &global.linkerd_namespace).await;
         return book.0;
@@ -156,12 +199,22 @@ async fn all(global: &Global, args: &Args) -> Vec<Check> {
 }
 
 async fn version(cluster: &Cluster) -> Found {
-    let version = cluster.client.apiserver_version().await.map_err(|error| crate::cli::chain(&error))?;
+    let version = cluster
+        .client
+        .apiserver_version()
+        .await
+        .map_err(|error| crate::cli::chain(&error))?;
     let digits: String = version.minor.chars().take_while(char::is_ascii_digit).collect();
     match digits.parse::<u32>() {
         Ok(minor) if version.major != "1" || minor >= MINOR_MIN => Ok(Finding::Ok),
-        Ok(_) => Err(format!("found {}: proxies are native sidecars, which need 1.{MINOR_MIN}", version.git_version)),
-        Err(_) => Ok(Finding::Warning(format!("the version `{}` is not understood", version.git_version))),
+        Ok(_) => Err(format!(
+            "found {}: proxies are native sidecars, which need 1.{MINOR_MIN}",
+            version.git_version
+        )),
+        Err(_) => Ok(Finding::Warning(format!(
+            "the version `{}` is not understood",
+            version.git_version
+        ))),
     }
 }
 
@@ -171,7 +224,11 @@ const CREATED: [(&str, &str, bool); 10] = [
     ("apiextensions.k8s.io", "customresourcedefinitions", false),
     ("rbac.authorization.k8s.io", "clusterroles", false),
     ("rbac.authorization.k8s.io", "clusterrolebindings", false),
-    ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", false),
+    (
+        "admissionregistration.k8s.io",
+        "mutatingwebhookconfigurations",
+        false,
+    ),
     ("", "serviceaccounts", true),
     ("", "services", true),
     ("", "secrets", true),
@@ -183,12 +240,17 @@ async fn pre(book: &mut Book, cluster: &Cluster, namespace: &str) {
     const CATEGORY: &str = "pre-kubernetes-setup";
     let id = ObjectId::new("", "Namespace", "", namespace);
     let exists = match cluster.kind_of(&id).await {
-        Some(kind) => cluster.get(&kind, &id).await.map_err(|error| crate::cli::chain(&error)),
+        Some(kind) => cluster
+            .get(&kind, &id)
+            .await
+            .map_err(|error| crate::cli::chain(&error)),
         None => Err("the API server knows no namespaces".to_owned()),
     };
     let found = exists.map(|live| match live {
         None => Finding::Ok,
-        Some(_) => Finding::Warning(format!("the namespace {namespace} exists: an installation would change what is in it")),
+        Some(_) => Finding::Warning(format!(
+            "the namespace {namespace} exists: an installation would change what is in it"
+        )),
     });
     book.note(CATEGORY, "control plane namespace does not already exist", found);
     for (group, plural, namespaced) in CREATED {
@@ -201,7 +263,10 @@ async fn pre(book: &mut Book, cluster: &Cluster, namespace: &str) {
             ..ResourceAttributes::default()
         };
         let review = SelfSubjectAccessReview {
-            spec: SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..SelfSubjectAccessReviewSpec::default() },
+            spec: SelfSubjectAccessReviewSpec {
+                resource_attributes: Some(attributes),
+                ..SelfSubjectAccessReviewSpec::default()
+            },
             ..SelfSubjectAccessReview::default()
         };
         let found = match api.create(&PostParams::default(), &review).await {
@@ -215,12 +280,19 @@ async fn pre(book: &mut Book, cluster: &Cluster, namespace: &str) {
 }
 
 async fn get(cluster: &Cluster, id: &ObjectId) -> Result<Option<Value>, String> {
-    let Some(kind) = cluster.kind_of(id).await else { return Ok(None) };
-    cluster.get(&kind, id).await.map_err(|error| crate::cli::chain(&error))
+    let Some(kind) = cluster.kind_of(id).await else {
+        return Ok(None);
+    };
+    cluster
+        .get(&kind, id)
+        .await
+        .map_err(|error| crate::cli::chain(&error))
 }
 
 async fn must_get(cluster: &Cluster, id: &ObjectId) -> Result<Value, String> {
-    get(cluster, id).await?.ok_or_else(|| format!("{id} does not exist"))
+    get(cluster, id)
+        .await?
+        .ok_or_else(|| format!("{id} does not exist"))
 }
 
 async fn installed(book: &mut Book, cluster: &Cluster, namespace: &str) {
@@ -231,66 +303,138 @@ async fn installed(book: &mut Book, cluster: &Cluster, namespace: &str) {
             missing.push(name);
         }
     }
-    let found = if missing.is_empty() { Ok(Finding::Ok) } else { Err(format!("missing: {}\nhint: heddle install --crds | kubectl apply -f -", missing.join(", "))) };
+    let found = if missing.is_empty() {
+        Ok(Finding::Ok)
+    } else {
+        Err(format!(
+            "missing: {}\nhint: heddle install --crds | kubectl apply -f -",
+            missing.join(", ")
+        ))
+    };
     book.note("linkerd-crd", "custom resource definitions exist", found);
 
-    let config = must_get(cluster, &ObjectId::new("", "ConfigMap", namespace, "linkerd-config")).await;
+    let config = must_get(
+        cluster,
+        &ObjectId::new("", "ConfigMap", namespace, "linkerd-config"),
+    )
+    .await;
     let config = config.and_then(|config| {
-        let text = object::text_at(&config, &["data", heddle_inject::CONFIG_KEY]).ok_or("it has no `values`")?;
+        let text =
+            object::text_at(&config, &["data", heddle_inject::CONFIG_KEY]).ok_or("it has no `values`")?;
         heddle_inject::ProxyDefaults::from_yaml(text).map_err(|error| crate::cli::chain(&error))
     });
-    book.note("linkerd-config", "ConfigMap linkerd-config exists and is understood", config.map(|_| Finding::Ok));
+    book.note(
+        "linkerd-config",
+        "ConfigMap linkerd-config exists and is understood",
+        config.map(|_| Finding::Ok),
+    );
 
     identity_checks(book, cluster, namespace).await;
 
-    let hook = must_get(cluster, &ObjectId::new("admissionregistration.k8s.io", "MutatingWebhookConfiguration", "", "linkerd-proxy-injector-webhook-config")).await;
+    let hook = must_get(
+        cluster,
+        &ObjectId::new(
+            "admissionregistration.k8s.io",
+            "MutatingWebhookConfiguration",
+            "",
+            "linkerd-proxy-injector-webhook-config",
+        ),
+    )
+    .await;
     let found = hook.and_then(|hook| {
-        let id = ObjectId::new("admissionregistration.k8s.io", "MutatingWebhookConfiguration", "", "");
+        let id = ObjectId::new(
+            "admissionregistration.k8s.io",
+            "MutatingWebhookConfiguration",
+            "",
+            "",
+        );
         match readiness::of(&id, &hook) {
             Readiness::Ready => Ok(Finding::Ok),
             Readiness::Waiting(text) => Err(text),
         }
     });
-    book.note("linkerd-webhooks-and-apisvc-tls", "proxy-injector webhook has a caBundle", found);
+    book.note(
+        "linkerd-webhooks-and-apisvc-tls",
+        "proxy-injector webhook has a caBundle",
+        found,
+    );
 
     for name in COMPONENTS {
         let id = ObjectId::new("apps", "Deployment", namespace, name);
-        let found = must_get(cluster, &id).await.and_then(|live| match readiness::of(&id, &live) {
-            Readiness::Ready => Ok(Finding::Ok),
-            Readiness::Waiting(text) => Err(text),
-        });
+        let found = must_get(cluster, &id)
+            .await
+            .and_then(|live| match readiness::of(&id, &live) {
+                Readiness::Ready => Ok(Finding::Ok),
+                Readiness::Waiting(text) => Err(text),
+            });
         book.note("linkerd-existence", format!("{name} is available"), found);
     }
     for name in COMPONENTS {
-        let found = must_get(cluster, &ObjectId::new("apps", "Deployment", namespace, name)).await.map(|live| {
-            let images = live.pointer("/spec/template/spec/containers").and_then(Value::as_array);
-            let tags: Vec<_> = images.into_iter().flatten().filter_map(|container| container.get("image")?.as_str()?.rsplit_once(':')).map(|(_, tag)| tag).collect();
-            match tags.iter().find(|tag| **tag != heddle_mesh::VERSION) {
-                None => Finding::Ok,
-                Some(tag) => Finding::Warning(format!("it runs {tag}, this program is {}", heddle_mesh::VERSION)),
-            }
-        });
-        book.note("control-plane-version", format!("{name} is of this program's version"), found);
+        let found = must_get(cluster, &ObjectId::new("apps", "Deployment", namespace, name))
+            .await
+            .map(|live| {
+                let images = live
+                    .pointer("/spec/template/spec/containers")
+                    .and_then(Value::as_array);
+                let tags: Vec<_> = images
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|container| container.get("image")?.as_str()?.rsplit_once(':'))
+                    .map(|(_, tag)| tag)
+                    .collect();
+                match tags.iter().find(|tag| **tag != heddle_mesh::VERSION) {
+                    None => Finding::Ok,
+                    Some(tag) => {
+                        Finding::Warning(format!("it runs {tag}, this program is {}", heddle_mesh::VERSION))
+                    }
+                }
+            });
+        book.note(
+            "control-plane-version",
+            format!("{name} is of this program's version"),
+            found,
+        );
     }
 }
 
 async fn identity_checks(book: &mut Book, cluster: &Cluster, namespace: &str) {
     const CATEGORY: &str = "linkerd-identity";
     let now = time::OffsetDateTime::now_utc();
-    let roots = must_get(cluster, &ObjectId::new("", "ConfigMap", namespace, identity::TRUST_ROOTS)).await;
+    let roots = must_get(
+        cluster,
+        &ObjectId::new("", "ConfigMap", namespace, identity::TRUST_ROOTS),
+    )
+    .await;
     let anchors = roots.and_then(|roots| {
-        let pem = object::text_at(&roots, &["data", identity::TRUST_ROOTS_KEY]).ok_or("it has no ca-bundle.crt")?;
+        let pem =
+            object::text_at(&roots, &["data", identity::TRUST_ROOTS_KEY]).ok_or("it has no ca-bundle.crt")?;
         certificates::parse(pem)
     });
-    let found = anchors.as_ref().map_err(Clone::clone).and_then(|anchors| certificates::judge(anchors, now));
-    book.note(CATEGORY, "trust anchors are valid and will be for 60 days", found.map(|warning| warning.map_or(Finding::Ok, Finding::Warning)));
-    let secret = must_get(cluster, &ObjectId::new("", "Secret", namespace, identity::ISSUER_SECRET)).await;
+    let found = anchors
+        .as_ref()
+        .map_err(Clone::clone)
+        .and_then(|anchors| certificates::judge(anchors, now));
+    book.note(
+        CATEGORY,
+        "trust anchors are valid and will be for 60 days",
+        found.map(|warning| warning.map_or(Finding::Ok, Finding::Warning)),
+    );
+    let secret = must_get(
+        cluster,
+        &ObjectId::new("", "Secret", namespace, identity::ISSUER_SECRET),
+    )
+    .await;
     let issuer = secret.and_then(|secret| {
-        let chain = ["tls.crt", "crt.pem"].iter().find_map(|key| certificates::secret_text(&secret, key));
+        let chain = ["tls.crt", "crt.pem"]
+            .iter()
+            .find_map(|key| certificates::secret_text(&secret, key));
         certificates::parse(&chain.ok_or("it has neither tls.crt nor crt.pem")?)
     });
     // An issuer that cert-manager renews every day is never valid for 60.
-    let found = issuer.as_ref().map_err(Clone::clone).and_then(|issuer| certificates::judge(issuer, now).map(|_| Finding::Ok));
+    let found = issuer
+        .as_ref()
+        .map_err(Clone::clone)
+        .and_then(|issuer| certificates::judge(issuer, now).map(|_| Finding::Ok));
     book.note(CATEGORY, "issuer is within its validity", found);
     let found = match (&anchors, &issuer) {
         (Ok(anchors), Ok(issuer)) => certificates::signed_by(issuer, anchors).map(|()| Finding::Ok),
@@ -301,12 +445,18 @@ async fn identity_checks(book: &mut Book, cluster: &Cluster, namespace: &str) {
 
 async fn proxies(book: &mut Book, cluster: &Cluster, global: &Global, namespace: Option<&str>) {
     const CATEGORY: &str = "linkerd-data-plane";
-    let config = must_get(cluster, &ObjectId::new("", "ConfigMap", &global.linkerd_namespace, "linkerd-config")).await;
+    let config = must_get(
+        cluster,
+        &ObjectId::new("", "ConfigMap", &global.linkerd_namespace, "linkerd-config"),
+    )
+    .await;
     let defaults = config.and_then(|config| {
         let text = object::text_at(&config, &["data", heddle_inject::CONFIG_KEY]).unwrap_or_default();
         heddle_inject::ProxyDefaults::from_yaml(text).map_err(|error| crate::cli::chain(&error))
     });
-    let fleet = observe::fleet::list(&cluster.client).await.map_err(|error| crate::cli::chain(&error));
+    let fleet = observe::fleet::list(&cluster.client)
+        .await
+        .map_err(|error| crate::cli::chain(&error));
     let (defaults, fleet) = match (defaults, fleet) {
         (Ok(defaults), Ok(fleet)) => (defaults, fleet),
         (Err(error), _) | (_, Err(error)) => {
@@ -315,23 +465,46 @@ async fn proxies(book: &mut Book, cluster: &Cluster, global: &Global, namespace:
         }
     };
     if let Some(namespace) = namespace {
-        let found = if fleet.namespaces.contains_key(namespace) { Ok(Finding::Ok) } else { Err(format!("namespace {namespace} does not exist")) };
+        let found = if fleet.namespaces.contains_key(namespace) {
+            Ok(Finding::Ok)
+        } else {
+            Err(format!("namespace {namespace} does not exist"))
+        };
         if !book.note(CATEGORY, "data plane namespace exists", found) {
             return;
         }
     }
     let (mut current, mut problems) = (0, Vec::new());
-    for workload in fleet.workloads.iter().filter(|workload| namespace.is_none_or(|namespace| workload.id.namespace == namespace)) {
+    for workload in fleet
+        .workloads
+        .iter()
+        .filter(|workload| namespace.is_none_or(|namespace| workload.id.namespace == namespace))
+    {
         match rollout::judge(&defaults, &fleet, workload) {
-            Verdict::Current { .. } if !workload.complete => problems.push(format!("{}: not all of its pods are ready", workload.name())),
+            Verdict::Current { .. } if !workload.complete => {
+                problems.push(format!("{}: not all of its pods are ready", workload.name()))
+            }
             Verdict::Current { .. } => current += 1,
-            Verdict::Outdated { .. } => problems.push(format!("{}: its pods carry another proxy than they should; restart it", workload.name())),
+            Verdict::Outdated { .. } => problems.push(format!(
+                "{}: its pods carry another proxy than they should; restart it",
+                workload.name()
+            )),
             Verdict::Restarting { .. } => problems.push(format!("{}: is being restarted", workload.name())),
             Verdict::Held(hold) => problems.push(format!("{}: {hold}", workload.name())),
-            Verdict::Outside(reason) if reason.is_surprising() => problems.push(plan::Skip::NotInjected(reason).to_string()),
+            Verdict::Outside(reason) if reason.is_surprising() => {
+                problems.push(plan::Skip::NotInjected(reason).to_string())
+            }
             Verdict::Outside(_) => {}
         }
     }
-    let found = if problems.is_empty() { Ok(Finding::Ok) } else { Err(problems.join("\n")) };
-    book.note(CATEGORY, format!("data plane proxies are up to date and ready ({current} workloads)"), found);
+    let found = if problems.is_empty() {
+        Ok(Finding::Ok)
+    } else {
+        Err(problems.join("\n"))
+    };
+    book.note(
+        CATEGORY,
+        format!("data plane proxies are up to date and ready ({current} workloads)"),
+        found,
+    );
 }

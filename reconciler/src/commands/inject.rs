@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde_json::Value;
 
 use crate::{
-    cli::{say, Failure, Global, Outcome},
+    cli::{Failure, Global, Outcome, say},
     cluster::Cluster,
     commands::connect,
     fault::Fault,
@@ -68,7 +68,11 @@ pub struct Args {
 pub fn run(global: &Global, args: Args) -> Outcome {
     let text = read(&args.file)?;
     let annotations = annotations(&args)?;
-    let manual = if args.manual { Some(settings(global, &args)?) } else { None };
+    let manual = if args.manual {
+        Some(settings(global, &args)?)
+    } else {
+        None
+    };
     let documents = yaml::parse_documents(&text)
         .map_err(|error| Fault::new(&args.file, format!("invalid YAML: {}", error.message)).at(error.place))
         .map_err(crate::fault::Faults::from)?;
@@ -111,7 +115,9 @@ fn annotations(args: &Args) -> Result<Vec<(String, String)>, Failure> {
         }
     }
     for text in &args.annotation {
-        let (key, value) = text.split_once('=').ok_or_else(|| Failure::message(format!("--annotation {text}: expected key=value")))?;
+        let (key, value) = text
+            .split_once('=')
+            .ok_or_else(|| Failure::message(format!("--annotation {text}: expected key=value")))?;
         annotations.push((key.to_owned(), value.to_owned()));
     }
     Ok(annotations)
@@ -124,23 +130,41 @@ struct Manual {
 }
 
 fn settings(global: &Global, args: &Args) -> Result<Manual, Failure> {
-    let failed = |error: heddle_inject::ConfigError| Failure::message(format!("linkerd-config is not understood: {}", crate::cli::chain(&error)));
+    let failed = |error: heddle_inject::ConfigError| {
+        Failure::message(format!(
+            "linkerd-config is not understood: {}",
+            crate::cli::chain(&error)
+        ))
+    };
     if !args.ignore_cluster {
         return super::block_on(async {
             let cluster = connect(global).await?;
             let config = config_map(&cluster, global, "linkerd-config", heddle_inject::CONFIG_KEY).await?;
-            let roots = config_map(&cluster, global, identity::TRUST_ROOTS, identity::TRUST_ROOTS_KEY).await?;
-            Ok(Manual { defaults: ProxyDefaults::from_yaml(&config).map_err(failed)?, trust_anchors_pem: roots })
+            let roots =
+                config_map(&cluster, global, identity::TRUST_ROOTS, identity::TRUST_ROOTS_KEY).await?;
+            Ok(Manual {
+                defaults: ProxyDefaults::from_yaml(&config).map_err(failed)?,
+                trust_anchors_pem: roots,
+            })
         });
     }
     let file = args.identity_trust_anchors_file.as_ref().ok_or_else(|| {
-        Failure::message("--ignore-cluster needs --identity-trust-anchors-file").hint("without trust anchors a proxy trusts nobody")
+        Failure::message("--ignore-cluster needs --identity-trust-anchors-file")
+            .hint("without trust anchors a proxy trusts nobody")
     })?;
-    let trust_anchors_pem = std::fs::read_to_string(file).map_err(|error| Failure::message(format!("{} cannot be read: {error}", file.display())))?;
-    let tree = MemoryTree::new([("mesh.yaml", "apiVersion: heddle.dev/v1alpha1\nkind: MeshProfile\nmetadata: {name: default}\nspec: {extends: [core]}\n")]);
+    let trust_anchors_pem = std::fs::read_to_string(file)
+        .map_err(|error| Failure::message(format!("{} cannot be read: {error}", file.display())))?;
+    let tree = MemoryTree::new([(
+        "mesh.yaml",
+        "apiVersion: heddle.dev/v1alpha1\nkind: MeshProfile\nmetadata: {name: default}\nspec: {extends: [core]}\n",
+    )]);
     let rendered = render::render(&profile::load(&tree, "", &global.bundled()?, &[])?)?;
-    let defaults = crate::plan::defaults(&rendered).ok_or_else(|| Failure::message("the bundled profile has no injection settings"))?;
-    Ok(Manual { defaults, trust_anchors_pem })
+    let defaults = crate::plan::defaults(&rendered)
+        .ok_or_else(|| Failure::message("the bundled profile has no injection settings"))?;
+    Ok(Manual {
+        defaults,
+        trust_anchors_pem,
+    })
 }
 
 async fn config_map(cluster: &Cluster, global: &Global, name: &str, key: &str) -> Result<String, Failure> {
@@ -149,15 +173,23 @@ async fn config_map(cluster: &Cluster, global: &Global, name: &str, key: &str) -
         Some(kind) => cluster.get(&kind, &id).await?,
         None => None,
     };
-    let text = live.as_ref().and_then(|live| object::text_at(live, &["data", key])).map(str::to_owned);
-    text.ok_or_else(|| Failure::message(format!("{id} has no `{key}`")).hint("install the control plane first, or give --ignore-cluster"))
+    let text = live
+        .as_ref()
+        .and_then(|live| object::text_at(live, &["data", key]))
+        .map(str::to_owned);
+    text.ok_or_else(|| {
+        Failure::message(format!("{id} has no `{key}`"))
+            .hint("install the control plane first, or give --ignore-cluster")
+    })
 }
 
 /// The pod template of a workload, by kind; `None` for what runs no pods.
 fn template_path(kind: &str) -> Option<&'static [&'static str]> {
     match kind {
         "Pod" => Some(&[]),
-        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "ReplicationController" | "Job" => Some(&["spec", "template"]),
+        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "ReplicationController" | "Job" => {
+            Some(&["spec", "template"])
+        }
         "CronJob" => Some(&["spec", "jobTemplate", "spec", "template"]),
         _ => None,
     }
@@ -165,10 +197,17 @@ fn template_path(kind: &str) -> Option<&'static [&'static str]> {
 
 fn inject(value: &mut Value, annotations: &[(String, String)], manual: Option<&Manual>) {
     let kind = object::text_at(value, &["kind"]).unwrap_or_default().to_owned();
-    let name = object::text_at(value, &["metadata", "name"]).unwrap_or_default().to_owned();
+    let name = object::text_at(value, &["metadata", "name"])
+        .unwrap_or_default()
+        .to_owned();
     let said = format!("{} \"{name}\"", kind.to_lowercase());
     if kind == "List" {
-        for item in value.get_mut("items").and_then(Value::as_array_mut).into_iter().flatten() {
+        for item in value
+            .get_mut("items")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             inject(item, annotations, manual);
         }
         return;
@@ -182,13 +221,19 @@ fn inject(value: &mut Value, annotations: &[(String, String)], manual: Option<&M
             return;
         }
     };
-    let namespace = object::text_at(value, &["metadata", "namespace"]).unwrap_or("default").to_owned();
+    let namespace = object::text_at(value, &["metadata", "namespace"])
+        .unwrap_or("default")
+        .to_owned();
     let meta: Vec<&str> = path.iter().copied().chain(["metadata", "annotations"]).collect();
     let Some(map) = object::map_mut(value, &meta) else {
         say(&format!("{said} skipped: {} is no map", meta.join(".")));
         return;
     };
-    map.extend(annotations.iter().map(|(key, value)| (key.clone(), value.as_str().into())));
+    map.extend(
+        annotations
+            .iter()
+            .map(|(key, value)| (key.clone(), value.as_str().into())),
+    );
     let Some(manual) = manual else {
         say(&format!("{said} annotated"));
         return;
@@ -199,19 +244,39 @@ fn inject(value: &mut Value, annotations: &[(String, String)], manual: Option<&M
     }
 }
 
-fn inject_manually(value: &mut Value, path: &[&str], namespace: &str, kind: &str, name: &str, manual: &Manual) -> Result<(), String> {
-    let template = path.iter().try_fold(value, |value, key| value.get_mut(*key)).ok_or("it has no pod template")?;
-    let typed: PodTemplateSpec = serde_json::from_value(template.clone()).map_err(|error| format!("its pod template is not understood: {error}"))?;
+fn inject_manually(
+    value: &mut Value,
+    path: &[&str],
+    namespace: &str,
+    kind: &str,
+    name: &str,
+    manual: &Manual,
+) -> Result<(), String> {
+    let template = path
+        .iter()
+        .try_fold(value, |value, key| value.get_mut(*key))
+        .ok_or("it has no pod template")?;
+    let typed: PodTemplateSpec = serde_json::from_value(template.clone())
+        .map_err(|error| format!("its pod template is not understood: {error}"))?;
     let pod = heddle_inject::pod_of_template(&typed);
     let (none, labels) = (Default::default(), Default::default());
-    let namespace = Namespace { name: namespace, annotations: &none, labels: &labels };
-    let owner = Owner { api_version: "apps/v1".into(), kind: kind.to_owned(), name: name.to_owned() };
+    let namespace = Namespace {
+        name: namespace,
+        annotations: &none,
+        labels: &labels,
+    };
+    let owner = Owner {
+        api_version: "apps/v1".into(),
+        kind: kind.to_owned(),
+        name: name.to_owned(),
+    };
     let injection = match heddle_inject::decide(&manual.defaults, &namespace, &pod, Some(&owner)) {
         Decision::Inject(injection) => injection,
         Decision::Skip(reason) => return Err(reason.to_string()),
     };
     let mut injected = serde_json::to_value(&pod).map_err(|error| error.to_string())?;
-    json_patch::patch(&mut injected, &injection.patch(&manual.trust_anchors_pem)).map_err(|error| error.to_string())?;
+    json_patch::patch(&mut injected, &injection.patch(&manual.trust_anchors_pem))
+        .map_err(|error| error.to_string())?;
     for key in ["metadata", "spec"] {
         template[key] = injected[key].take();
     }
@@ -238,20 +303,43 @@ mod tests {
     #[test]
     fn the_pod_template_is_annotated() {
         let mut value = mk_deployment();
-        inject(&mut value, &[("linkerd.io/inject".into(), "enabled".into())], None);
-        assert_eq!(value["spec"]["template"]["metadata"]["annotations"], json!({"linkerd.io/inject": "enabled"}));
+        inject(
+            &mut value,
+            &[("linkerd.io/inject".into(), "enabled".into())],
+            None,
+        );
+        assert_eq!(
+            value["spec"]["template"]["metadata"]["annotations"],
+            json!({"linkerd.io/inject": "enabled"})
+        );
         assert!(value["metadata"].get("annotations").is_none());
         let mut service = json!({"kind": "Service", "metadata": {"name": "x"}});
-        inject(&mut service, &[("linkerd.io/inject".into(), "enabled".into())], None);
+        inject(
+            &mut service,
+            &[("linkerd.io/inject".into(), "enabled".into())],
+            None,
+        );
         assert_eq!(service, json!({"kind": "Service", "metadata": {"name": "x"}}));
     }
 
     #[test]
     fn manual_injection_writes_the_sidecar() {
-        let manual = Manual { defaults: ProxyDefaults::from_yaml("{}").unwrap(), trust_anchors_pem: "PEM".into() };
+        let manual = Manual {
+            defaults: ProxyDefaults::from_yaml("{}").unwrap(),
+            trust_anchors_pem: "PEM".into(),
+        };
         let mut value = mk_deployment();
-        inject(&mut value, &[("linkerd.io/inject".into(), "enabled".into())], Some(&manual));
-        let names: Vec<_> = value["spec"]["template"]["spec"]["initContainers"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+        inject(
+            &mut value,
+            &[("linkerd.io/inject".into(), "enabled".into())],
+            Some(&manual),
+        );
+        let names: Vec<_> = value["spec"]["template"]["spec"]["initContainers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|c| c["name"].as_str().unwrap())
+            .collect();
         assert_eq!(names, ["linkerd-init", "linkerd-proxy"]);
     }
 }

@@ -6,14 +6,15 @@
 
 use std::path::PathBuf;
 
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 
 use crate::{
     cli::{Failure, Global, Outcome},
     commands::values::parse_set,
     object::Object,
-    profile, render, yaml,
+    profile, render,
     source::memory::MemoryTree,
+    yaml,
 };
 
 #[derive(Debug, clap::Args)]
@@ -51,9 +52,16 @@ pub fn run(global: &Global, args: Args) -> Outcome {
     // An object whose CRD may be absent would fail kubectl apply as a whole.
     let mut text = rendered.to_yaml(|object| is_crd(object) == args.crds && object.requires_crd.is_none());
     if !args.crds && !args.reconciler {
-        for object in crate::identity::install_objects(&rendered.values, rendered.control_namespace(), &rendered.profile)
-            .map_err(|error| Failure { error: error.into(), hint: None, code: 2 })?
-        {
+        for object in crate::identity::install_objects(
+            &rendered.values,
+            rendered.control_namespace(),
+            &rendered.profile,
+        )
+        .map_err(|error| Failure {
+            error: error.into(),
+            hint: None,
+            code: 2,
+        })? {
             text.push_str("---\n");
             text.push_str(&yaml::print(&object));
         }
@@ -77,7 +85,10 @@ fn profile(global: &Global, args: &Args) -> Result<profile::Mesh, Failure> {
     }
     let mut identity = serde_json::Map::new();
     if args.identity_external_issuer {
-        identity.insert("issuer".into(), json!({"existingSecret": {"name": "linkerd-identity-issuer"}}));
+        identity.insert(
+            "issuer".into(),
+            json!({"existingSecret": {"name": "linkerd-identity-issuer"}}),
+        );
     }
     if let Some(file) = &args.identity_trust_anchors_file {
         let pem = std::fs::read_to_string(file)

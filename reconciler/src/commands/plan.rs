@@ -34,7 +34,12 @@ pub enum Format {
 }
 
 pub fn run(global: &Global, args: Args) -> Outcome {
-    let Args { location, output, offline, base } = args;
+    let Args {
+        location,
+        output,
+        offline,
+        base,
+    } = args;
     let snapshot = location.snapshot()?;
     let rendered = location.render(global, &snapshot)?;
     let plan = if offline || base.is_some() {
@@ -47,7 +52,12 @@ pub fn run(global: &Global, args: Args) -> Outcome {
             let mesh = status::read(&cluster, &rendered.profile).await?;
             let inventory = status::inventory(mesh.as_ref().and_then(|mesh| mesh.status.as_ref()));
             let prune = mesh.is_none_or(|mesh| mesh.spec.prune);
-            let wish = pipeline::Wish { rendered: &rendered, inventory: &inventory, prune, rollout: true };
+            let wish = pipeline::Wish {
+                rendered: &rendered,
+                inventory: &inventory,
+                prune,
+                rollout: true,
+            };
             let (_, plan) = pipeline::plan(&cluster, &wish, |_| true).await?;
             Ok::<_, Failure>(plan)
         })?

@@ -55,7 +55,8 @@ impl Location {
         let reference = source::git::Reference::any(rev.unwrap_or("HEAD"));
         let cache = self.cache_dir.clone().unwrap_or_else(default_cache_dir);
         let access = source::git::Access::default();
-        let mut source = source::git::GitSource::open(&self.repo, reference, access, &cache, Limits::default())?;
+        let mut source =
+            source::git::GitSource::open(&self.repo, reference, access, &cache, Limits::default())?;
         Ok(source.fetch_blocking()?.snapshot)
     }
 
@@ -71,7 +72,11 @@ impl Location {
 
 /// `$XDG_CACHE_HOME/heddle`, `~/.cache/heddle`, or `/var/cache/heddle`.
 pub fn default_cache_dir() -> std::path::PathBuf {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(std::path::PathBuf::from);
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(std::path::PathBuf::from)
+    };
     variable("XDG_CACHE_HOME")
         .or_else(|| variable("HOME").map(|home| home.join(".cache")))
         .map_or_else(|| "/var/cache/heddle".into(), |cache| cache.join("heddle"))

@@ -2,15 +2,25 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use heddle_daemon::{admin::{self, Admin}, log, process, signal};
+use heddle_daemon::{
+    admin::{self, Admin},
+    log, process, signal,
+};
 use heddle_k8s::mesh::{DirectorySource, GitRef, GitSource, MeshSpec, SecretRef, Source};
 use tokio::sync::watch;
 
 use crate::{
     cli::{Failure, Global, Outcome},
-    commands::{connect_with, render::{default_cache_dir, Location}},
+    commands::{
+        connect_with,
+        render::{Location, default_cache_dir},
+    },
     metrics::Metrics,
-    reconcile::{controller, fleet::FleetCache, worker::{Shared, Told}},
+    reconcile::{
+        controller,
+        fleet::FleetCache,
+        worker::{Shared, Told},
+    },
     source::git,
 };
 
@@ -60,9 +70,16 @@ pub struct Args {
 }
 
 pub fn run(global: &Global, args: Args) -> Outcome {
-    let format = args.log_format.parse().map_err(|error: log::UnknownFormat| Failure::message(error.to_string()))?;
+    let format = args
+        .log_format
+        .parse()
+        .map_err(|error: log::UnknownFormat| Failure::message(error.to_string()))?;
     // The client logs each refusal as an error, dry runs among them; what matters of it is said here.
-    log::init(&format!("{},kube_client::client::builder=off", args.log_level), format).map_err(|error| Failure::message(crate::cli::chain(&error)))?;
+    log::init(
+        &format!("{},kube_client::client::builder=off", args.log_level),
+        format,
+    )
+    .map_err(|error| Failure::message(crate::cli::chain(&error)))?;
     let bundled = Arc::new(global.bundled()?);
     super::block_on(async {
         let mut registry = prometheus_client::registry::Registry::default();
@@ -73,17 +90,22 @@ pub fn run(global: &Global, args: Args) -> Outcome {
         let (trigger, trigger_receiver) = watch::channel(0_u64);
         let trigger = Arc::new(trigger);
         let route = trigger.clone();
-        let admin = Admin::new(args.admin_addr, registry).ready(move || *ready_receiver.borrow()).routes(move |parts| {
-            if parts.uri.path() != "/reconcile" {
-                return None;
-            }
-            if parts.method != http::Method::POST {
-                return Some(admin::text(http::StatusCode::METHOD_NOT_ALLOWED, "use POST\n"));
-            }
-            route.send_modify(|count| *count += 1);
-            Some(admin::text(http::StatusCode::ACCEPTED, "asking the source now\n"))
-        });
-        let _admin = admin.spawn().await.map_err(|error| Failure::message(crate::cli::chain(&error)))?;
+        let admin = Admin::new(args.admin_addr, registry)
+            .ready(move || *ready_receiver.borrow())
+            .routes(move |parts| {
+                if parts.uri.path() != "/reconcile" {
+                    return None;
+                }
+                if parts.method != http::Method::POST {
+                    return Some(admin::text(http::StatusCode::METHOD_NOT_ALLOWED, "use POST\n"));
+                }
+                route.send_modify(|count| *count += 1);
+                Some(admin::text(http::StatusCode::ACCEPTED, "asking the source now\n"))
+            });
+        let _admin = admin
+            .spawn()
+            .await
+            .map_err(|error| Failure::message(crate::cli::chain(&error)))?;
         let cluster = connect_with(global, metrics).await?;
         let shared = Shared {
             fleet: FleetCache::start(&cluster.client),
@@ -127,7 +149,13 @@ fn told(args: &Args) -> Result<Option<Told>, Failure> {
         suspend: false,
         prune: !args.no_prune,
     };
-    Ok(Some(Told { name: "heddle".into(), spec, generation: 0, requested_at: None, by_flags: true }))
+    Ok(Some(Told {
+        name: "heddle".into(),
+        spec,
+        generation: 0,
+        requested_at: None,
+        by_flags: true,
+    }))
 }
 
 /// What a location is as a Mesh's source.
@@ -136,7 +164,9 @@ fn source(repo: &str, reference: &str) -> Result<Source, Failure> {
         return Ok(git_source(repo.to_owned(), reference));
     }
     let path = std::path::Path::new(repo);
-    let absolute = path.canonicalize().map_err(|error| Failure::message(format!("{repo} cannot be read: {error}")))?;
+    let absolute = path
+        .canonicalize()
+        .map_err(|error| Failure::message(format!("{repo} cannot be read: {error}")))?;
     let text = absolute.display().to_string();
     if git::is_bare(&absolute) {
         return Ok(git_source(text, reference));
@@ -144,20 +174,39 @@ fn source(repo: &str, reference: &str) -> Result<Source, Failure> {
     if reference != "HEAD" && absolute.join(".git").exists() {
         return Ok(git_source(text, reference));
     }
-    Ok(Source { directory: Some(DirectorySource { path: text }), ..Source::default() })
+    Ok(Source {
+        directory: Some(DirectorySource { path: text }),
+        ..Source::default()
+    })
 }
 
 fn git_source(url: String, reference: &str) -> Source {
     let hex = reference.len() == 40 && reference.chars().all(|char| char.is_ascii_hexdigit());
     let reference = match reference {
         "HEAD" => None,
-        id if hex => Some(GitRef { commit: Some(id.to_owned()), ..GitRef::default() }),
+        id if hex => Some(GitRef {
+            commit: Some(id.to_owned()),
+            ..GitRef::default()
+        }),
         name => Some(match name.strip_prefix("refs/tags/") {
-            Some(tag) => GitRef { tag: Some(tag.to_owned()), ..GitRef::default() },
-            None => GitRef { branch: Some(name.trim_start_matches("refs/heads/").to_owned()), ..GitRef::default() },
+            Some(tag) => GitRef {
+                tag: Some(tag.to_owned()),
+                ..GitRef::default()
+            },
+            None => GitRef {
+                branch: Some(name.trim_start_matches("refs/heads/").to_owned()),
+                ..GitRef::default()
+            },
         }),
     };
-    Source { git: Some(GitSource { url, reference, secret_ref: None }), ..Source::default() }
+    Source {
+        git: Some(GitSource {
+            url,
+            reference,
+            secret_ref: None,
+        }),
+        ..Source::default()
+    }
 }
 
 /// The source of a command's location.

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use heddle_k8s::mesh::Mesh;
-use kube::{api::ListParams, Api, ResourceExt as _};
+use kube::{Api, ResourceExt as _, api::ListParams};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -49,10 +49,12 @@ pub fn run(global: &Global, args: Args) -> Outcome {
             if let Some(name) = &args.name {
                 meshes.retain(|mesh| mesh.name_any() == *name);
                 if meshes.is_empty() && args.wait.is_none() {
-                    return Err(Failure::message(format!("there is no Mesh `{name}`")).hint("see `heddle status` for all"));
+                    return Err(Failure::message(format!("there is no Mesh `{name}`"))
+                        .hint("see `heddle status` for all"));
                 }
             }
-            let done = !meshes.is_empty() && meshes.iter().all(|mesh| is_done(mesh, args.revision.as_deref()));
+            let done =
+                !meshes.is_empty() && meshes.iter().all(|mesh| is_done(mesh, args.revision.as_deref()));
             if args.wait.is_none() || done || Instant::now() >= deadline {
                 break meshes;
             }
@@ -72,19 +74,35 @@ pub fn run(global: &Global, args: Args) -> Outcome {
 async fn list(api: &Api<Mesh>) -> Result<Vec<Mesh>, Failure> {
     match api.list(&ListParams::default()).await {
         Ok(list) => Ok(list.items),
-        Err(error) if crate::cluster::status(&error).is_some_and(|status| status.code == 404) => Ok(Vec::new()),
-        Err(source) => Err(ClusterError::Request { verb: "list", object: "Mesh objects".into(), source: source.into() }.into()),
+        Err(error) if crate::cluster::status(&error).is_some_and(|status| status.code == 404) => {
+            Ok(Vec::new())
+        }
+        Err(source) => Err(ClusterError::Request {
+            verb: "list",
+            object: "Mesh objects".into(),
+            source: source.into(),
+        }
+        .into()),
     }
 }
 
 fn ready(mesh: &Mesh) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
-    mesh.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == heddle_k8s::mesh::CONDITION_READY)
+    mesh.status
+        .as_ref()?
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == heddle_k8s::mesh::CONDITION_READY)
 }
 
 fn is_done(mesh: &Mesh, revision: Option<&str>) -> bool {
-    let applied = mesh.status.as_ref().and_then(|status| status.last_applied_revision.as_deref()).unwrap_or_default();
+    let applied = mesh
+        .status
+        .as_ref()
+        .and_then(|status| status.last_applied_revision.as_deref())
+        .unwrap_or_default();
     let commit = applied.rsplit_once(':').map_or(applied, |(_, commit)| commit);
-    ready(mesh).is_some_and(|condition| condition.status == "True") && revision.is_none_or(|wanted| commit.starts_with(wanted) || applied == wanted)
+    ready(mesh).is_some_and(|condition| condition.status == "True")
+        && revision.is_none_or(|wanted| commit.starts_with(wanted) || applied == wanted)
 }
 
 fn table(meshes: &[Mesh]) -> String {
@@ -94,13 +112,29 @@ fn table(meshes: &[Mesh]) -> String {
     let mut rows = vec![["NAME", "READY", "APPLIED", "WORKLOADS", "STATUS"].map(str::to_owned)];
     for mesh in meshes {
         let status = mesh.status.clone().unwrap_or_default();
-        let (state, message) = ready(mesh).map_or(("Unknown", "nobody has looked at it yet"), |condition| (condition.status.as_str(), condition.message.as_str()));
-        let rollout = status.rollout.map_or_else(|| "-".to_owned(), |rollout| format!("{}/{}", rollout.updated, rollout.desired));
+        let (state, message) = ready(mesh).map_or(("Unknown", "nobody has looked at it yet"), |condition| {
+            (condition.status.as_str(), condition.message.as_str())
+        });
+        let rollout = status.rollout.map_or_else(
+            || "-".to_owned(),
+            |rollout| format!("{}/{}", rollout.updated, rollout.desired),
+        );
         let applied = status.last_applied_revision.unwrap_or_else(|| "-".to_owned());
-        let message = if mesh.spec.suspend { format!("suspended; {message}") } else { message.to_owned() };
+        let message = if mesh.spec.suspend {
+            format!("suspended; {message}")
+        } else {
+            message.to_owned()
+        };
         rows.push([mesh.name_any(), state.to_owned(), applied, rollout, message]);
     }
-    let widths: Vec<_> = (0..4).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<_> = (0..4)
+        .map(|column| {
+            rows.iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
     let mut text = String::new();
     for row in &rows {
         for (cell, width) in row.iter().zip(&widths) {
@@ -109,7 +143,12 @@ fn table(meshes: &[Mesh]) -> String {
         let _ = writeln!(text, "{}", row[4].replace('\n', " | "));
     }
     for mesh in meshes {
-        let pending = mesh.status.as_ref().and_then(|status| status.rollout.as_ref()).map(|rollout| rollout.pending.as_slice()).unwrap_or_default();
+        let pending = mesh
+            .status
+            .as_ref()
+            .and_then(|status| status.rollout.as_ref())
+            .map(|rollout| rollout.pending.as_slice())
+            .unwrap_or_default();
         for workload in pending {
             let _ = writeln!(text, "pending: {workload}");
         }

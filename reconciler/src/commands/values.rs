@@ -9,14 +9,20 @@ use crate::{cli::Failure, yaml};
 /// # Errors
 /// A text without `=`, an empty key, or a value that is no YAML.
 pub fn parse_set(text: &str) -> Result<Value, Failure> {
-    let wrong = |why: String| Failure::message(format!("--set {text}: {why}")).hint("write --set proxy.logLevel=debug");
-    let (path, value) = text.split_once('=').ok_or_else(|| wrong("expected key=value".into()))?;
+    let wrong = |why: String| {
+        Failure::message(format!("--set {text}: {why}")).hint("write --set proxy.logLevel=debug")
+    };
+    let (path, value) = text
+        .split_once('=')
+        .ok_or_else(|| wrong("expected key=value".into()))?;
     let mut value = match value.trim() {
         "" => Value::String(String::new()),
-        value => yaml::parse_single(value).map(|document| document.value).or_else(|error| match value {
-            "null" | "~" => Ok(Value::Null),
-            _ => Err(wrong(error.message)),
-        })?,
+        value => yaml::parse_single(value)
+            .map(|document| document.value)
+            .or_else(|error| match value {
+                "null" | "~" => Ok(Value::Null),
+                _ => Err(wrong(error.message)),
+            })?,
     };
     for key in path.split('.').rev() {
         if key.is_empty() {

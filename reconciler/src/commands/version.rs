@@ -20,11 +20,20 @@ pub struct Args {
 
 pub fn run(global: &Global, args: Args) -> Outcome {
     let Args { short, client } = args;
-    let mut text = if short { format!("{}\n", heddle_mesh::VERSION) } else { format!("Client version: {}\n", heddle_mesh::VERSION) };
+    let mut text = if short {
+        format!("{}\n", heddle_mesh::VERSION)
+    } else {
+        format!("Client version: {}\n", heddle_mesh::VERSION)
+    };
     if !client {
         // As Linkerd's: a cluster that does not answer makes the server's version unavailable, not the command fail.
-        let server = super::block_on(async { server(global).await.map_or(Ok(None), Ok) })?.unwrap_or_else(|| "unavailable".to_owned());
-        text.push_str(&if short { format!("{server}\n") } else { format!("Server version: {server}\n") });
+        let server = super::block_on(async { server(global).await.map_or(Ok(None), Ok) })?
+            .unwrap_or_else(|| "unavailable".to_owned());
+        text.push_str(&if short {
+            format!("{server}\n")
+        } else {
+            format!("Server version: {server}\n")
+        });
     }
     crate::cli::print(&text)?;
     Ok(0)
@@ -33,9 +42,21 @@ pub fn run(global: &Global, args: Args) -> Outcome {
 /// The tag of the destination's image.
 async fn server(global: &Global) -> Result<Option<String>, crate::cli::Failure> {
     let cluster = connect(global).await?;
-    let id = ObjectId::new("apps", "Deployment", &global.linkerd_namespace, "linkerd-destination");
-    let Some(kind) = cluster.kind_of(&id).await else { return Ok(None) };
+    let id = ObjectId::new(
+        "apps",
+        "Deployment",
+        &global.linkerd_namespace,
+        "linkerd-destination",
+    );
+    let Some(kind) = cluster.kind_of(&id).await else {
+        return Ok(None);
+    };
     let live = cluster.get(&kind, &id).await?;
-    let image = live.as_ref().and_then(|live| live.pointer("/spec/template/spec/containers/0/image")).and_then(Value::as_str);
-    Ok(image.and_then(|image| image.rsplit_once(':')).map(|(_, tag)| tag.to_owned()))
+    let image = live
+        .as_ref()
+        .and_then(|live| live.pointer("/spec/template/spec/containers/0/image"))
+        .and_then(Value::as_str);
+    Ok(image
+        .and_then(|image| image.rsplit_once(':'))
+        .map(|(_, tag)| tag.to_owned()))
 }

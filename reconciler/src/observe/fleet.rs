@@ -7,12 +7,15 @@ use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, StatefulSet},
     core::v1::{Namespace, Pod},
 };
-use kube::{api::{ListParams, ObjectMeta, PartialObjectMeta}, Api, Client, ResourceExt as _};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{ListParams, ObjectMeta, PartialObjectMeta},
+};
 
 use crate::{
     cluster::ClusterError,
     object::ObjectId,
-    rollout::{stamp_of, Fleet, NamespaceSeen, Workload},
+    rollout::{Fleet, NamespaceSeen, Workload, stamp_of},
 };
 
 /// Pods that have ended keep the stamp they had; they do not count.
@@ -27,19 +30,39 @@ const PAGE: u32 = 500;
 pub async fn list(client: &Client) -> Result<Fleet, ClusterError> {
     let failed = |object: &str| {
         let object = object.to_owned();
-        move |source: kube::Error| ClusterError::Request { verb: "list", object, source: source.into() }
+        move |source: kube::Error| ClusterError::Request {
+            verb: "list",
+            object,
+            source: source.into(),
+        }
     };
     let all = ListParams::default().limit(PAGE);
     let pods = ListParams::default().limit(PAGE).fields(LIVE_PODS);
-    let namespaces: Vec<Namespace> = pages(&Api::all(client.clone()), all.clone()).await.map_err(failed("namespaces"))?;
-    let deployments: Vec<Deployment> = pages(&Api::all(client.clone()), all.clone()).await.map_err(failed("deployments"))?;
-    let stateful: Vec<StatefulSet> = pages(&Api::all(client.clone()), all.clone()).await.map_err(failed("statefulsets"))?;
-    let daemons: Vec<DaemonSet> = pages(&Api::all(client.clone()), all).await.map_err(failed("daemonsets"))?;
-    let pods = pages_of_metadata(&Api::all(client.clone()), pods).await.map_err(failed("pods"))?;
+    let namespaces: Vec<Namespace> = pages(&Api::all(client.clone()), all.clone())
+        .await
+        .map_err(failed("namespaces"))?;
+    let deployments: Vec<Deployment> = pages(&Api::all(client.clone()), all.clone())
+        .await
+        .map_err(failed("deployments"))?;
+    let stateful: Vec<StatefulSet> = pages(&Api::all(client.clone()), all.clone())
+        .await
+        .map_err(failed("statefulsets"))?;
+    let daemons: Vec<DaemonSet> = pages(&Api::all(client.clone()), all)
+        .await
+        .map_err(failed("daemonsets"))?;
+    let pods = pages_of_metadata(&Api::all(client.clone()), pods)
+        .await
+        .map_err(failed("pods"))?;
     let mut builder = Builder::default();
-    namespaces.iter().for_each(|namespace| builder.namespace(namespace));
-    deployments.iter().for_each(|deployment| builder.deployment(deployment));
-    stateful.iter().for_each(|stateful| builder.stateful_set(stateful));
+    namespaces
+        .iter()
+        .for_each(|namespace| builder.namespace(namespace));
+    deployments
+        .iter()
+        .for_each(|deployment| builder.deployment(deployment));
+    stateful
+        .iter()
+        .for_each(|stateful| builder.stateful_set(stateful));
     daemons.iter().for_each(|daemon| builder.daemon_set(daemon));
     pods.iter().for_each(|pod| builder.pod(&pod.metadata));
     Ok(builder.build())
@@ -60,7 +83,10 @@ where
     }
 }
 
-async fn pages_of_metadata(api: &Api<Pod>, mut params: ListParams) -> Result<Vec<PartialObjectMeta<Pod>>, kube::Error> {
+async fn pages_of_metadata(
+    api: &Api<Pod>,
+    mut params: ListParams,
+) -> Result<Vec<PartialObjectMeta<Pod>>, kube::Error> {
     let mut items = Vec::new();
     loop {
         let page = api.list_metadata(&params).await?;
@@ -81,12 +107,17 @@ pub struct Builder {
 
 impl Builder {
     pub fn namespace(&mut self, namespace: &Namespace) {
-        let seen = NamespaceSeen { annotations: namespace.annotations().clone(), labels: namespace.labels().clone() };
+        let seen = NamespaceSeen {
+            annotations: namespace.annotations().clone(),
+            labels: namespace.labels().clone(),
+        };
         self.fleet.namespaces.insert(namespace.name_any(), seen);
     }
 
     pub fn deployment(&mut self, deployment: &Deployment) {
-        let (Some(spec), status) = (&deployment.spec, deployment.status.clone().unwrap_or_default()) else { return };
+        let (Some(spec), status) = (&deployment.spec, deployment.status.clone().unwrap_or_default()) else {
+            return;
+        };
         let wanted = spec.replicas.unwrap_or(1);
         let complete = status.observed_generation >= deployment.metadata.generation
             && status.updated_replicas.unwrap_or(0) >= wanted
@@ -94,31 +125,57 @@ impl Builder {
             && status.available_replicas.unwrap_or(0) >= wanted;
         let on_delete = false;
         let paused = spec.paused.unwrap_or(false);
-        self.workload("Deployment", &deployment.metadata, spec.template.clone(), (complete, paused, on_delete));
+        self.workload(
+            "Deployment",
+            &deployment.metadata,
+            spec.template.clone(),
+            (complete, paused, on_delete),
+        );
     }
 
     pub fn stateful_set(&mut self, set: &StatefulSet) {
-        let (Some(spec), status) = (&set.spec, set.status.clone().unwrap_or_default()) else { return };
+        let (Some(spec), status) = (&set.spec, set.status.clone().unwrap_or_default()) else {
+            return;
+        };
         let wanted = spec.replicas.unwrap_or(1);
         let strategy = spec.update_strategy.clone().unwrap_or_default();
         // A partition holds back pods on purpose, as OnDelete does.
-        let partition = strategy.rolling_update.and_then(|rolling| rolling.partition).unwrap_or(0);
+        let partition = strategy
+            .rolling_update
+            .and_then(|rolling| rolling.partition)
+            .unwrap_or(0);
         let on_delete = strategy.type_.as_deref() == Some("OnDelete") || partition > 0;
         let complete = status.observed_generation >= set.metadata.generation
             && status.updated_replicas.unwrap_or(0) >= wanted
             && status.ready_replicas.unwrap_or(0) >= wanted
             && status.current_revision == status.update_revision;
-        self.workload("StatefulSet", &set.metadata, spec.template.clone(), (complete, false, on_delete));
+        self.workload(
+            "StatefulSet",
+            &set.metadata,
+            spec.template.clone(),
+            (complete, false, on_delete),
+        );
     }
 
     pub fn daemon_set(&mut self, set: &DaemonSet) {
-        let (Some(spec), Some(status)) = (&set.spec, &set.status) else { return };
-        let on_delete = spec.update_strategy.as_ref().and_then(|strategy| strategy.type_.as_deref()) == Some("OnDelete");
+        let (Some(spec), Some(status)) = (&set.spec, &set.status) else {
+            return;
+        };
+        let on_delete = spec
+            .update_strategy
+            .as_ref()
+            .and_then(|strategy| strategy.type_.as_deref())
+            == Some("OnDelete");
         let wanted = status.desired_number_scheduled;
         let complete = status.observed_generation >= set.metadata.generation
             && status.updated_number_scheduled.unwrap_or(0) >= wanted
             && status.number_available.unwrap_or(0) >= wanted;
-        self.workload("DaemonSet", &set.metadata, spec.template.clone(), (complete, false, on_delete));
+        self.workload(
+            "DaemonSet",
+            &set.metadata,
+            spec.template.clone(),
+            (complete, false, on_delete),
+        );
     }
 
     fn workload(
@@ -128,12 +185,21 @@ impl Builder {
         template: k8s_openapi::api::core::v1::PodTemplateSpec,
         (complete, paused, on_delete): (bool, bool, bool),
     ) {
-        let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else { return };
+        let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else {
+            return;
+        };
         if meta.deletion_timestamp.is_some() {
             return;
         }
         let id = ObjectId::new("apps", kind, namespace, name);
-        self.fleet.workloads.push(Workload { id, template, complete, paused, on_delete, pods: Vec::new() });
+        self.fleet.workloads.push(Workload {
+            id,
+            template,
+            complete,
+            paused,
+            on_delete,
+            pods: Vec::new(),
+        });
     }
 
     /// A pod that has not ended, by its metadata alone.
@@ -141,15 +207,31 @@ impl Builder {
         if meta.deletion_timestamp.is_some() {
             return;
         }
-        let pod = Pod { metadata: ObjectMeta { owner_references: meta.owner_references.clone(), labels: meta.labels.clone(), ..ObjectMeta::default() }, ..Pod::default() };
-        let (Some(owner), Some(namespace)) = (Owner::of_pod(&pod), &meta.namespace) else { return };
+        let pod = Pod {
+            metadata: ObjectMeta {
+                owner_references: meta.owner_references.clone(),
+                labels: meta.labels.clone(),
+                ..ObjectMeta::default()
+            },
+            ..Pod::default()
+        };
+        let (Some(owner), Some(namespace)) = (Owner::of_pod(&pod), &meta.namespace) else {
+            return;
+        };
         let stamp = stamp_of(meta.annotations.as_ref());
-        self.pods.entry((namespace.clone(), owner.kind, owner.name)).or_default().push(stamp);
+        self.pods
+            .entry((namespace.clone(), owner.kind, owner.name))
+            .or_default()
+            .push(stamp);
     }
 
     pub fn build(mut self) -> Fleet {
         for workload in &mut self.fleet.workloads {
-            let key = (workload.id.namespace.clone(), workload.id.kind.clone(), workload.id.name.clone());
+            let key = (
+                workload.id.namespace.clone(),
+                workload.id.kind.clone(),
+                workload.id.name.clone(),
+            );
             workload.pods = self.pods.remove(&key).unwrap_or_default();
         }
         self.fleet.workloads.sort_by(|a, b| a.id.cmp(&b.id));

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use include_dir::{include_dir, Dir};
+use include_dir::{Dir, include_dir};
 
 use crate::source::SourceError;
 
@@ -32,8 +32,13 @@ impl Bundled {
         let tree = crate::source::directory::snapshot(folder, "", crate::source::Limits::default())?.tree;
         let mut profiles: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
         for (path, bytes) in tree.files("")? {
-            let (Some((name, file)), Ok(text)) = (path.split_once('/'), std::str::from_utf8(&bytes)) else { continue };
-            profiles.entry(name.to_owned()).or_default().insert(file.to_owned(), text.to_owned());
+            let (Some((name, file)), Ok(text)) = (path.split_once('/'), std::str::from_utf8(&bytes)) else {
+                continue;
+            };
+            profiles
+                .entry(name.to_owned())
+                .or_default()
+                .insert(file.to_owned(), text.to_owned());
         }
         Ok(Self(profiles))
     }
@@ -42,7 +47,10 @@ impl Bundled {
     pub fn from_files<'a>(files: impl IntoIterator<Item = (&'a str, &'a str, &'a str)>) -> Self {
         let mut profiles: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
         for (name, file, text) in files {
-            profiles.entry(name.to_owned()).or_default().insert(file.to_owned(), text.to_owned());
+            profiles
+                .entry(name.to_owned())
+                .or_default()
+                .insert(file.to_owned(), text.to_owned());
         }
         Self(profiles)
     }

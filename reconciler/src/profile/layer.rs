@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{check_values, parse_file, resolve_path, utf8, Bundled, ProfileError};
+use super::{Bundled, ProfileError, check_values, parse_file, resolve_path, utf8};
 use crate::{
     fault::{Fault, Faults},
     schema,
@@ -59,7 +59,11 @@ fn add(
     done: &mut Vec<Layer>,
 ) -> Result<(), ProfileError> {
     for (index, wanted) in extends.iter().enumerate() {
-        let steps = [Step::Key("spec".into()), Step::Key("extends".into()), Step::Index(index)];
+        let steps = [
+            Step::Key("spec".into()),
+            Step::Key("extends".into()),
+            Step::Index(index),
+        ];
         let wrong = |message: String| {
             Fault::new(asker.file, message)
                 .at(yaml::locate(asker.text, &steps, Target::Value))
@@ -67,8 +71,16 @@ fn add(
         };
         let found = read(wanted, asker, tree, bundled, &wrong)?;
         if open.contains(&found.prefix) || open.len() >= DEPTH_MAX {
-            let way: Vec<_> = open.iter().chain([&found.prefix]).map(|prefix| prefix.trim_end_matches('/')).collect();
-            return Err(wrong(format!("the profiles extend each other in a circle: {}", way.join(" -> "))).into());
+            let way: Vec<_> = open
+                .iter()
+                .chain([&found.prefix])
+                .map(|prefix| prefix.trim_end_matches('/'))
+                .collect();
+            return Err(wrong(format!(
+                "the profiles extend each other in a circle: {}",
+                way.join(" -> ")
+            ))
+            .into());
         }
         if done.iter().any(|layer: &Layer| layer.prefix == found.prefix) {
             continue;
@@ -78,7 +90,18 @@ fn add(
         open.push(layer.prefix.clone());
         let text = layer.text.clone();
         let folder = layer.prefix.trim_end_matches('/').to_owned();
-        add(&extends, &Asker { file: &file, text: &text, folder: &folder }, tree, bundled, open, done)?;
+        add(
+            &extends,
+            &Asker {
+                file: &file,
+                text: &text,
+                folder: &folder,
+            },
+            tree,
+            bundled,
+            open,
+            done,
+        )?;
         open.pop();
         done.push(layer);
     }
@@ -103,16 +126,24 @@ fn read(
             let mut fault = wrong(format!("there is no bundled profile `{wanted}`"));
             fault.hint = Some(match schema::nearest(wanted, names.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
-                None => format!("bundled: {}; a profile of your own is named by a path with a `/`", names.join(", ")),
+                None => format!(
+                    "bundled: {}; a profile of your own is named by a path with a `/`",
+                    names.join(", ")
+                ),
             });
             return Err(fault.into());
         };
-        return Ok(Found { prefix: format!("{wanted}/"), files: files.clone() });
+        return Ok(Found {
+            prefix: format!("{wanted}/"),
+            files: files.clone(),
+        });
     }
     let path = resolve_path(asker.folder, wanted).map_err(|error| wrong(error.to_string()))?;
     let found = match tree.files(&path) {
         Ok(found) => found,
-        Err(SourceError::NotFound { .. }) => return Err(wrong(format!("there is no profile folder `{path}`")).into()),
+        Err(SourceError::NotFound { .. }) => {
+            return Err(wrong(format!("there is no profile folder `{path}`")).into());
+        }
         Err(error) => return Err(error.into()),
     };
     let prefix = format!("{path}/");
@@ -152,13 +183,37 @@ fn parse(mut found: Found, file: &str) -> Result<(Layer, Vec<String>), ProfileEr
     let document = parse_file(file, &text)?;
     let violations = schema::check(&own_schema(), &document.value, &mut Vec::new())
         .map_err(|error| Fault::new(file, error.to_string()))?;
-    let faults = violations.iter().map(|violation| super::violation_fault(violation, file, Some(&text))).collect();
+    let faults = violations
+        .iter()
+        .map(|violation| super::violation_fault(violation, file, Some(&text)))
+        .collect();
     Faults::check(faults).map_err(ProfileError::Invalid)?;
-    let spec = |key: &str| document.value.get("spec").and_then(|spec| spec.get(key)).cloned().unwrap_or(Value::Null);
-    let extends = spec("extends").as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
-    let name = crate::object::text_at(&document.value, &["metadata", "name"]).unwrap_or_default().to_owned();
-    let layer =
-        Layer { name, prefix: found.prefix, values: spec("values"), schema: spec("schema"), files: found.files, text };
+    let spec = |key: &str| {
+        document
+            .value
+            .get("spec")
+            .and_then(|spec| spec.get(key))
+            .cloned()
+            .unwrap_or(Value::Null)
+    };
+    let extends = spec("extends")
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
+    let name = crate::object::text_at(&document.value, &["metadata", "name"])
+        .unwrap_or_default()
+        .to_owned();
+    let layer = Layer {
+        name,
+        prefix: found.prefix,
+        values: spec("values"),
+        schema: spec("schema"),
+        files: found.files,
+        text,
+    };
     Ok((layer, extends))
 }
 
@@ -172,7 +227,14 @@ pub(super) fn merged(layers: &[Layer]) -> Result<(Value, Value), ProfileError> {
     let mut faults = Vec::new();
     for layer in layers {
         let file = format!("{}profile.yaml", layer.prefix);
-        check_values(&schema, &layer.values, &["spec", "values"], &file, &layer.text, &mut faults)?;
+        check_values(
+            &schema,
+            &layer.values,
+            &["spec", "values"],
+            &file,
+            &layer.text,
+            &mut faults,
+        )?;
         if !layer.values.is_null() {
             values = schema::merge(&schema, values, &layer.values);
         }

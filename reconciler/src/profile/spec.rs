@@ -64,15 +64,24 @@ impl TryFrom<Value> for Wave {
     type Error = String;
 
     fn try_from(value: Value) -> Result<Self, String> {
-        let wrong = || format!("`{value}` is no wave: expected a number of workloads from 1, or per cent such as 10%");
+        let wrong = || {
+            format!("`{value}` is no wave: expected a number of workloads from 1, or per cent such as 10%")
+        };
         match &value {
             Value::Number(number) => {
                 let count = number.as_u64().filter(|count| *count > 0).ok_or_else(wrong)?;
                 Ok(Self::Count(usize::try_from(count).map_err(|_| wrong())?))
             }
             Value::String(text) => {
-                let percent: u8 = text.strip_suffix('%').and_then(|text| text.parse().ok()).ok_or_else(wrong)?;
-                if (1..=100).contains(&percent) { Ok(Self::Percent(percent)) } else { Err(wrong()) }
+                let percent: u8 = text
+                    .strip_suffix('%')
+                    .and_then(|text| text.parse().ok())
+                    .ok_or_else(wrong)?;
+                if (1..=100).contains(&percent) {
+                    Ok(Self::Percent(percent))
+                } else {
+                    Err(wrong())
+                }
             }
             _ => Err(wrong()),
         }
@@ -84,7 +93,9 @@ impl Wave {
     pub fn reach(self, total: usize) -> usize {
         match self {
             Self::Count(count) => count.min(total),
-            Self::Percent(percent) => (total * usize::from(percent)).div_ceil(100).clamp(1, total.max(1)),
+            Self::Percent(percent) => (total * usize::from(percent))
+                .div_ceil(100)
+                .clamp(1, total.max(1)),
         }
     }
 }
@@ -93,7 +104,12 @@ impl Default for Rollout {
     fn default() -> Self {
         Self {
             // One canary, then ever larger shares: DESIGN's default.
-            waves: vec![Wave::Count(1), Wave::Percent(10), Wave::Percent(50), Wave::Percent(100)],
+            waves: vec![
+                Wave::Count(1),
+                Wave::Percent(10),
+                Wave::Percent(50),
+                Wave::Percent(100),
+            ],
             max_concurrent: None,
             max_unavailable: None,
             gate: None,
@@ -107,7 +123,10 @@ impl MeshSpec {
     pub(super) fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if self.rollout.gate.is_some() {
-            notes.push("spec.rollout.gate is not evaluated by this version: waves wait for readiness alone".to_owned());
+            notes.push(
+                "spec.rollout.gate is not evaluated by this version: waves wait for readiness alone"
+                    .to_owned(),
+            );
         }
         if self.rollout.max_unavailable.is_some() {
             notes.push("spec.rollout.maxUnavailable is not acted upon by this version: each workload's own update strategy and spec.rollout.maxConcurrent bound a wave".to_owned());
@@ -172,47 +191,94 @@ pub(super) fn check(file: &str, text: &str, document: &Document) -> Vec<Fault> {
         Ok(violations) => violations,
         Err(error) => return vec![Fault::new(file, error.to_string())],
     };
-    let mut faults: Vec<_> =
-        violations.iter().map(|violation| super::violation_fault(violation, file, Some(text))).collect();
+    let mut faults: Vec<_> = violations
+        .iter()
+        .map(|violation| super::violation_fault(violation, file, Some(text)))
+        .collect();
     if !faults.is_empty() {
         return faults;
     }
     let wrong = |path: Vec<Step>, target, message: String| {
-        Fault::new(file, message).at(yaml::locate(text, &path, target)).field(yaml::path_text(&path))
+        Fault::new(file, message)
+            .at(yaml::locate(text, &path, target))
+            .field(yaml::path_text(&path))
     };
     let key = |name: &str| Step::Key(name.to_owned());
     let spec = &document.value["spec"];
-    for (index, wave) in spec["rollout"]["waves"].as_array().into_iter().flatten().enumerate() {
+    for (index, wave) in spec["rollout"]["waves"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         if let Err(message) = Wave::try_from(wave.clone()) {
-            faults.push(wrong(vec![key("spec"), key("rollout"), key("waves"), Step::Index(index)], Target::Value, message));
+            faults.push(wrong(
+                vec![key("spec"), key("rollout"), key("waves"), Step::Index(index)],
+                Target::Value,
+                message,
+            ));
         }
     }
-    if let Some(Err(error)) = spec["rollout"]["timeout"].as_str().map(heddle_mesh::duration::parse) {
-        faults.push(wrong(vec![key("spec"), key("rollout"), key("timeout")], Target::Value, error.to_string()));
+    if let Some(Err(error)) = spec["rollout"]["timeout"]
+        .as_str()
+        .map(heddle_mesh::duration::parse)
+    {
+        faults.push(wrong(
+            vec![key("spec"), key("rollout"), key("timeout")],
+            Target::Value,
+            error.to_string(),
+        ));
     }
     let mut seen = std::collections::BTreeSet::new();
     for (index, entry) in spec["injection"].as_array().into_iter().flatten().enumerate() {
         let at = |rest: &[&str]| -> Vec<Step> {
-            [key("spec"), key("injection"), Step::Index(index)].into_iter().chain(rest.iter().map(|k| key(k))).collect()
+            [key("spec"), key("injection"), Step::Index(index)]
+                .into_iter()
+                .chain(rest.iter().map(|k| key(k)))
+                .collect()
         };
         let namespace = entry["namespace"].as_str().unwrap_or_default();
-        if !seen.insert((namespace, entry["workload"]["kind"].as_str(), entry["workload"]["name"].as_str())) {
-            faults.push(wrong(at(&["namespace"]), Target::Value, format!("`{namespace}` is already listed above")));
+        if !seen.insert((
+            namespace,
+            entry["workload"]["kind"].as_str(),
+            entry["workload"]["name"].as_str(),
+        )) {
+            faults.push(wrong(
+                at(&["namespace"]),
+                Target::Value,
+                format!("`{namespace}` is already listed above"),
+            ));
         }
-        if heddle_mesh::NEVER_INJECTED_NAMESPACES.contains(&namespace) || namespace == heddle_mesh::RECONCILER_NAMESPACE {
-            faults.push(wrong(at(&["namespace"]), Target::Value, format!("pods of `{namespace}` are never injected")));
+        if heddle_mesh::NEVER_INJECTED_NAMESPACES.contains(&namespace)
+            || namespace == heddle_mesh::RECONCILER_NAMESPACE
+        {
+            faults.push(wrong(
+                at(&["namespace"]),
+                Target::Value,
+                format!("pods of `{namespace}` are never injected"),
+            ));
         }
-        for name in entry["annotations"].as_object().into_iter().flat_map(|map| map.keys()) {
+        for name in entry["annotations"]
+            .as_object()
+            .into_iter()
+            .flat_map(|map| map.keys())
+        {
             if !INJECTION_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
-                let message = format!("`{name}` is not an injection annotation: expected linkerd.io/… or config.linkerd.io/…");
+                let message = format!(
+                    "`{name}` is not an injection annotation: expected linkerd.io/… or config.linkerd.io/…"
+                );
                 faults.push(wrong(at(&["annotations", name]), Target::Key, message));
             }
         }
-        if let Some(mode) = entry["annotations"][heddle_mesh::annotation::INJECT].as_str() {
-            if !["enabled", "disabled", "ingress"].contains(&mode) {
-                let message = format!("expected enabled, disabled or ingress, found `{mode}`");
-                faults.push(wrong(at(&["annotations", heddle_mesh::annotation::INJECT]), Target::Value, message));
-            }
+        if let Some(mode) = entry["annotations"][heddle_mesh::annotation::INJECT].as_str()
+            && !["enabled", "disabled", "ingress"].contains(&mode)
+        {
+            let message = format!("expected enabled, disabled or ingress, found `{mode}`");
+            faults.push(wrong(
+                at(&["annotations", heddle_mesh::annotation::INJECT]),
+                Target::Value,
+                message,
+            ));
         }
     }
     faults
@@ -220,7 +286,9 @@ pub(super) fn check(file: &str, text: &str, document: &Document) -> Vec<Fault> {
 
 /// The name and the typed spec of a checked document.
 pub(super) fn read(file: &str, value: &Value) -> Result<(String, MeshSpec), Fault> {
-    let name = crate::object::text_at(value, &["metadata", "name"]).unwrap_or_default().to_owned();
+    let name = crate::object::text_at(value, &["metadata", "name"])
+        .unwrap_or_default()
+        .to_owned();
     let mut spec = value.get("spec").cloned().unwrap_or_default();
     // An empty `policies:` line is null; it means the same as no line.
     if let Some(map) = spec.as_object_mut() {

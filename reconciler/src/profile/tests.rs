@@ -1,4 +1,4 @@
-use expect_test::{expect, Expect};
+use expect_test::{Expect, expect};
 use serde_json::json;
 
 use super::*;
@@ -44,7 +44,11 @@ spec:
             "profile.yaml",
             "apiVersion: heddle.dev/v1alpha1\nkind: Profile\nmetadata: {name: ha}\nspec:\n  extends: [core]\n  values: {controller: {replicas: 3}}\n",
         ),
-        ("loop", "profile.yaml", "apiVersion: heddle.dev/v1alpha1\nkind: Profile\nmetadata: {name: loop}\nspec: {extends: [loop]}\n"),
+        (
+            "loop",
+            "profile.yaml",
+            "apiVersion: heddle.dev/v1alpha1\nkind: Profile\nmetadata: {name: loop}\nspec: {extends: [loop]}\n",
+        ),
         (
             "wrong",
             "profile.yaml",
@@ -56,7 +60,10 @@ spec:
 pub(crate) fn tree(mesh: &str) -> MemoryTree {
     MemoryTree::new([
         ("clusters/prod/mesh.yaml", mesh),
-        ("clusters/prod/policies/web.yaml", "apiVersion: policy.linkerd.io/v1beta3\nkind: Server\nmetadata: {name: web, namespace: payments}\nspec: {port: http}\n"),
+        (
+            "clusters/prod/policies/web.yaml",
+            "apiVersion: policy.linkerd.io/v1beta3\nkind: Server\nmetadata: {name: web, namespace: payments}\nspec: {port: http}\n",
+        ),
         (
             "profiles/own/profile.yaml",
             "apiVersion: heddle.dev/v1alpha1\nkind: Profile\nmetadata: {name: own}\nspec:\n  values: {color: red}\n  schema: {properties: {color: {type: string}}}\n",
@@ -65,7 +72,9 @@ pub(crate) fn tree(mesh: &str) -> MemoryTree {
 }
 
 pub(crate) fn mesh_yaml(spec: &str) -> String {
-    format!("apiVersion: heddle.dev/v1alpha1\nkind: MeshProfile\nmetadata: {{name: production}}\nspec:\n{spec}")
+    format!(
+        "apiVersion: heddle.dev/v1alpha1\nkind: MeshProfile\nmetadata: {{name: production}}\nspec:\n{spec}"
+    )
 }
 
 fn check(mesh: &str, expected: Expect) {
@@ -79,7 +88,13 @@ fn check(mesh: &str, expected: Expect) {
 #[test]
 fn profiles_merge_left_to_right_and_values_win() {
     let spec = "  extends: [ha, /profiles/own]\n  values: {identity: {issuer: {certManager: {duration: 48h}}}, color: blue}\n  policies: [./policies]\n";
-    let mesh = load(&tree(&mesh_yaml(spec)), "clusters/prod", &bundled(), &[json!({"proxy": {"logLevel": "info"}})]).unwrap();
+    let mesh = load(
+        &tree(&mesh_yaml(spec)),
+        "clusters/prod",
+        &bundled(),
+        &[json!({"proxy": {"logLevel": "info"}})],
+    )
+    .unwrap();
     assert_eq!(
         mesh.values,
         json!({
@@ -87,14 +102,25 @@ fn profiles_merge_left_to_right_and_values_win() {
             "identity": {"trustDomain": "cluster.local", "issuer": {"certManager": {"duration": "48h"}, "selfSigned": null}},
         })
     );
-    assert_eq!(mesh.layers.iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>(), ["core", "ha", "own"]);
-    assert_eq!(mesh.policies.keys().collect::<Vec<_>>(), ["clusters/prod/policies/web.yaml"]);
+    assert_eq!(
+        mesh.layers
+            .iter()
+            .map(|layer| layer.name.as_str())
+            .collect::<Vec<_>>(),
+        ["core", "ha", "own"]
+    );
+    assert_eq!(
+        mesh.policies.keys().collect::<Vec<_>>(),
+        ["clusters/prod/policies/web.yaml"]
+    );
 }
 
 #[test]
 fn an_unknown_key_is_named_with_its_place_and_the_near_name() {
     check(
-        &mesh_yaml("  extends: [core]\n  values:\n    identity:\n      trustDomian: x\n    controller: {replicas: many}\n"),
+        &mesh_yaml(
+            "  extends: [core]\n  values:\n    identity:\n      trustDomian: x\n    controller: {replicas: many}\n",
+        ),
         expect![[r#"
             clusters/prod/mesh.yaml:9:28: spec.values.controller.replicas: expected integer, found the text `many`
             clusters/prod/mesh.yaml:8:7: spec.values.identity.trustDomian: unknown key `trustDomian` (hint: did you mean `trustDomain`?)"#]],
@@ -111,15 +137,21 @@ fn an_unknown_key_is_named_with_its_place_and_the_near_name() {
 fn a_missing_base_profile_is_named() {
     check(
         &mesh_yaml("  extends: [cor]\n"),
-        expect!["clusters/prod/mesh.yaml:5:13: spec.extends[0]: there is no bundled profile `cor` (hint: did you mean `core`?)"],
+        expect![
+            "clusters/prod/mesh.yaml:5:13: spec.extends[0]: there is no bundled profile `cor` (hint: did you mean `core`?)"
+        ],
     );
     check(
         &mesh_yaml("  extends: [core, ../base]\n"),
-        expect!["clusters/prod/mesh.yaml:5:19: spec.extends[1]: clusters/prod/../base: paths must not contain `..`; a leading `/` names the repository's root"],
+        expect![
+            "clusters/prod/mesh.yaml:5:19: spec.extends[1]: clusters/prod/../base: paths must not contain `..`; a leading `/` names the repository's root"
+        ],
     );
     check(
         &mesh_yaml("  extends: [./base]\n"),
-        expect!["clusters/prod/mesh.yaml:5:13: spec.extends[0]: there is no profile folder `clusters/prod/base`"],
+        expect![
+            "clusters/prod/mesh.yaml:5:13: spec.extends[0]: there is no profile folder `clusters/prod/base`"
+        ],
     );
 }
 
@@ -127,7 +159,9 @@ fn a_missing_base_profile_is_named() {
 fn profiles_that_extend_each_other_in_a_circle_are_refused() {
     check(
         &mesh_yaml("  extends: [loop]\n"),
-        expect!["loop/profile.yaml:4:18: spec.extends[0]: the profiles extend each other in a circle: loop -> loop"],
+        expect![
+            "loop/profile.yaml:4:18: spec.extends[0]: the profiles extend each other in a circle: loop -> loop"
+        ],
     );
 }
 
@@ -135,7 +169,9 @@ fn profiles_that_extend_each_other_in_a_circle_are_refused() {
 fn a_base_profiles_own_mistake_is_found_in_its_file() {
     check(
         &mesh_yaml("  extends: [wrong]\n"),
-        expect!["wrong/profile.yaml:7:18: spec.values.controller.replica: unknown key `replica` (hint: did you mean `replicas`?)"],
+        expect![
+            "wrong/profile.yaml:7:18: spec.values.controller.replica: unknown key `replica` (hint: did you mean `replicas`?)"
+        ],
     );
 }
 
@@ -145,14 +181,22 @@ fn invalid_yaml_is_named_with_its_line() {
         &mesh_yaml("  extends: [core\n  values: {}\n"),
         expect!["clusters/prod/mesh.yaml:6:9: invalid YAML: did not find expected ',' or ']'"],
     );
-    check("", expect!["clusters/prod/mesh.yaml: invalid YAML: the file is empty"]);
-    check("- a\n", expect!["clusters/prod/mesh.yaml:1:1: expected object, found a list"]);
+    check(
+        "",
+        expect!["clusters/prod/mesh.yaml: invalid YAML: the file is empty"],
+    );
+    check(
+        "- a\n",
+        expect!["clusters/prod/mesh.yaml:1:1: expected object, found a list"],
+    );
 }
 
 #[test]
 fn injection_takes_only_injection_annotations() {
     check(
-        &mesh_yaml("  extends: [core]\n  injection:\n    - namespace: kube-system\n      annotations: {linkerd.io/inject: yes-please, other: x}\n  rollout: {waves: [0, 200%], timeout: 1m30s}\n"),
+        &mesh_yaml(
+            "  extends: [core]\n  injection:\n    - namespace: kube-system\n      annotations: {linkerd.io/inject: yes-please, other: x}\n  rollout: {waves: [0, 200%], timeout: 1m30s}\n",
+        ),
         expect![[r#"
             clusters/prod/mesh.yaml:9:21: spec.rollout.waves[0]: `0` is no wave: expected a number of workloads from 1, or per cent such as 10%
             clusters/prod/mesh.yaml:9:24: spec.rollout.waves[1]: `"200%"` is no wave: expected a number of workloads from 1, or per cent such as 10%

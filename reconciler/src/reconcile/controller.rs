@@ -5,11 +5,14 @@ use std::{collections::BTreeMap, time::Duration};
 use futures_util::StreamExt as _;
 use heddle_k8s::mesh::Mesh;
 use heddle_mesh::annotation;
-use kube::{runtime::{watcher, WatchStreamExt as _}, Api, ResourceExt as _};
+use kube::{
+    Api, ResourceExt as _,
+    runtime::{WatchStreamExt as _, watcher},
+};
 use tokio::{sync::watch, task::JoinSet};
 use tracing::{info, warn};
 
-use super::worker::{work, Shared, Told};
+use super::worker::{Shared, Told, work};
 
 /// Asks for a pass now; Flux's own annotation, so that its tools work.
 pub const REQUESTED_AT: &str = "reconcile.fluxcd.io/requestedAt";
@@ -35,7 +38,9 @@ pub async fn run(shared: Shared, watching: watch::Sender<bool>) {
     let mut said = false;
     while shared.cluster.kind("heddle.dev/v1alpha1", "Mesh").await.is_none() {
         if !said {
-            warn!("The CRD meshes.heddle.dev is not installed; waiting for it (hint: heddle install --crds | kubectl apply -f -)");
+            warn!(
+                "The CRD meshes.heddle.dev is not installed; waiting for it (hint: heddle install --crds | kubectl apply -f -)"
+            );
             said = true;
         }
         // Ready all the same: there is nothing to do yet, and nothing wrong with this program.
@@ -66,18 +71,26 @@ pub async fn run(shared: Shared, watching: watch::Sender<bool>) {
             Ok(watcher::Event::Delete(mesh)) => stop(&mesh.name_any(), &mut running),
             Ok(watcher::Event::Init) => listed.clear(),
             Ok(watcher::Event::InitDone) => {
-                let gone: Vec<_> = running.keys().filter(|name| !listed.contains(name)).cloned().collect();
+                let gone: Vec<_> = running
+                    .keys()
+                    .filter(|name| !listed.contains(name))
+                    .cloned()
+                    .collect();
                 gone.iter().for_each(|name| stop(name, &mut running));
                 watching.send_replace(true);
             }
-            Err(error) => warn!(error = %crate::cli::chain(&error), "The watch of Mesh objects broke off; it is begun anew"),
+            Err(error) => {
+                warn!(error = %crate::cli::chain(&error), "The watch of Mesh objects broke off; it is begun anew")
+            }
         }
     }
 }
 
 fn take(shared: &Shared, mesh: &Mesh, running: &mut BTreeMap<String, Running>, tasks: &mut JoinSet<()>) {
     let name = mesh.name_any();
-    if mesh.annotations().get(annotation::RECONCILE).map(String::as_str) == Some("disabled") || mesh.metadata.deletion_timestamp.is_some() {
+    if mesh.annotations().get(annotation::RECONCILE).map(String::as_str) == Some("disabled")
+        || mesh.metadata.deletion_timestamp.is_some()
+    {
         stop(&name, running);
         return;
     }
@@ -90,23 +103,45 @@ fn take(shared: &Shared, mesh: &Mesh, running: &mut BTreeMap<String, Running>, t
     };
     if let Some(worker) = running.get(&name).filter(|worker| !worker.task.is_finished()) {
         // A status of our own writing changes nothing that a worker is told.
-        worker.told.send_if_modified(|old| if *old == told { false } else { *old = told; true });
+        worker.told.send_if_modified(|old| {
+            if *old == told {
+                false
+            } else {
+                *old = told;
+                true
+            }
+        });
         return;
     }
     if running.len() >= MESHES_MAX {
-        warn!(mesh = name, limit = MESHES_MAX, "There are more Mesh objects than one reconciler runs; this one is left alone");
+        warn!(
+            mesh = name,
+            limit = MESHES_MAX,
+            "There are more Mesh objects than one reconciler runs; this one is left alone"
+        );
         return;
     }
     info!(mesh = name, "Following a mesh");
     let (sender, receiver) = watch::channel(told);
     let (ready, ready_receiver) = watch::channel(false);
     let task = tasks.spawn(work(shared.clone(), receiver, ready));
-    running.insert(name, Running { told: sender, ready: ready_receiver, task });
+    running.insert(
+        name,
+        Running {
+            told: sender,
+            ready: ready_receiver,
+            task,
+        },
+    );
 }
 
 fn stop(name: &str, running: &mut BTreeMap<String, Running>) {
     if let Some(worker) = running.remove(name) {
-        info!(mesh = name, was_ready = *worker.ready.borrow(), "No longer following a mesh; what it applied stays");
+        info!(
+            mesh = name,
+            was_ready = *worker.ready.borrow(),
+            "No longer following a mesh; what it applied stays"
+        );
         worker.task.abort();
     }
 }

@@ -1,20 +1,26 @@
 //! Watches the objects that were applied, by their label and metadata alone, and says which have changed since.
 
-use std::{collections::{BTreeMap, BTreeSet}, sync::{Arc, Mutex, PoisonError}};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use futures_util::StreamExt as _;
 use heddle_mesh::label;
 use kube::{
+    Api,
     api::{DynamicObject, ObjectMeta, PartialObjectMeta},
     discovery::ApiResource,
-    runtime::{watcher, WatchStreamExt as _},
-    Api,
+    runtime::{WatchStreamExt as _, watcher},
 };
 use serde_json::Value;
 use tokio::{sync::Notify, task::JoinSet};
 use tracing::debug;
 
-use crate::{cluster::Cluster, object::{self, ObjectId}};
+use crate::{
+    cluster::Cluster,
+    object::{self, ObjectId},
+};
 
 /// What changes when somebody changes an object, and does not when only its status does.
 pub type Mark = u64;
@@ -55,10 +61,18 @@ impl Drift {
             if self.watched.contains(&key) {
                 continue;
             }
-            let Some(kind) = cluster.kind_of(id).await else { continue };
+            let Some(kind) = cluster.kind_of(id).await else {
+                continue;
+            };
             self.watched.insert(key);
             let api = Api::all_with(cluster.client.clone(), &kind.resource);
-            let task = watch_kind(api, kind.resource, self.profile.clone(), self.marks.clone(), self.changed.clone());
+            let task = watch_kind(
+                api,
+                kind.resource,
+                self.profile.clone(),
+                self.marks.clone(),
+                self.changed.clone(),
+            );
             self.tasks.spawn(task);
         }
     }
@@ -73,14 +87,25 @@ impl Drift {
     }
 }
 
-async fn watch_kind(api: Api<PartialObjectMeta<DynamicObject>>, resource: ApiResource, profile: String, marks: Arc<Mutex<Marks>>, changed: Arc<Notify>) {
+async fn watch_kind(
+    api: Api<PartialObjectMeta<DynamicObject>>,
+    resource: ApiResource,
+    profile: String,
+    marks: Arc<Mutex<Marks>>,
+    changed: Arc<Notify>,
+) {
     let config = watcher::Config::default().labels(&format!("{}={profile}", label::PROFILE));
     let stream = watcher(api, config).default_backoff();
     let mut stream = std::pin::pin!(stream);
     let key = (resource.group.clone(), resource.kind.clone());
     let id_of = |object: &PartialObjectMeta<DynamicObject>| {
         let meta = &object.metadata;
-        ObjectId::new(&resource.group, &resource.kind, meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+        ObjectId::new(
+            &resource.group,
+            &resource.kind,
+            meta.namespace.as_deref().unwrap_or_default(),
+            meta.name.as_deref().unwrap_or_default(),
+        )
     };
     let mut fresh = BTreeMap::new();
     while let Some(event) = stream.next().await {
@@ -103,7 +128,8 @@ async fn watch_kind(api: Api<PartialObjectMeta<DynamicObject>>, resource: ApiRes
                 false
             }
             Ok(watcher::Event::InitDone) => {
-                lock.by_id.retain(|id, _| !(id.group == key.0 && id.kind == key.1));
+                lock.by_id
+                    .retain(|id, _| !(id.group == key.0 && id.kind == key.1));
                 lock.by_id.append(&mut fresh);
                 lock.known.insert(key.clone());
                 true
@@ -128,7 +154,13 @@ pub fn of_meta(meta: &ObjectMeta) -> Mark {
         Some(generation) if generation > 0 => format!("g{generation}"),
         _ => format!("r{}", meta.resource_version.as_deref().unwrap_or_default()),
     };
-    mark(&state, meta.uid.as_deref(), &serde_json::json!(meta.labels), &serde_json::json!(meta.annotations), meta.deletion_timestamp.is_some())
+    mark(
+        &state,
+        meta.uid.as_deref(),
+        &serde_json::json!(meta.labels),
+        &serde_json::json!(meta.annotations),
+        meta.deletion_timestamp.is_some(),
+    )
 }
 
 /// The mark of a whole object, as the API server returned it.
@@ -136,21 +168,42 @@ pub fn of_object(object: &Value) -> Mark {
     let meta = object.get("metadata").cloned().unwrap_or_default();
     let state = match meta["generation"].as_i64() {
         Some(generation) if generation > 0 => format!("g{generation}"),
-        _ => format!("r{}", object::text_at(&meta, &["resourceVersion"]).unwrap_or_default()),
+        _ => format!(
+            "r{}",
+            object::text_at(&meta, &["resourceVersion"]).unwrap_or_default()
+        ),
     };
     let field = |key: &str| meta.get(key).cloned().unwrap_or_default();
-    mark(&state, object::text_at(&meta, &["uid"]), &field("labels"), &field("annotations"), !field("deletionTimestamp").is_null())
+    mark(
+        &state,
+        object::text_at(&meta, &["uid"]),
+        &field("labels"),
+        &field("annotations"),
+        !field("deletionTimestamp").is_null(),
+    )
 }
 
 /// The mark of an object of which only annotations count.
 pub fn of_annotations(annotations: Option<&BTreeMap<String, String>>) -> Mark {
-    mark(if annotations.is_some() { "there" } else { "absent" }, None, &Value::Null, &serde_json::json!(annotations), false)
+    mark(
+        if annotations.is_some() { "there" } else { "absent" },
+        None,
+        &Value::Null,
+        &serde_json::json!(annotations),
+        false,
+    )
 }
 
 fn mark(state: &str, uid: Option<&str>, labels: &Value, annotations: &Value, deleting: bool) -> Mark {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     let mut hasher = DefaultHasher::new();
-    let empty = |value: &Value| if value.as_object().is_some_and(|map| map.is_empty()) { String::from("null") } else { value.to_string() };
+    let empty = |value: &Value| {
+        if value.as_object().is_some_and(|map| map.is_empty()) {
+            String::from("null")
+        } else {
+            value.to_string()
+        }
+    };
     (state, uid, empty(labels), empty(annotations), deleting).hash(&mut hasher);
     hasher.finish()
 }
@@ -163,13 +216,23 @@ mod tests {
 
     #[test]
     fn a_status_change_leaves_the_mark_and_a_metadata_change_does_not() {
-        let object = |generation: i64, version: &str, labels: Value| {
-            json!({"metadata": {"uid": "u", "generation": generation, "resourceVersion": version, "labels": labels}})
-        };
-        assert_eq!(of_object(&object(1, "10", json!({}))), of_object(&object(1, "11", json!(null))));
-        assert_ne!(of_object(&object(1, "10", json!({}))), of_object(&object(2, "11", json!({}))));
-        assert_ne!(of_object(&object(1, "10", json!({}))), of_object(&object(1, "11", json!({"a": "b"}))));
-        assert_ne!(of_object(&object(0, "10", json!({}))), of_object(&object(0, "11", json!({}))));
+        let object = |generation: i64, version: &str, labels: Value| json!({"metadata": {"uid": "u", "generation": generation, "resourceVersion": version, "labels": labels}});
+        assert_eq!(
+            of_object(&object(1, "10", json!({}))),
+            of_object(&object(1, "11", json!(null)))
+        );
+        assert_ne!(
+            of_object(&object(1, "10", json!({}))),
+            of_object(&object(2, "11", json!({})))
+        );
+        assert_ne!(
+            of_object(&object(1, "10", json!({}))),
+            of_object(&object(1, "11", json!({"a": "b"})))
+        );
+        assert_ne!(
+            of_object(&object(0, "10", json!({}))),
+            of_object(&object(0, "11", json!({})))
+        );
     }
 
     #[test]

@@ -8,17 +8,22 @@ use k8s_openapi::api::{
     core::v1::{Namespace, Pod},
 };
 use kube::{
+    Api, Client, ResourceExt as _,
     api::PartialObjectMeta,
     runtime::{
-        reflector::{self, store::Writer, ObjectRef, Store},
-        watcher, WatchStreamExt as _,
+        WatchStreamExt as _,
+        reflector::{self, ObjectRef, Store, store::Writer},
+        watcher,
     },
-    Api, Client, ResourceExt as _,
 };
 use tokio::{sync::watch, task::JoinSet};
 use tracing::debug;
 
-use crate::{object::ObjectId, observe::fleet::{Builder, LIVE_PODS}, rollout::Fleet};
+use crate::{
+    object::ObjectId,
+    observe::fleet::{Builder, LIVE_PODS},
+    rollout::Fleet,
+};
 
 /// The caches; they live as long as this.
 pub struct FleetCache {
@@ -47,15 +52,25 @@ impl FleetCache {
         tasks.spawn(keep(writer, full::<DaemonSet>(client), sender.clone()));
         let (pods, writer) = reflector::store();
         let config = watcher::Config::default().fields(LIVE_PODS);
-        let stream = watcher(Api::<PartialObjectMeta<Pod>>::all(client.clone()), config).default_backoff().modify(|pod| {
-            pod.metadata.managed_fields = None;
-            // Of a pod's annotations only the stamp counts, and a large cluster has many pods.
-            if let Some(annotations) = &mut pod.metadata.annotations {
-                annotations.retain(|key, _| key == heddle_inject::STAMP_ANNOTATION);
-            }
-        });
+        let stream = watcher(Api::<PartialObjectMeta<Pod>>::all(client.clone()), config)
+            .default_backoff()
+            .modify(|pod| {
+                pod.metadata.managed_fields = None;
+                // Of a pod's annotations only the stamp counts, and a large cluster has many pods.
+                if let Some(annotations) = &mut pod.metadata.annotations {
+                    annotations.retain(|key, _| key == heddle_inject::STAMP_ANNOTATION);
+                }
+            });
         tasks.spawn(keep(writer, stream, sender));
-        Arc::new(Self { namespaces, deployments, stateful_sets, daemon_sets, pods, changes, _tasks: tasks })
+        Arc::new(Self {
+            namespaces,
+            deployments,
+            stateful_sets,
+            daemon_sets,
+            pods,
+            changes,
+            _tasks: tasks,
+        })
     }
 
     /// The fleet, once all first lists have come in.
@@ -71,7 +86,10 @@ impl FleetCache {
     /// The annotations of a namespace, or of a workload's pod template; `None` when it does not exist.
     pub fn annotations_of(&self, id: &ObjectId) -> Option<BTreeMap<String, String>> {
         let template = |template: Option<&k8s_openapi::api::core::v1::PodTemplateSpec>| {
-            template.and_then(|template| template.metadata.as_ref()).and_then(|meta| meta.annotations.clone()).unwrap_or_default()
+            template
+                .and_then(|template| template.metadata.as_ref())
+                .and_then(|meta| meta.annotations.clone())
+                .unwrap_or_default()
         };
         let reference_name = id.name.as_str();
         match id.kind.as_str() {
@@ -80,15 +98,21 @@ impl FleetCache {
                 Some(found.annotations().clone())
             }
             "Deployment" => {
-                let found = self.deployments.get(&ObjectRef::new(reference_name).within(&id.namespace))?;
+                let found = self
+                    .deployments
+                    .get(&ObjectRef::new(reference_name).within(&id.namespace))?;
                 Some(template(found.spec.as_ref().map(|spec| &spec.template)))
             }
             "StatefulSet" => {
-                let found = self.stateful_sets.get(&ObjectRef::new(reference_name).within(&id.namespace))?;
+                let found = self
+                    .stateful_sets
+                    .get(&ObjectRef::new(reference_name).within(&id.namespace))?;
                 Some(template(found.spec.as_ref().map(|spec| &spec.template)))
             }
             "DaemonSet" => {
-                let found = self.daemon_sets.get(&ObjectRef::new(reference_name).within(&id.namespace))?;
+                let found = self
+                    .daemon_sets
+                    .get(&ObjectRef::new(reference_name).within(&id.namespace))?;
                 Some(template(found.spec.as_ref().map(|spec| &spec.template)))
             }
             _ => None,
@@ -98,18 +122,38 @@ impl FleetCache {
     /// The fleet as it is now.
     pub fn fleet(&self) -> Fleet {
         let mut builder = Builder::default();
-        self.namespaces.state().iter().for_each(|namespace| builder.namespace(namespace));
-        self.deployments.state().iter().for_each(|deployment| builder.deployment(deployment));
-        self.stateful_sets.state().iter().for_each(|set| builder.stateful_set(set));
-        self.daemon_sets.state().iter().for_each(|set| builder.daemon_set(set));
-        self.pods.state().iter().for_each(|pod| builder.pod(&pod.metadata));
+        self.namespaces
+            .state()
+            .iter()
+            .for_each(|namespace| builder.namespace(namespace));
+        self.deployments
+            .state()
+            .iter()
+            .for_each(|deployment| builder.deployment(deployment));
+        self.stateful_sets
+            .state()
+            .iter()
+            .for_each(|set| builder.stateful_set(set));
+        self.daemon_sets
+            .state()
+            .iter()
+            .for_each(|set| builder.daemon_set(set));
+        self.pods
+            .state()
+            .iter()
+            .for_each(|pod| builder.pod(&pod.metadata));
         builder.build()
     }
 }
 
 fn full<K>(client: &Client) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static
 where
-    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + serde::de::DeserializeOwned
+        + std::fmt::Debug
+        + Send
+        + 'static,
     Api<K>: Send,
 {
     watcher(Api::<K>::all(client.clone()), watcher::Config::default())
@@ -117,8 +161,11 @@ where
         .modify(|object| object.meta_mut().managed_fields = None)
 }
 
-async fn keep<K>(writer: Writer<K>, stream: impl Stream<Item = watcher::Result<watcher::Event<K>>>, changes: watch::Sender<u64>)
-where
+async fn keep<K>(
+    writer: Writer<K>,
+    stream: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
+    changes: watch::Sender<u64>,
+) where
     K: kube::Resource<DynamicType = ()> + Clone + 'static,
 {
     let stream = reflector::reflector(writer, stream);

@@ -4,13 +4,18 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use heddle_k8s::mesh::{GitRef, Source};
 use serde_json::Value;
-use tokio::{sync::{watch, Notify}, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tracing::{info, warn};
 
 use crate::{
     cluster::Cluster,
     source::{
-        self, directory, git::{Access, Credentials, GitSource, Reference}, memory::MemoryTree, Limits, Revision, Snapshot, SourceError,
+        self, Limits, Revision, Snapshot, SourceError, directory,
+        git::{Access, Credentials, GitSource, Reference},
+        memory::MemoryTree,
     },
 };
 
@@ -50,7 +55,11 @@ pub struct Followed {
 /// An opened source.
 enum Opened {
     Git(Box<GitSource>),
-    Directory { folder: PathBuf, path: String, watcher: Option<notify::RecommendedWatcher> },
+    Directory {
+        folder: PathBuf,
+        path: String,
+        watcher: Option<notify::RecommendedWatcher>,
+    },
     Inline(Snapshot),
 }
 
@@ -98,8 +107,16 @@ pub async fn follow(followed: Followed, wake: Arc<Notify>, publish: watch::Sende
                 }
             }
         });
-        let pause = if failed { backoff.max(followed.interval.min(BACKOFF_MAX)) } else { followed.interval };
-        backoff = if failed { (backoff * 2).min(BACKOFF_MAX) } else { BACKOFF_MIN };
+        let pause = if failed {
+            backoff.max(followed.interval.min(BACKOFF_MAX))
+        } else {
+            followed.interval
+        };
+        backoff = if failed {
+            (backoff * 2).min(BACKOFF_MAX)
+        } else {
+            BACKOFF_MIN
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = wake.notified() => {}
@@ -113,7 +130,12 @@ struct Found {
 }
 
 /// Asks once, on a thread that may block.
-async fn attempt(opened: Option<Opened>, followed: &Followed, access: Access, wake: &Arc<Notify>) -> (Option<Opened>, Result<Found, SourceError>) {
+async fn attempt(
+    opened: Option<Opened>,
+    followed: &Followed,
+    access: Access,
+    wake: &Arc<Notify>,
+) -> (Option<Opened>, Result<Found, SourceError>) {
     let (followed, wake) = (followed.clone(), wake.clone());
     let task = tokio::task::spawn_blocking(move || {
         let mut opened = match opened {
@@ -130,32 +152,57 @@ async fn attempt(opened: Option<Opened>, followed: &Followed, access: Access, wa
         Ok(done) => done,
         Err(error) => {
             let reason = format!("the attempt broke off: {error}");
-            (None, Err(SourceError::Location { location: "the source".into(), reason }))
+            (
+                None,
+                Err(SourceError::Location {
+                    location: "the source".into(),
+                    reason,
+                }),
+            )
         }
     }
 }
 
 fn open(followed: &Followed, access: Access, wake: &Arc<Notify>) -> Result<Opened, SourceError> {
-    let Source { git, directory, inline } = &followed.source;
+    let Source {
+        git,
+        directory,
+        inline,
+    } = &followed.source;
     if let Some(git) = git {
         let reference = reference(git.reference.as_ref());
-        let source = GitSource::open(&git.url, reference, access, &followed.cache_dir, Limits::default())?;
+        let source = GitSource::open(
+            &git.url,
+            reference,
+            access,
+            &followed.cache_dir,
+            Limits::default(),
+        )?;
         return Ok(Opened::Git(Box::new(source)));
     }
     if let Some(directory) = directory {
         let folder = PathBuf::from(&directory.path);
-        return Ok(Opened::Directory { watcher: watch_folder(&folder, wake), folder, path: source::clean_path(&followed.path)? });
+        return Ok(Opened::Directory {
+            watcher: watch_folder(&folder, wake),
+            folder,
+            path: source::clean_path(&followed.path)?,
+        });
     }
     if let Some(inline) = inline {
         return Ok(Opened::Inline(inline_snapshot(&followed.name, inline)));
     }
-    Err(SourceError::Location { location: "spec.source".into(), reason: "one of git, directory and inline must be given".into() })
+    Err(SourceError::Location {
+        location: "spec.source".into(),
+        reason: "one of git, directory and inline must be given".into(),
+    })
 }
 
 /// What a Mesh's ref means.
 pub fn reference(reference: Option<&GitRef>) -> Reference {
     match reference {
-        Some(GitRef { branch: Some(name), .. }) => Reference::Branch(name.clone()),
+        Some(GitRef {
+            branch: Some(name), ..
+        }) => Reference::Branch(name.clone()),
         Some(GitRef { tag: Some(name), .. }) => Reference::Tag(name.clone()),
         Some(GitRef { commit: Some(id), .. }) => Reference::Commit(id.clone()),
         _ => Reference::Head,
@@ -183,20 +230,42 @@ fn inline_snapshot(name: &str, spec: &serde_json::Map<String, Value>) -> Snapsho
     let text = crate::yaml::print(&document);
     let digest = format!("sha256:{}", crate::object::digest(text.as_bytes()));
     let tree = MemoryTree::new([("mesh.yaml", text.as_str())]);
-    Snapshot { revision: Revision { name: "inline".into(), digest }, tree: Arc::new(tree) }
+    Snapshot {
+        revision: Revision {
+            name: "inline".into(),
+            digest,
+        },
+        tree: Arc::new(tree),
+    }
 }
 
 fn ask(opened: &mut Opened) -> Result<Found, SourceError> {
     match opened {
         Opened::Git(source) => {
             let fetched = source.fetch_blocking()?;
-            Ok(Found { snapshot: fetched.snapshot, rewritten_from: fetched.rewritten_from })
+            Ok(Found {
+                snapshot: fetched.snapshot,
+                rewritten_from: fetched.rewritten_from,
+            })
         }
-        Opened::Directory { folder, path, watcher } => {
-            debug_assert!(watcher.is_some() || watcher.is_none(), "kept alive beside the folder");
-            Ok(Found { snapshot: directory::snapshot(folder, path, Limits::default())?, rewritten_from: None })
+        Opened::Directory {
+            folder,
+            path,
+            watcher,
+        } => {
+            debug_assert!(
+                watcher.is_some() || watcher.is_none(),
+                "kept alive beside the folder"
+            );
+            Ok(Found {
+                snapshot: directory::snapshot(folder, path, Limits::default())?,
+                rewritten_from: None,
+            })
         }
-        Opened::Inline(snapshot) => Ok(Found { snapshot: snapshot.clone(), rewritten_from: None }),
+        Opened::Inline(snapshot) => Ok(Found {
+            snapshot: snapshot.clone(),
+            rewritten_from: None,
+        }),
     }
 }
 
@@ -206,19 +275,33 @@ fn ask(opened: &mut Opened) -> Result<Found, SourceError> {
 /// A Secret that cannot be read or holds none of the known keys.
 pub async fn access(cluster: &Cluster, source: &Source, namespace: &str) -> Result<Access, String> {
     use k8s_openapi::api::core::v1::Secret;
-    let Some(reference) = source.git.as_ref().and_then(|git| git.secret_ref.as_ref()) else { return Ok(Access::default()) };
+    let Some(reference) = source.git.as_ref().and_then(|git| git.secret_ref.as_ref()) else {
+        return Ok(Access::default());
+    };
     let api: kube::Api<Secret> = kube::Api::namespaced(cluster.client.clone(), namespace);
     let name = format!("Secret {namespace}/{}", reference.name);
-    let secret = api.get(&reference.name).await.map_err(|error| format!("{name} cannot be read: {}", crate::cli::chain(&error)))?;
+    let secret = api
+        .get(&reference.name)
+        .await
+        .map_err(|error| format!("{name} cannot be read: {}", crate::cli::chain(&error)))?;
     let text = |key: &str| {
         let bytes = secret.data.as_ref()?.get(key)?;
-        String::from_utf8(bytes.0.clone()).ok().map(|text| text.trim_end_matches(['\r', '\n']).to_owned())
+        String::from_utf8(bytes.0.clone())
+            .ok()
+            .map(|text| text.trim_end_matches(['\r', '\n']).to_owned())
     };
     let credentials = match (text("bearerToken"), text("username"), text("password")) {
         (Some(token), ..) => Some(Credentials::Bearer(token)),
         (None, Some(username), Some(password)) => Some(Credentials::Basic { username, password }),
         (None, None, None) if text("ca.crt").is_some() => None,
-        _ => return Err(format!("{name} must hold username and password, or bearerToken, or ca.crt")),
+        _ => {
+            return Err(format!(
+                "{name} must hold username and password, or bearerToken, or ca.crt"
+            ));
+        }
     };
-    Ok(Access { credentials, ca_pem: text("ca.crt") })
+    Ok(Access {
+        credentials,
+        ca_pem: text("ca.crt"),
+    })
 }

@@ -18,36 +18,68 @@ use crate::{
 pub(super) fn object(mut body: Value, origin: Origin) -> Result<Object, Fault> {
     let fault = |message: String| {
         let fault = Fault::new(&origin.file, message);
-        if origin.rendered { fault } else { fault.line(origin.line) }
+        if origin.rendered {
+            fault
+        } else {
+            fault.line(origin.line)
+        }
     };
     let Some(map) = body.as_object() else {
-        return Err(fault(format!("document at {}: expected an object with apiVersion and kind", line(&origin))));
+        return Err(fault(format!(
+            "document at {}: expected an object with apiVersion and kind",
+            line(&origin)
+        )));
     };
-    let text = |key: &str| map.get(key).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
+    let text = |key: &str| {
+        map.get(key)
+            .and_then(Value::as_str)
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
+    };
     let Some(kind) = text("kind") else {
-        return Err(fault(format!("document at {}: `kind` is missing or not text", line(&origin))).field("kind"));
+        return Err(fault(format!(
+            "document at {}: `kind` is missing or not text",
+            line(&origin)
+        ))
+        .field("kind"));
     };
-    let name = object::text_at(&body, &["metadata", "name"]).unwrap_or_default().to_owned();
-    let namespace = object::text_at(&body, &["metadata", "namespace"]).unwrap_or_default().to_owned();
+    let name = object::text_at(&body, &["metadata", "name"])
+        .unwrap_or_default()
+        .to_owned();
+    let namespace = object::text_at(&body, &["metadata", "namespace"])
+        .unwrap_or_default()
+        .to_owned();
     let about = |fault: Fault| fault.object(format!("{kind} {name}").trim_end());
     let Some(api_version) = text("apiVersion") else {
-        return Err(about(fault("`apiVersion` is missing or not text".to_owned()).field("apiVersion")));
+        return Err(about(
+            fault("`apiVersion` is missing or not text".to_owned()).field("apiVersion"),
+        ));
     };
     if kind == "List" {
-        return Err(about(fault("lists are not taken apart".to_owned())).hint("write the items as documents of their own"));
+        return Err(about(fault("lists are not taken apart".to_owned()))
+            .hint("write the items as documents of their own"));
     }
     if api_version.starts_with("heddle.dev/") && (kind == "MeshProfile" || kind == "Profile") {
-        return Err(about(fault("a profile is no object of the cluster".to_owned())).hint("keep it out of the policies folder"));
+        return Err(about(fault("a profile is no object of the cluster".to_owned()))
+            .hint("keep it out of the policies folder"));
     }
     if object::at(&body, &["metadata", "generateName"]).is_some() {
-        let fault = fault("generateName gives another object on every apply".to_owned()).field("metadata.generateName");
+        let fault = fault("generateName gives another object on every apply".to_owned())
+            .field("metadata.generateName");
         return Err(about(fault).hint("give metadata.name"));
     }
     if name.is_empty() {
-        return Err(about(fault("the object has no name".to_owned()).field("metadata.name")));
+        return Err(about(
+            fault("the object has no name".to_owned()).field("metadata.name"),
+        ));
     }
-    if name.len() > 253 || name.contains(['/', '%']) || name.chars().any(|char| char.is_whitespace() || char.is_control()) {
-        return Err(about(fault(format!("`{name}` is no name of an object")).field("metadata.name")));
+    if name.len() > 253
+        || name.contains(['/', '%'])
+        || name.chars().any(|char| char.is_whitespace() || char.is_control())
+    {
+        return Err(about(
+            fault(format!("`{name}` is no name of an object")).field("metadata.name"),
+        ));
     }
     if let Some(wrong) = not_text(&body) {
         return Err(about(fault("expected text".to_owned()).field(wrong)).hint("put quotes around the value"));
@@ -55,28 +87,49 @@ pub(super) fn object(mut body: Value, origin: Origin) -> Result<Object, Fault> {
     let group = object::group_of(&api_version);
     let id = ObjectId::new(group, &kind, &namespace, &name);
     if let Some(field) = private_key(&id, &body) {
-        let fault = fault("a private key has no place in Git".to_owned()).field(field).object(&id);
-        return Err(fault.hint("let cert-manager or the cluster make the key; remove it from the repository's history"));
+        let fault = fault("a private key has no place in Git".to_owned())
+            .field(field)
+            .object(&id);
+        return Err(fault
+            .hint("let cert-manager or the cluster make the key; remove it from the repository's history"));
     }
     let mut requires_crd = None;
-    if let Some(annotations) = body.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
-        requires_crd = annotations.get(annotation::REQUIRES_CRD).and_then(Value::as_str).map(str::to_owned);
+    if let Some(annotations) = body
+        .pointer_mut("/metadata/annotations")
+        .and_then(Value::as_object_mut)
+    {
+        requires_crd = annotations
+            .get(annotation::REQUIRES_CRD)
+            .and_then(Value::as_str)
+            .map(str::to_owned);
         annotations.retain(|key, _| !super::is_private_annotation(key));
-        if annotations.is_empty() {
-            if let Some(meta) = body.pointer_mut("/metadata").and_then(Value::as_object_mut) {
-                meta.remove("annotations");
-            }
+        if annotations.is_empty()
+            && let Some(meta) = body.pointer_mut("/metadata").and_then(Value::as_object_mut)
+        {
+            meta.remove("annotations");
         }
     }
     if let Some(meta) = body.pointer_mut("/metadata").and_then(Value::as_object_mut) {
         meta.retain(|key, value| !(key == "creationTimestamp" && value.is_null()));
     }
     let stage = Stage::of(&id);
-    Ok(Object { id, api_version, body, origin, stage, partial: false, requires_crd })
+    Ok(Object {
+        id,
+        api_version,
+        body,
+        origin,
+        stage,
+        partial: false,
+        requires_crd,
+    })
 }
 
 fn line(origin: &Origin) -> String {
-    format!("{}line {}", if origin.rendered { "rendered " } else { "" }, origin.line)
+    format!(
+        "{}line {}",
+        if origin.rendered { "rendered " } else { "" },
+        origin.line
+    )
 }
 
 /// The first label or annotation whose value is not text: `port: 80` unquoted is the classic.
@@ -105,7 +158,9 @@ fn private_key(id: &ObjectId, body: &Value) -> Option<String> {
     for field in ["data", "stringData", "binaryData"] {
         for (key, value) in body.get(field).and_then(Value::as_object).into_iter().flatten() {
             let text = value.as_str().unwrap_or_default();
-            let decoded = base64::engine::general_purpose::STANDARD.decode(text.trim()).unwrap_or_default();
+            let decoded = base64::engine::general_purpose::STANDARD
+                .decode(text.trim())
+                .unwrap_or_default();
             if is_key(text) || is_key(&String::from_utf8_lossy(&decoded)) {
                 return Some(format!("{field}[{key}]"));
             }
@@ -137,8 +192,16 @@ const CLUSTER_SCOPED: [(&str, &str); 17] = [
 ];
 
 /// Groups whose other kinds are all namespaced.
-const NAMESPACED_GROUPS: [&str; 8] =
-    ["", "apps", "batch", "policy", "rbac.authorization.k8s.io", "cert-manager.io", "gateway.networking.k8s.io", "monitoring.coreos.com"];
+const NAMESPACED_GROUPS: [&str; 8] = [
+    "",
+    "apps",
+    "batch",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "cert-manager.io",
+    "gateway.networking.k8s.io",
+    "monitoring.coreos.com",
+];
 
 /// Checks that namespaced objects name a namespace; takes a stray one off cluster-scoped objects as the API server does.
 pub(super) fn scopes(objects: &mut [Object], faults: &mut Vec<Fault>) {
@@ -157,17 +220,28 @@ pub(super) fn scopes(objects: &mut [Object], faults: &mut Vec<Fault>) {
         let namespaced = if CLUSTER_SCOPED.contains(&(key.0.as_str(), key.1.as_str())) {
             Some(false)
         } else {
-            rendered.get(&key).copied().or_else(|| NAMESPACED_GROUPS.contains(&key.0.as_str()).then_some(true))
+            rendered
+                .get(&key)
+                .copied()
+                .or_else(|| NAMESPACED_GROUPS.contains(&key.0.as_str()).then_some(true))
         };
         match namespaced {
             Some(true) if object.id.namespace.is_empty() => {
                 let fault = Fault::new(&object.origin.file, "the object has no namespace").object(&object.id);
-                let fault = if object.origin.rendered { fault } else { fault.line(object.origin.line) };
+                let fault = if object.origin.rendered {
+                    fault
+                } else {
+                    fault.line(object.origin.line)
+                };
                 faults.push(fault.field("metadata.namespace").hint("give metadata.namespace"));
             }
             Some(false) if !object.id.namespace.is_empty() => {
                 object.id.namespace.clear();
-                if let Some(meta) = object.body.pointer_mut("/metadata").and_then(Value::as_object_mut) {
+                if let Some(meta) = object
+                    .body
+                    .pointer_mut("/metadata")
+                    .and_then(Value::as_object_mut)
+                {
                     meta.remove("namespace");
                 }
             }

@@ -1,12 +1,18 @@
 //! A folder on disk as a source. Its revision is the SHA-256 of its files' names and contents, so that touching a file
 //! without changing it is no new revision.
 
-use std::{fs, path::{Path, PathBuf}, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    clean_path, limits::{refused, Budget}, memory::MemoryTree, Files, Limits, Revision, Snapshot, SourceError, Tree,
+    Files, Limits, Revision, Snapshot, SourceError, Tree, clean_path,
+    limits::{Budget, refused},
+    memory::MemoryTree,
 };
 
 /// Reads what lies under `path` of the folder. Names that begin with a dot (`.git`, the `..data` of mounted ConfigMaps)
@@ -24,9 +30,20 @@ pub fn snapshot(folder: &Path, path: &str, limits: Limits) -> Result<Snapshot, S
         hash.update((bytes.len() as u64).to_be_bytes());
         hash.update(bytes);
     }
-    let revision = Revision { name: String::new(), digest: format!("sha256:{}", hex::encode(hash.finalize())) };
-    let tree = DirectoryTree { root, prefix: path.to_owned(), files: MemoryTree(files), limits };
-    Ok(Snapshot { revision, tree: Arc::new(tree) })
+    let revision = Revision {
+        name: String::new(),
+        digest: format!("sha256:{}", hex::encode(hash.finalize())),
+    };
+    let tree = DirectoryTree {
+        root,
+        prefix: path.to_owned(),
+        files: MemoryTree(files),
+        limits,
+    };
+    Ok(Snapshot {
+        revision,
+        tree: Arc::new(tree),
+    })
 }
 
 /// What lay under the path when the snapshot was taken; the rest of the folder, which only profiles elsewhere in the
@@ -41,8 +58,13 @@ struct DirectoryTree {
 impl Tree for DirectoryTree {
     fn files(&self, path: &str) -> Result<Files, SourceError> {
         let path = clean_path(path)?;
-        let inside = self.prefix.is_empty() || path == self.prefix || path.starts_with(&format!("{}/", self.prefix));
-        if inside { self.files.files(&path) } else { read(&self.root, &path, self.limits) }
+        let inside =
+            self.prefix.is_empty() || path == self.prefix || path.starts_with(&format!("{}/", self.prefix));
+        if inside {
+            self.files.files(&path)
+        } else {
+            read(&self.root, &path, self.limits)
+        }
     }
 }
 
@@ -53,7 +75,10 @@ fn read(root: &Path, path: &str, limits: Limits) -> Result<Files, SourceError> {
     for part in path.split('/').filter(|part| !part.is_empty()) {
         at.push(part);
         let Ok(meta) = fs::symlink_metadata(&at) else {
-            return Err(SourceError::NotFound { path: path.to_owned(), revision: root.display().to_string() });
+            return Err(SourceError::NotFound {
+                path: path.to_owned(),
+                revision: root.display().to_string(),
+            });
         };
         if meta.is_symlink() && mounted_key(root, &at).is_none() {
             return Err(refused(path, "symlinks are not followed"));
@@ -78,16 +103,23 @@ fn walk(
     files: &mut Files,
 ) -> Result<(), SourceError> {
     budget.enter(prefix, depth)?;
-    let mut entries: Vec<_> =
-        fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(|source| io(folder, source))?;
+    let mut entries: Vec<_> = fs::read_dir(folder)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|source| io(folder, source))?;
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         let name = entry.file_name();
-        let Some(name) = name.to_str() else { return Err(refused(prefix, "a file name is not UTF-8")) };
+        let Some(name) = name.to_str() else {
+            return Err(refused(prefix, "a file name is not UTF-8"));
+        };
         if name.starts_with('.') {
             continue;
         }
-        let path = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
+        let path = if prefix.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{prefix}/{name}")
+        };
         let on_disk = entry.path();
         let mut kind = entry.file_type().map_err(|source| io(&on_disk, source))?;
         if kind.is_symlink() {
@@ -96,7 +128,9 @@ fn walk(
         if kind.is_dir() {
             walk(root, &on_disk, &path, depth + 1, budget, files)?;
         } else if kind.is_file() {
-            let size = fs::metadata(&on_disk).map_err(|source| io(&on_disk, source))?.len();
+            let size = fs::metadata(&on_disk)
+                .map_err(|source| io(&on_disk, source))?
+                .len();
             budget.file(&path, usize::try_from(size).unwrap_or(usize::MAX))?;
             let bytes = fs::read(&on_disk).map_err(|source| io(&on_disk, source))?;
             files.insert(path, Arc::from(bytes));
@@ -112,11 +146,17 @@ fn mounted_key(root: &Path, link: &Path) -> Option<fs::FileType> {
         return None;
     }
     let real = link.canonicalize().ok().filter(|real| real.starts_with(root))?;
-    fs::metadata(real).ok().map(|meta| meta.file_type()).filter(fs::FileType::is_file)
+    fs::metadata(real)
+        .ok()
+        .map(|meta| meta.file_type())
+        .filter(fs::FileType::is_file)
 }
 
 fn io(path: &Path, source: std::io::Error) -> SourceError {
-    SourceError::Folder { path: PathBuf::from(path).display().to_string(), source }
+    SourceError::Folder {
+        path: PathBuf::from(path).display().to_string(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -131,10 +171,19 @@ mod tests {
         fs::write(folder.path().join(".hidden"), "x").unwrap();
         let first = snapshot(folder.path(), "", Limits::default()).unwrap();
         fs::write(folder.path().join("a/mesh.yaml"), "x: 1\n").unwrap();
-        assert_eq!(snapshot(folder.path(), "", Limits::default()).unwrap().revision, first.revision);
-        assert_eq!(first.tree.files("").unwrap().keys().collect::<Vec<_>>(), ["a/mesh.yaml"]);
+        assert_eq!(
+            snapshot(folder.path(), "", Limits::default()).unwrap().revision,
+            first.revision
+        );
+        assert_eq!(
+            first.tree.files("").unwrap().keys().collect::<Vec<_>>(),
+            ["a/mesh.yaml"]
+        );
         fs::write(folder.path().join("a/mesh.yaml"), "x: 2\n").unwrap();
-        assert_ne!(snapshot(folder.path(), "", Limits::default()).unwrap().revision, first.revision);
+        assert_ne!(
+            snapshot(folder.path(), "", Limits::default()).unwrap().revision,
+            first.revision
+        );
     }
 
     #[test]
@@ -145,7 +194,15 @@ mod tests {
         fs::write(data.join("mesh.yaml"), "x: 1\n").unwrap();
         std::os::unix::fs::symlink("..2026", folder.path().join("..data")).unwrap();
         std::os::unix::fs::symlink("..data/mesh.yaml", folder.path().join("mesh.yaml")).unwrap();
-        assert_eq!(snapshot(folder.path(), "", Limits::default()).unwrap().tree.files("mesh.yaml").unwrap().len(), 1);
+        assert_eq!(
+            snapshot(folder.path(), "", Limits::default())
+                .unwrap()
+                .tree
+                .files("mesh.yaml")
+                .unwrap()
+                .len(),
+            1
+        );
         std::os::unix::fs::symlink("/etc/passwd", folder.path().join("x.yaml")).unwrap();
         let error = snapshot(folder.path(), "", Limits::default()).unwrap_err();
         assert_eq!(error.to_string(), "x.yaml: symlinks are not followed");

@@ -10,7 +10,12 @@ pub struct MemoryTree(pub Files);
 
 impl MemoryTree {
     pub fn new<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        Self(files.into_iter().map(|(path, text)| (path.to_owned(), Arc::from(text.as_bytes()))).collect())
+        Self(
+            files
+                .into_iter()
+                .map(|(path, text)| (path.to_owned(), Arc::from(text.as_bytes())))
+                .collect(),
+        )
     }
 }
 
@@ -24,7 +29,10 @@ impl Tree for MemoryTree {
             .map(|(file, bytes)| (file.clone(), bytes.clone()))
             .collect();
         if found.is_empty() {
-            return Err(SourceError::NotFound { path: path.to_owned(), revision: "the files given".to_owned() });
+            return Err(SourceError::NotFound {
+                path: path.to_owned(),
+                revision: "the files given".to_owned(),
+            });
         }
         Ok(found)
     }
