@@ -20,10 +20,20 @@ pub(crate) struct Common {
     #[arg(long, global = true, env = "HEDDLE_LOG_FORMAT", default_value = "plain")]
     pub(crate) log_format: log::Format,
     /// The cluster's DNS domain
-    #[arg(long, global = true, env = "HEDDLE_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    #[arg(
+        long,
+        global = true,
+        env = "HEDDLE_CLUSTER_DOMAIN",
+        default_value = "cluster.local"
+    )]
     pub(crate) cluster_domain: String,
     /// The mesh's trust domain
-    #[arg(long, global = true, env = "HEDDLE_IDENTITY_TRUST_DOMAIN", default_value = "cluster.local")]
+    #[arg(
+        long,
+        global = true,
+        env = "HEDDLE_IDENTITY_TRUST_DOMAIN",
+        default_value = "cluster.local"
+    )]
     pub(crate) identity_trust_domain: TrustDomain,
     /// Namespace of the control plane
     #[arg(long, global = true, env = "HEDDLE_CONTROL_NAMESPACE", default_value = CONTROL_NAMESPACE)]
@@ -37,7 +47,12 @@ pub(crate) struct Common {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Destination {
     /// Address of the gRPC service; absent, with --loopback-addr given: loopback alone is served, without an identity
-    #[arg(long, env = "HEDDLE_LISTEN_ADDR", default_value_if("loopback_addr", clap::builder::ArgPredicate::IsPresent, None), default_value = "0.0.0.0:8086")]
+    #[arg(
+        long,
+        env = "HEDDLE_LISTEN_ADDR",
+        default_value_if("loopback_addr", clap::builder::ArgPredicate::IsPresent, None),
+        default_value = "0.0.0.0:8086"
+    )]
     listen_addr: Option<SocketAddr>,
     /// Address of a gRPC listener without TLS, on loopback only; off when absent
     #[arg(long, env = "HEDDLE_LOOPBACK_ADDR", value_parser = loopback)]
@@ -55,7 +70,12 @@ pub(crate) struct Destination {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Policy {
     /// Address of the gRPC service; absent, with --loopback-addr given: loopback alone is served, without an identity
-    #[arg(long, env = "HEDDLE_LISTEN_ADDR", default_value_if("loopback_addr", clap::builder::ArgPredicate::IsPresent, None), default_value = "0.0.0.0:8090")]
+    #[arg(
+        long,
+        env = "HEDDLE_LISTEN_ADDR",
+        default_value_if("loopback_addr", clap::builder::ArgPredicate::IsPresent, None),
+        default_value = "0.0.0.0:8090"
+    )]
     listen_addr: Option<SocketAddr>,
     /// Address of a gRPC listener without TLS, on loopback only; off when absent
     #[arg(long, env = "HEDDLE_LOOPBACK_ADDR", value_parser = loopback)]
@@ -91,16 +111,32 @@ pub(crate) struct All {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct IdentityArgs {
     /// Address of the identity service
-    #[arg(long, env = "HEDDLE_IDENTITY_ADDR", default_value = "linkerd-identity-headless.linkerd.svc.cluster.local.:8080")]
+    #[arg(
+        long,
+        env = "HEDDLE_IDENTITY_ADDR",
+        default_value = "linkerd-identity-headless.linkerd.svc.cluster.local.:8080"
+    )]
     pub(crate) identity_addr: ControlAddr,
     /// Service account that the identity service runs as
-    #[arg(long, env = "HEDDLE_IDENTITY_SERVICE_ACCOUNT", default_value = "linkerd-identity")]
+    #[arg(
+        long,
+        env = "HEDDLE_IDENTITY_SERVICE_ACCOUNT",
+        default_value = "linkerd-identity"
+    )]
     pub(crate) identity_service_account: String,
     /// File of this process' service-account token for the identity service
-    #[arg(long, env = "HEDDLE_IDENTITY_TOKEN_FILE", default_value = "/var/run/secrets/tokens/linkerd-identity-token")]
+    #[arg(
+        long,
+        env = "HEDDLE_IDENTITY_TOKEN_FILE",
+        default_value = "/var/run/secrets/tokens/linkerd-identity-token"
+    )]
     pub(crate) identity_token_file: PathBuf,
     /// File of the trust anchors (PEM); read again when it changes
-    #[arg(long, env = "HEDDLE_TRUST_ROOTS", default_value = "/var/run/linkerd/identity/trust-roots/ca-bundle.crt")]
+    #[arg(
+        long,
+        env = "HEDDLE_TRUST_ROOTS",
+        default_value = "/var/run/linkerd/identity/trust-roots/ca-bundle.crt"
+    )]
     pub(crate) trust_roots: PathBuf,
     /// Service account that this process runs as; part of its identity
     #[arg(long, env = "HEDDLE_SERVICE_ACCOUNT", default_value = "linkerd-destination")]
@@ -122,13 +158,22 @@ struct Settings {
     )]
     cluster_networks: Vec<IpNet>,
     /// Networks that the kubelet's probes come from
-    #[arg(long, env = "HEDDLE_PROBE_NETWORKS", value_delimiter = ',', default_value = "0.0.0.0/0,::/0")]
+    #[arg(
+        long,
+        env = "HEDDLE_PROBE_NETWORKS",
+        value_delimiter = ',',
+        default_value = "0.0.0.0/0,::/0"
+    )]
     probe_networks: Vec<IpNet>,
     /// Ports that are opaque unless an annotation says otherwise
     #[arg(long, env = "HEDDLE_DEFAULT_OPAQUE_PORTS", default_value_t = port::DEFAULT_OPAQUE.into_iter().collect())]
     default_opaque_ports: PortSet,
     /// Whether meshed pods are reached at their proxy's own port with a transport header
-    #[arg(long, env = "HEDDLE_OUTBOUND_TRANSPORT_MODE", default_value = "transport-header")]
+    #[arg(
+        long,
+        env = "HEDDLE_OUTBOUND_TRANSPORT_MODE",
+        default_value = "transport-header"
+    )]
     outbound_transport_mode: TransportMode,
 }
 
@@ -162,25 +207,72 @@ pub(crate) struct Plan {
 
 impl Destination {
     pub(crate) fn into_plan(self) -> Plan {
-        let Self { listen_addr, loopback_addr, admin_addr, identity, settings } = self;
-        let listen = Listen { tls: listen_addr, loopback: loopback_addr };
-        Plan { destination: Some(listen), policy: None, admin_addr, identity, settings }
+        let Self {
+            listen_addr,
+            loopback_addr,
+            admin_addr,
+            identity,
+            settings,
+        } = self;
+        let listen = Listen {
+            tls: listen_addr,
+            loopback: loopback_addr,
+        };
+        Plan {
+            destination: Some(listen),
+            policy: None,
+            admin_addr,
+            identity,
+            settings,
+        }
     }
 }
 
 impl Policy {
     pub(crate) fn into_plan(self) -> Plan {
-        let Self { listen_addr, loopback_addr, admin_addr, identity, settings } = self;
-        let listen = Listen { tls: listen_addr, loopback: loopback_addr };
-        Plan { destination: None, policy: Some(listen), admin_addr, identity, settings }
+        let Self {
+            listen_addr,
+            loopback_addr,
+            admin_addr,
+            identity,
+            settings,
+        } = self;
+        let listen = Listen {
+            tls: listen_addr,
+            loopback: loopback_addr,
+        };
+        Plan {
+            destination: None,
+            policy: Some(listen),
+            admin_addr,
+            identity,
+            settings,
+        }
     }
 }
 
 impl All {
     pub(crate) fn into_plan(self) -> Plan {
-        let Self { destination_listen_addr, policy_listen_addr, admin_addr, identity, settings } = self;
-        let listen = |addr| Some(Listen { tls: Some(addr), loopback: None });
-        Plan { destination: listen(destination_listen_addr), policy: listen(policy_listen_addr), admin_addr, identity, settings }
+        let Self {
+            destination_listen_addr,
+            policy_listen_addr,
+            admin_addr,
+            identity,
+            settings,
+        } = self;
+        let listen = |addr| {
+            Some(Listen {
+                tls: Some(addr),
+                loopback: None,
+            })
+        };
+        Plan {
+            destination: listen(destination_listen_addr),
+            policy: listen(policy_listen_addr),
+            admin_addr,
+            identity,
+            settings,
+        }
     }
 }
 
@@ -192,8 +284,13 @@ impl Plan {
 
     /// The index's settings.
     pub(crate) fn config(&self, common: &Common) -> Config {
-        let Settings { default_policy, cluster_networks, probe_networks, default_opaque_ports, outbound_transport_mode } =
-            self.settings.clone();
+        let Settings {
+            default_policy,
+            cluster_networks,
+            probe_networks,
+            default_opaque_ports,
+            outbound_transport_mode,
+        } = self.settings.clone();
         Config {
             cluster_domain: common.cluster_domain.clone(),
             control_namespace: common.control_namespace.clone(),
@@ -217,7 +314,9 @@ impl Common {
             Some(path) => {
                 let file = kube::config::Kubeconfig::read_from(path)
                     .with_context(|| format!("failed to read {}", path.display()))?;
-                let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await;
+                let config =
+                    kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
+                        .await;
                 config.with_context(|| format!("{} cannot be used", path.display()))?
             }
         };
@@ -229,15 +328,27 @@ impl Common {
 
     /// The identity of a service account of the control plane.
     pub(crate) fn identity(&self, service_account: &str) -> anyhow::Result<Identity> {
-        let account = ServiceAccountRef { namespace: self.control_namespace.clone(), name: service_account.to_owned() };
+        let account = ServiceAccountRef {
+            namespace: self.control_namespace.clone(),
+            name: service_account.to_owned(),
+        };
         Identity::for_service_account(&account, &self.control_namespace, &self.identity_trust_domain)
-            .with_context(|| format!("service account {service_account} of {} has no valid identity", self.control_namespace))
+            .with_context(|| {
+                format!(
+                    "service account {service_account} of {} has no valid identity",
+                    self.control_namespace
+                )
+            })
     }
 }
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {
     let addr: SocketAddr = text.parse().map_err(|_| "expected IP:PORT".to_owned())?;
-    if addr.ip().is_loopback() { Ok(addr) } else { Err("expected a loopback address".to_owned()) }
+    if addr.ip().is_loopback() {
+        Ok(addr)
+    } else {
+        Err("expected a loopback address".to_owned())
+    }
 }
 
 #[cfg(test)]
@@ -254,7 +365,11 @@ mod tests {
 
     fn listen(flags: &[&str]) -> Listen {
         let words = ["destination"].iter().chain(flags);
-        Cli::parse_from(words).destination.into_plan().destination.expect("the destination service is planned")
+        Cli::parse_from(words)
+            .destination
+            .into_plan()
+            .destination
+            .expect("the destination service is planned")
     }
 
     fn addr(text: &str) -> Option<SocketAddr> {
@@ -278,7 +393,12 @@ mod tests {
 
     #[test]
     fn settings_reach_the_index_and_wrong_ones_do_not() {
-        let flags = ["destination", "--default-policy=deny", "--cluster-networks=10.0.0.0/8,fd00::/8", "--default-opaque-ports=25,9000-9001"];
+        let flags = [
+            "destination",
+            "--default-policy=deny",
+            "--cluster-networks=10.0.0.0/8,fd00::/8",
+            "--default-opaque-ports=25,9000-9001",
+        ];
         let plan = Cli::parse_from(flags).destination.into_plan();
         let common = Common {
             log_level: String::new(),
@@ -289,12 +409,26 @@ mod tests {
             kubeconfig: None,
         };
         let config = plan.config(&common);
-        assert_eq!((config.default_policy, config.cluster_networks.len()), (DefaultPolicy::Deny, 2));
+        assert_eq!(
+            (config.default_policy, config.cluster_networks.len()),
+            (DefaultPolicy::Deny, 2)
+        );
         assert!(config.opaque_ports.contains(9001) && !config.opaque_ports.contains(3306));
-        assert_eq!((config.cluster_domain.as_str(), config.control_namespace.as_str()), ("c.test", "mesh"));
+        assert_eq!(
+            (config.cluster_domain.as_str(), config.control_namespace.as_str()),
+            ("c.test", "mesh")
+        );
         assert!(config.transport_header);
-        for wrong in ["--default-policy=open", "--cluster-networks=10.0.0.0/33", "--default-opaque-ports=web", "--outbound-transport-mode=x"] {
-            assert!(Cli::try_parse_from(["destination", wrong]).is_err(), "{wrong} was taken");
+        for wrong in [
+            "--default-policy=open",
+            "--cluster-networks=10.0.0.0/33",
+            "--default-opaque-ports=web",
+            "--outbound-transport-mode=x",
+        ] {
+            assert!(
+                Cli::try_parse_from(["destination", wrong]).is_err(),
+                "{wrong} was taken"
+            );
         }
     }
 }

@@ -13,7 +13,8 @@ mod target;
 mod tests;
 
 use linkerd2_proxy_api::{
-    destination::destination_server::DestinationServer, inbound::inbound_server_policies_server::InboundServerPoliciesServer,
+    destination::destination_server::DestinationServer,
+    inbound::inbound_server_policies_server::InboundServerPoliciesServer,
     outbound::outbound_policies_server::OutboundPoliciesServer,
 };
 use tokio::sync::watch;
@@ -30,9 +31,14 @@ pub(crate) use self::{destination::Destination, inbound::Inbound, outbound::Outb
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
 
 /// The destination service.
-pub(crate) fn destination(cluster: Cluster, metrics: GrpcMetrics, closed: watch::Receiver<bool>) -> DestinationServer<Destination<Cluster>> {
+pub(crate) fn destination(
+    cluster: Cluster,
+    metrics: GrpcMetrics,
+    closed: watch::Receiver<bool>,
+) -> DestinationServer<Destination<Cluster>> {
     let domain = cluster.config().cluster_domain.clone();
-    DestinationServer::new(Destination::new(cluster, domain, metrics, closed)).max_decoding_message_size(REQUEST_BYTES_MAX)
+    DestinationServer::new(Destination::new(cluster, domain, metrics, closed))
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
 }
 
 /// The policy services, inbound and outbound.
@@ -40,7 +46,10 @@ pub(crate) fn policy(
     cluster: Cluster,
     metrics: GrpcMetrics,
     closed: watch::Receiver<bool>,
-) -> (InboundServerPoliciesServer<Inbound<Cluster>>, OutboundPoliciesServer<Outbound<Cluster>>) {
+) -> (
+    InboundServerPoliciesServer<Inbound<Cluster>>,
+    OutboundPoliciesServer<Outbound<Cluster>>,
+) {
     let domain = cluster.config().cluster_domain.clone();
     let inbound = Inbound::new(cluster.clone(), metrics.clone(), closed.clone());
     let outbound = Outbound::new(cluster, domain, metrics, closed);
@@ -53,7 +62,9 @@ pub(crate) fn policy(
 /// What a proxy is told when there is nothing to watch.
 fn not_found(error: &NotFound) -> Status {
     match error {
-        NotFound::Pod { .. } | NotFound::Service { .. } | NotFound::Address(_) => Status::not_found(error.to_string()),
+        NotFound::Pod { .. } | NotFound::Service { .. } | NotFound::Address(_) => {
+            Status::not_found(error.to_string())
+        }
         NotFound::ExternalName { .. } => Status::invalid_argument(error.to_string()),
     }
 }

@@ -56,19 +56,39 @@ pub(crate) struct Args {
     #[arg(long, env = "HEDDLE_INJECTOR_ADMIN_ADDR", default_value = "0.0.0.0:9995")]
     admin_addr: SocketAddr,
     /// File with the injection settings: key `values` of ConfigMap linkerd-config; read again when it changes
-    #[arg(long, env = "HEDDLE_INJECTOR_CONFIG_FILE", default_value = "/var/run/linkerd/config/values")]
+    #[arg(
+        long,
+        env = "HEDDLE_INJECTOR_CONFIG_FILE",
+        default_value = "/var/run/linkerd/config/values"
+    )]
     config_file: PathBuf,
     /// File of the trust anchors (PEM) that pods are given; read again when it changes
-    #[arg(long, env = "HEDDLE_TRUST_ROOTS", default_value = "/var/run/linkerd/identity/trust-roots/ca-bundle.crt")]
+    #[arg(
+        long,
+        env = "HEDDLE_TRUST_ROOTS",
+        default_value = "/var/run/linkerd/identity/trust-roots/ca-bundle.crt"
+    )]
     trust_roots: PathBuf,
     /// Service by which the API server reaches the webhook
-    #[arg(long, env = "HEDDLE_INJECTOR_SERVICE", default_value = "linkerd-proxy-injector")]
+    #[arg(
+        long,
+        env = "HEDDLE_INJECTOR_SERVICE",
+        default_value = "linkerd-proxy-injector"
+    )]
     service: String,
     /// Secret that the replicas share their serving certificate in
-    #[arg(long, env = "HEDDLE_INJECTOR_SECRET", default_value = "linkerd-proxy-injector-k8s-tls")]
+    #[arg(
+        long,
+        env = "HEDDLE_INJECTOR_SECRET",
+        default_value = "linkerd-proxy-injector-k8s-tls"
+    )]
     secret: String,
     /// MutatingWebhookConfiguration to keep the caBundle of
-    #[arg(long, env = "HEDDLE_INJECTOR_WEBHOOK_CONFIGURATION", default_value = "linkerd-proxy-injector-webhook-config")]
+    #[arg(
+        long,
+        env = "HEDDLE_INJECTOR_WEBHOOK_CONFIGURATION",
+        default_value = "linkerd-proxy-injector-webhook-config"
+    )]
     webhook_configuration: String,
 }
 
@@ -78,13 +98,24 @@ const SETTINGS_RETRY: Duration = Duration::from_secs(2);
 
 /// Runs until told to stop.
 pub(crate) async fn run(args: Args, common: Common) -> anyhow::Result<()> {
-    let Args { listen_addr, admin_addr, config_file, trust_roots, service, secret, webhook_configuration } = args;
+    let Args {
+        listen_addr,
+        admin_addr,
+        config_file,
+        trust_roots,
+        service,
+        secret,
+        webhook_configuration,
+    } = args;
     let shutdown = signal::shutdown().context("failed to install signal handlers")?;
     let client = common.client().await?;
     let mut registry = Registry::default();
     process::register(&mut registry);
     let metrics = Metrics::register(&mut registry);
-    let files = Files { config: config_file, trust_roots };
+    let files = Files {
+        config: config_file,
+        trust_roots,
+    };
 
     let ready = Ready::default();
     let probe = ready.clone();
@@ -160,13 +191,24 @@ impl Parts {
         ready: &Ready,
         tasks: &mut JoinSet<()>,
     ) -> Server {
-        let Self { client, control_namespace, cluster_domain, service, secret, webhook_configuration } = self;
+        let Self {
+            client,
+            control_namespace,
+            cluster_domain,
+            service,
+            secret,
+            webhook_configuration,
+        } = self;
         let settings = Arc::new(ArcSwap::from_pointee(settings));
         tasks.spawn(files.follow(Arc::clone(&settings), metrics.settings_failures.clone()));
 
         let host = format!("{service}.{control_namespace}.svc");
         let names = vec![host.clone(), format!("{host}.{cluster_domain}")];
-        let (keeper, newest) = secret::Keeper::new(Api::namespaced(client.clone(), &control_namespace), &secret, names);
+        let (keeper, newest) = secret::Keeper::new(
+            Api::namespaced(client.clone(), &control_namespace),
+            &secret,
+            names,
+        );
         tasks.spawn(keeper.run());
         let (presented, presenting) = watch::channel(None);
         let (state, bundle) = watch::channel(ca_bundle::State::Unknown);
@@ -194,12 +236,23 @@ impl Parts {
         });
 
         let owners = Arc::new(Owners::new(client.clone()));
-        let (events, worker) = events::channel(client.clone(), Arc::clone(&owners), metrics.events_dropped.clone());
+        let (events, worker) = events::channel(
+            client.clone(),
+            Arc::clone(&owners),
+            metrics.events_dropped.clone(),
+        );
         tasks.spawn(async move {
             worker.run().await;
             std::future::pending().await
         });
-        let admission = Admission { settings, namespaces, client, owners, events, metrics };
+        let admission = Admission {
+            settings,
+            namespaces,
+            client,
+            owners,
+            events,
+            metrics,
+        };
         Server::new(Arc::new(admission), presenting)
     }
 }
@@ -246,8 +299,14 @@ struct Watched {
 }
 
 impl Ready {
-    fn begin(&self, presenting: watch::Receiver<Option<Arc<Serving>>>, bundle: watch::Receiver<ca_bundle::State>) {
-        self.watched.set(Watched { presenting, bundle }).expect("parts are started once");
+    fn begin(
+        &self,
+        presenting: watch::Receiver<Option<Arc<Serving>>>,
+        bundle: watch::Receiver<ca_bundle::State>,
+    ) {
+        self.watched
+            .set(Watched { presenting, bundle })
+            .expect("parts are started once");
     }
 
     /// Namespaces are known, a certificate is presented, and the API server trusts it, if there is a configuration

@@ -76,6 +76,7 @@ async fn run(common: Common, command: Command) -> anyhow::Result<()> {
 
 /// The injector's settings as its defaults and the environment give them.
 fn injector_defaults() -> Result<injector::Args, clap::Error> {
-    let matches = injector::Args::augment_args(clap::Command::new("injector")).try_get_matches_from(["injector"])?;
+    let matches =
+        injector::Args::augment_args(clap::Command::new("injector")).try_get_matches_from(["injector"])?;
     injector::Args::from_arg_matches(&matches)
 }

@@ -30,8 +30,16 @@ pub(crate) struct OpenStream {
 impl GrpcMetrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register("grpc_streams_open", "gRPC streams that are open", metrics.open.clone());
-        registry.register("grpc_updates_sent", "Messages sent on gRPC streams", metrics.updates.clone());
+        registry.register(
+            "grpc_streams_open",
+            "gRPC streams that are open",
+            metrics.open.clone(),
+        );
+        registry.register(
+            "grpc_updates_sent",
+            "Messages sent on gRPC streams",
+            metrics.updates.clone(),
+        );
         metrics
     }
 
@@ -39,7 +47,10 @@ impl GrpcMetrics {
         let method = Method { method };
         let open = self.open.get_or_create(&method).clone();
         open.inc();
-        OpenStream { open, updates: self.updates.get_or_create(&method).clone() }
+        OpenStream {
+            open,
+            updates: self.updates.get_or_create(&method).clone(),
+        }
     }
 }
 
@@ -65,17 +76,41 @@ struct IndexSizes(Cluster);
 
 impl Collector for IndexSizes {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let Sizes { pods, services, slices, servers, endpoint_watches, profile_watches, inbound_watches, outbound_watches } =
-            self.0.sizes();
+        let Sizes {
+            pods,
+            services,
+            slices,
+            servers,
+            endpoint_watches,
+            profile_watches,
+            inbound_watches,
+            outbound_watches,
+        } = self.0.sizes();
         for (name, help, value) in [
             ("index_pods", "Pods in the index", pods),
             ("index_services", "Services in the index", services),
             ("index_endpoint_slices", "EndpointSlices in the index", slices),
             ("index_servers", "Servers in the index", servers),
-            ("index_endpoint_watches", "Services whose endpoints are watched", endpoint_watches),
-            ("index_profile_watches", "Targets whose profiles are watched", profile_watches),
-            ("index_inbound_watches", "Ports whose inbound policies are watched", inbound_watches),
-            ("index_outbound_watches", "Targets whose outbound policies are watched", outbound_watches),
+            (
+                "index_endpoint_watches",
+                "Services whose endpoints are watched",
+                endpoint_watches,
+            ),
+            (
+                "index_profile_watches",
+                "Targets whose profiles are watched",
+                profile_watches,
+            ),
+            (
+                "index_inbound_watches",
+                "Ports whose inbound policies are watched",
+                inbound_watches,
+            ),
+            (
+                "index_outbound_watches",
+                "Targets whose outbound policies are watched",
+                outbound_watches,
+            ),
         ] {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;

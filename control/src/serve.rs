@@ -3,7 +3,10 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
-use heddle_control_index::{Cluster, watcher::{Synced, Watchers}};
+use heddle_control_index::{
+    Cluster,
+    watcher::{Synced, Watchers},
+};
 use heddle_daemon::{Admin, process, report, signal};
 use heddle_tls::{
     CertMetrics, CertifyLoop, Store, TrustBundle,
@@ -56,7 +59,8 @@ pub(crate) async fn run(common: Common, plan: Plan) -> anyhow::Result<()> {
 
     let synced = watchers.synced();
     let (certificate, sync) = (store.as_ref().map(Store::ready), synced.clone());
-    let ready = move || sync.is_synced() && certificate.as_ref().is_none_or(|ready| ready.borrow().is_ready());
+    let ready =
+        move || sync.is_synced() && certificate.as_ref().is_none_or(|ready| ready.borrow().is_ready());
     let admin = Admin::new(plan.admin_addr, registry).ready(ready);
     let admin = admin.spawn().await.context("failed to start the admin server")?;
 
@@ -64,7 +68,14 @@ pub(crate) async fn run(common: Common, plan: Plan) -> anyhow::Result<()> {
     let (closing, closed) = watch::channel(false);
     let mut services = Vec::new();
     if let Some(listen) = plan.destination {
-        services.push((listen, Routes::new(grpc::destination(cluster.clone(), grpc_metrics.clone(), closed.clone()))));
+        services.push((
+            listen,
+            Routes::new(grpc::destination(
+                cluster.clone(),
+                grpc_metrics.clone(),
+                closed.clone(),
+            )),
+        ));
     }
     if let Some(listen) = plan.policy {
         let (inbound, outbound) = grpc::policy(cluster.clone(), grpc_metrics.clone(), closed.clone());
@@ -100,13 +111,22 @@ pub(crate) async fn run(common: Common, plan: Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn listen_all(services: Vec<(Listen, Routes)>, store: Option<Store>, drain: heddle_daemon::Watch) -> anyhow::Result<()> {
+async fn listen_all(
+    services: Vec<(Listen, Routes)>,
+    store: Option<Store>,
+    drain: heddle_daemon::Watch,
+) -> anyhow::Result<()> {
     let mut serving = JoinSet::new();
     for (Listen { tls, loopback }, routes) in services {
-        let limits = Limits { connection_age_max: Some(CONNECTION_AGE_MAX), ..Limits::default() };
+        let limits = Limits {
+            connection_age_max: Some(CONNECTION_AGE_MAX),
+            ..Limits::default()
+        };
         let server = Server::new(routes).limits(limits);
         if let Some(addr) = loopback {
-            let listener = serve::bind(addr).await.context("failed to start the loopback gRPC service")?;
+            let listener = serve::bind(addr)
+                .await
+                .context("failed to start the loopback gRPC service")?;
             let (server, drain) = (server.clone(), drain.clone());
             serving.spawn(async move {
                 if let Err(error) = server.serve_plaintext(listener, drain).await {
@@ -115,7 +135,9 @@ async fn listen_all(services: Vec<(Listen, Routes)>, store: Option<Store>, drain
             });
         }
         if let (Some(addr), Some(store)) = (tls, &store) {
-            let listener = serve::bind(addr).await.context("failed to start the gRPC service")?;
+            let listener = serve::bind(addr)
+                .await
+                .context("failed to start the gRPC service")?;
             serving.spawn(server.serve_tls(listener, store.clone(), drain.clone()));
         }
     }
@@ -132,12 +154,29 @@ async fn wait_for(synced: &Synced) {
 }
 
 /// Starts to obtain this process' certificate, and keeps it and the trust anchors fresh.
-async fn certify(common: &Common, args: &IdentityArgs, registry: &mut Registry, tasks: &mut JoinSet<()>) -> anyhow::Result<Store> {
-    let IdentityArgs { identity_addr, identity_service_account, identity_token_file, trust_roots, service_account } = args;
+async fn certify(
+    common: &Common,
+    args: &IdentityArgs,
+    registry: &mut Registry,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<Store> {
+    let IdentityArgs {
+        identity_addr,
+        identity_service_account,
+        identity_token_file,
+        trust_roots,
+        service_account,
+    } = args;
     let name = common.identity(service_account)?;
     let server_name = common.identity(identity_service_account)?;
     let (store, key) = Store::new(name, first_roots(trust_roots).await).context("failed to set up TLS")?;
-    let certify = CertifyLoop::new(store.clone(), key, identity_addr.clone(), server_name, identity_token_file);
+    let certify = CertifyLoop::new(
+        store.clone(),
+        key,
+        identity_addr.clone(),
+        server_name,
+        identity_token_file,
+    );
     tasks.spawn(certify.metrics(CertMetrics::register(registry)).run());
     tasks.spawn(RootsFile::new(trust_roots).run(store.clone()));
     Ok(store)

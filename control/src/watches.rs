@@ -4,8 +4,8 @@ use gateway_api::apis::standard::{grpcroutes::GrpcRoute, httproutes::HttpRoute a
 use heddle_control_index::watcher::Watchers;
 use heddle_k8s::{
     policy::{
-        AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, HttpRoute, MeshTLSAuthentication, NetworkAuthentication, Server,
-        ServerAuthorization,
+        AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, HttpRoute, MeshTLSAuthentication,
+        NetworkAuthentication, Server, ServerAuthorization,
     },
     service_profile::ServiceProfile,
 };

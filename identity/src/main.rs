@@ -135,7 +135,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     let name = Identity::for_service_account(&account, &control_namespace, &identity_trust_domain)
         .context("--control-namespace and --identity-trust-domain make no valid identity")?;
-    let client = client().await.context("failed to configure the Kubernetes client")?;
+    let client = client()
+        .await
+        .context("failed to configure the Kubernetes client")?;
     let validity = Validity {
         lifetime: issuance_lifetime,
         clock_skew: clock_skew_allowance,

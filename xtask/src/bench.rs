@@ -28,10 +28,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     let (name, packages): (&str, &[&str]) = match name {
         Name::Proxy => {
             packages::ensure(host::BENCH_PACKAGES, Progress::Shown)?;
-            (
-                "proxy",
-                &["heddle-proxy", "heddle-proxy-init"],
-            )
+            ("proxy", &["heddle-proxy", "heddle-proxy-init"])
         }
         Name::Reconcile => ("reconcile", &["heddle-reconciler"]),
     };

@@ -3,12 +3,7 @@
 //! [`Endpoints`] is the same for all clients; [`Endpoints::seen_from`] is what one client, on its node and in its zone,
 //! may use of it. [`Diff`] is how one view becomes the next.
 
-use std::{
-    borrow::Cow,
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use heddle_mesh::Identity;
 
@@ -86,7 +81,12 @@ pub struct ClientLocation {
 impl Endpoints {
     /// A service that does not exist.
     pub fn missing(labels: Labels) -> Self {
-        Self { exists: false, labels, local_only: false, addresses: BTreeMap::new() }
+        Self {
+            exists: false,
+            labels,
+            local_only: false,
+            addresses: BTreeMap::new(),
+        }
     }
 
     /// The endpoints that a client may use.
@@ -98,8 +98,13 @@ impl Endpoints {
             let here = |endpoint: &Endpoint| endpoint.node.is_some() && endpoint.node == client.node;
             return Cow::Owned(self.filtered(here));
         }
-        let Some(zone) = &client.zone else { return Cow::Borrowed(&self.addresses) };
-        let all_hinted = self.addresses.values().all(|endpoint| !endpoint.for_zones.is_empty());
+        let Some(zone) = &client.zone else {
+            return Cow::Borrowed(&self.addresses);
+        };
+        let all_hinted = self
+            .addresses
+            .values()
+            .all(|endpoint| !endpoint.for_zones.is_empty());
         let ours = |endpoint: &Endpoint| endpoint.for_zones.contains(zone);
         if all_hinted && self.addresses.values().any(|endpoint| ours(endpoint)) {
             return Cow::Owned(self.filtered(ours));
@@ -144,10 +149,18 @@ impl Diff {
     pub fn between(old: &Addresses, new: &Addresses) -> Self {
         // Unchanged endpoints share their memory, so the pointer mostly decides.
         let same = |a: &Arc<Endpoint>, b: &Arc<Endpoint>| Arc::ptr_eq(a, b) || a == b;
-        let changed = new.iter().filter(|(addr, endpoint)| !old.get(addr).is_some_and(|known| same(known, endpoint)));
+        let changed = new
+            .iter()
+            .filter(|(addr, endpoint)| !old.get(addr).is_some_and(|known| same(known, endpoint)));
         Self {
-            add: changed.map(|(addr, endpoint)| (*addr, endpoint.clone())).collect(),
-            remove: old.keys().filter(|addr| !new.contains_key(addr)).copied().collect(),
+            add: changed
+                .map(|(addr, endpoint)| (*addr, endpoint.clone()))
+                .collect(),
+            remove: old
+                .keys()
+                .filter(|addr| !new.contains_key(addr))
+                .copied()
+                .collect(),
         }
     }
 
@@ -174,12 +187,23 @@ mod tests {
     }
 
     fn endpoints(local_only: bool, list: &[(&str, Arc<Endpoint>)]) -> Endpoints {
-        let addresses = list.iter().map(|(addr, e)| (addr.parse().expect("an address"), e.clone())).collect();
-        Endpoints { exists: true, labels: Labels::new(), local_only, addresses }
+        let addresses = list
+            .iter()
+            .map(|(addr, e)| (addr.parse().expect("an address"), e.clone()))
+            .collect();
+        Endpoints {
+            exists: true,
+            labels: Labels::new(),
+            local_only,
+            addresses,
+        }
     }
 
     fn client(node: &str, zone: &str) -> ClientLocation {
-        ClientLocation { node: Some(node.into()), zone: Some(zone.into()) }
+        ClientLocation {
+            node: Some(node.into()),
+            zone: Some(zone.into()),
+        }
     }
 
     fn addrs(view: &Addresses) -> Vec<String> {
@@ -188,36 +212,92 @@ mod tests {
 
     #[test]
     fn local_traffic_policy_shows_only_the_clients_own_node() {
-        let all = endpoints(true, &[("10.0.0.1:80", endpoint("n1", "a", &[])), ("10.0.0.2:80", endpoint("n2", "a", &[]))]);
+        let all = endpoints(
+            true,
+            &[
+                ("10.0.0.1:80", endpoint("n1", "a", &[])),
+                ("10.0.0.2:80", endpoint("n2", "a", &[])),
+            ],
+        );
         assert_eq!(addrs(&all.seen_from(&client("n2", "a"))), ["10.0.0.2:80"]);
         assert!(all.seen_from(&ClientLocation::default()).is_empty());
     }
 
     #[test]
     fn topology_hints_hold_only_when_complete_and_matching() {
-        let complete = [("10.0.0.1:80", endpoint("n1", "a", &["a"])), ("10.0.0.2:80", endpoint("n2", "b", &["b"]))];
+        let complete = [
+            ("10.0.0.1:80", endpoint("n1", "a", &["a"])),
+            ("10.0.0.2:80", endpoint("n2", "b", &["b"])),
+        ];
         let all = endpoints(false, &complete);
         assert_eq!(addrs(&all.seen_from(&client("n1", "a"))), ["10.0.0.1:80"]);
-        assert_eq!(all.seen_from(&client("n9", "c")).len(), 2, "a zone without endpoints sees all");
-        let partial = endpoints(false, &[complete[0].clone(), ("10.0.0.2:80", endpoint("n2", "b", &[]))]);
-        assert_eq!(partial.seen_from(&client("n1", "a")).len(), 2, "an endpoint without hints disables them");
+        assert_eq!(
+            all.seen_from(&client("n9", "c")).len(),
+            2,
+            "a zone without endpoints sees all"
+        );
+        let partial = endpoints(
+            false,
+            &[complete[0].clone(), ("10.0.0.2:80", endpoint("n2", "b", &[]))],
+        );
+        assert_eq!(
+            partial.seen_from(&client("n1", "a")).len(),
+            2,
+            "an endpoint without hints disables them"
+        );
     }
 
     #[test]
     fn labels_tell_the_clients_own_zone_from_others() {
         let e = endpoint("n1", "a", &[]);
-        assert_eq!(e.labels_for(&client("n1", "a")).get("zone_locality").map(String::as_str), Some("local"));
-        assert_eq!(e.labels_for(&client("n1", "b")).get("zone_locality").map(String::as_str), Some("remote"));
-        assert_eq!(e.labels_for(&ClientLocation::default()).get("zone_locality").map(String::as_str), Some("unknown"));
+        assert_eq!(
+            e.labels_for(&client("n1", "a"))
+                .get("zone_locality")
+                .map(String::as_str),
+            Some("local")
+        );
+        assert_eq!(
+            e.labels_for(&client("n1", "b"))
+                .get("zone_locality")
+                .map(String::as_str),
+            Some("remote")
+        );
+        assert_eq!(
+            e.labels_for(&ClientLocation::default())
+                .get("zone_locality")
+                .map(String::as_str),
+            Some("unknown")
+        );
     }
 
     #[test]
     fn a_diff_names_what_is_new_changed_and_gone() {
-        let old = endpoints(false, &[("10.0.0.1:80", endpoint("n1", "a", &[])), ("10.0.0.2:80", endpoint("n2", "a", &[]))]);
-        let new = endpoints(false, &[("10.0.0.2:80", endpoint("n3", "a", &[])), ("10.0.0.3:80", endpoint("n3", "a", &[]))]);
+        let old = endpoints(
+            false,
+            &[
+                ("10.0.0.1:80", endpoint("n1", "a", &[])),
+                ("10.0.0.2:80", endpoint("n2", "a", &[])),
+            ],
+        );
+        let new = endpoints(
+            false,
+            &[
+                ("10.0.0.2:80", endpoint("n3", "a", &[])),
+                ("10.0.0.3:80", endpoint("n3", "a", &[])),
+            ],
+        );
         let diff = Diff::between(&old.addresses, &new.addresses);
-        assert_eq!(diff.add.iter().map(|(addr, _)| addr.to_string()).collect::<Vec<_>>(), ["10.0.0.2:80", "10.0.0.3:80"]);
-        assert_eq!(diff.remove.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.1:80"]);
+        assert_eq!(
+            diff.add
+                .iter()
+                .map(|(addr, _)| addr.to_string())
+                .collect::<Vec<_>>(),
+            ["10.0.0.2:80", "10.0.0.3:80"]
+        );
+        assert_eq!(
+            diff.remove.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.0.0.1:80"]
+        );
         assert!(Diff::between(&new.addresses, &new.addresses).is_empty());
     }
 }

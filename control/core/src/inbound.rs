@@ -160,12 +160,16 @@ pub struct RateLimitOverride {
 impl NetworkMatch {
     /// A whole network.
     pub fn whole(net: IpNet) -> Self {
-        Self { net, except: Vec::new() }
+        Self {
+            net,
+            except: Vec::new(),
+        }
     }
 
     /// Every address.
     pub fn all() -> Vec<Self> {
-        let any = |addr: IpAddr| Self::whole(IpNet::new(addr, 0).expect("a prefix of 0 bits fits every address"));
+        let any =
+            |addr: IpAddr| Self::whole(IpNet::new(addr, 0).expect("a prefix of 0 bits fits every address"));
         vec![any(IpAddr::from([0_u8; 4])), any(IpAddr::from([0_u8; 16]))]
     }
 }
@@ -191,7 +195,10 @@ impl<M> InboundRoute<M> {
             meta: Meta::Default("default"),
             hosts: Vec::new(),
             authorizations: Vec::new(),
-            rules: vec![InboundRule { matches: vec![all], filters: Vec::new() }],
+            rules: vec![InboundRule {
+                matches: vec![all],
+                filters: Vec::new(),
+            }],
         }
     }
 }
@@ -203,7 +210,10 @@ mod tests {
     #[test]
     fn identities_are_exact_or_end_in_a_suffix() {
         assert_eq!(IdentityMatch::parse("*"), IdentityMatch::Suffix(vec![]));
-        assert_eq!(IdentityMatch::parse("*.ns.x"), IdentityMatch::Suffix(vec!["ns".into(), "x".into()]));
+        assert_eq!(
+            IdentityMatch::parse("*.ns.x"),
+            IdentityMatch::Suffix(vec!["ns".into(), "x".into()])
+        );
         assert_eq!(IdentityMatch::parse("A.ns."), IdentityMatch::Exact("a.ns".into()));
     }
 }

@@ -216,7 +216,16 @@ impl Distribution {
 impl Backend {
     /// A service's port, with the name that its endpoints are found by.
     pub fn service(service: ResourceRef, cluster_domain: &str) -> Self {
-        let name = format!("{}.{}.svc.{cluster_domain}:{}", service.name, service.namespace, service.port.unwrap_or(80));
-        Self { meta: Meta::Resource(service), target: BackendTarget::Balance(name), filters: Vec::new() }
+        let name = format!(
+            "{}.{}.svc.{cluster_domain}:{}",
+            service.name,
+            service.namespace,
+            service.port.unwrap_or(80)
+        );
+        Self {
+            meta: Meta::Resource(service),
+            target: BackendTarget::Balance(name),
+            filters: Vec::new(),
+        }
     }
 }

@@ -29,10 +29,22 @@ impl DefaultPolicy {
     /// The name as annotations and metric labels write it.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Allow { authenticated_only: false, cluster_only: false } => "all-unauthenticated",
-            Self::Allow { authenticated_only: true, cluster_only: false } => "all-authenticated",
-            Self::Allow { authenticated_only: false, cluster_only: true } => "cluster-unauthenticated",
-            Self::Allow { authenticated_only: true, cluster_only: true } => "cluster-authenticated",
+            Self::Allow {
+                authenticated_only: false,
+                cluster_only: false,
+            } => "all-unauthenticated",
+            Self::Allow {
+                authenticated_only: true,
+                cluster_only: false,
+            } => "all-authenticated",
+            Self::Allow {
+                authenticated_only: false,
+                cluster_only: true,
+            } => "cluster-unauthenticated",
+            Self::Allow {
+                authenticated_only: true,
+                cluster_only: true,
+            } => "cluster-authenticated",
             Self::Deny => "deny",
             Self::Audit => "audit",
         }
@@ -49,7 +61,10 @@ impl FromStr for DefaultPolicy {
     type Err = DefaultPolicyError;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let allow = |authenticated_only, cluster_only| Self::Allow { authenticated_only, cluster_only };
+        let allow = |authenticated_only, cluster_only| Self::Allow {
+            authenticated_only,
+            cluster_only,
+        };
         Ok(match s {
             "all-unauthenticated" => allow(false, false),
             "all-authenticated" => allow(true, false),
@@ -68,8 +83,18 @@ mod tests {
 
     #[test]
     fn every_policy_reads_back_as_it_is_written() {
-        for name in ["all-unauthenticated", "all-authenticated", "cluster-unauthenticated", "cluster-authenticated", "deny", "audit"] {
-            assert_eq!(name.parse::<DefaultPolicy>().expect("a policy's name").name(), name);
+        for name in [
+            "all-unauthenticated",
+            "all-authenticated",
+            "cluster-unauthenticated",
+            "cluster-authenticated",
+            "deny",
+            "audit",
+        ] {
+            assert_eq!(
+                name.parse::<DefaultPolicy>().expect("a policy's name").name(),
+                name
+            );
         }
         assert!("allow".parse::<DefaultPolicy>().is_err());
     }

@@ -41,7 +41,11 @@ pub struct RetryBudget {
 impl Default for RetryBudget {
     /// Linkerd's: one retry for five requests, and at least ten a second.
     fn default() -> Self {
-        Self { ratio: 0.2, min_per_second: 10, ttl: Duration::from_secs(10) }
+        Self {
+            ratio: 0.2,
+            min_per_second: 10,
+            ttl: Duration::from_secs(10),
+        }
     }
 }
 

@@ -131,6 +131,9 @@ pub enum PathModifier {
 impl HttpMatch {
     /// A match of all requests.
     pub fn all() -> Self {
-        Self { path: Some(PathMatch::Prefix("/".to_owned())), ..Self::default() }
+        Self {
+            path: Some(PathMatch::Prefix("/".to_owned())),
+            ..Self::default()
+        }
     }
 }

@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use heddle_control_core::{
     discover::{
-        DiscoverEndpoints, DiscoverInbound, DiscoverOutbound, DiscoverProfiles, NotFound, PodName, ServiceTarget, Target, Watched,
+        DiscoverEndpoints, DiscoverInbound, DiscoverOutbound, DiscoverProfiles, NotFound, PodName,
+        ServiceTarget, Target, Watched,
     },
     endpoints::{ClientLocation, Endpoints},
     inbound::InboundServer,
@@ -82,7 +83,10 @@ impl Cluster {
             inbound: Watches::new(),
             outbound: Watches::new(),
         };
-        Self { config: Arc::new(config), state: Arc::new(RwLock::new(state)) }
+        Self {
+            config: Arc::new(config),
+            state: Arc::new(RwLock::new(state)),
+        }
     }
 
     /// The settings.
@@ -127,11 +131,17 @@ impl Cluster {
 
     /// These are all the objects of their kind. Watchers see one change, not many.
     pub fn reset<K: Tracked>(&self, objects: &[K]) {
-        let new: Vec<(ObjectKey, K::Facts)> = objects.iter().map(|object| (ObjectKey::of(object), object.facts())).collect();
+        let new: Vec<(ObjectKey, K::Facts)> = objects
+            .iter()
+            .map(|object| (ObjectKey::of(object), object.facts()))
+            .collect();
         let mut state = self.state.write();
         let mut dirty = Dirty::default();
         let kept: BTreeSet<&ObjectKey> = new.iter().map(|(key, _)| key).collect();
-        let gone: Vec<ObjectKey> = K::table(&mut state.store).keys().filter(|key| !kept.contains(key)).collect();
+        let gone: Vec<ObjectKey> = K::table(&mut state.store)
+            .keys()
+            .filter(|key| !kept.contains(key))
+            .collect();
         let mut changed = false;
         for key in &gone {
             changed |= take::<K>(&mut state.store, key, &mut dirty);
@@ -147,7 +157,13 @@ impl Cluster {
     /// How large the index is.
     pub fn sizes(&self) -> Sizes {
         let state = self.state.read();
-        let State { store, endpoints, profiles, inbound, outbound } = &*state;
+        let State {
+            store,
+            endpoints,
+            profiles,
+            inbound,
+            outbound,
+        } = &*state;
         Sizes {
             pods: store.pods.len(),
             services: store.services.len(),
@@ -174,21 +190,31 @@ fn put<K: Tracked>(store: &mut Store, key: &ObjectKey, facts: K::Facts, dirty: &
 }
 
 fn take<K: Tracked>(store: &mut Store, key: &ObjectKey, dirty: &mut Dirty) -> bool {
-    let Some(facts) = K::table(store).remove(key) else { return false };
+    let Some(facts) = K::table(store).remove(key) else {
+        return false;
+    };
     K::touch(store, key, &facts, false, dirty);
     true
 }
 
 impl State {
     fn refresh(&mut self, config: &Config, dirty: &Dirty) {
-        let Self { store, endpoints, profiles, inbound, outbound } = self;
+        let Self {
+            store,
+            endpoints,
+            profiles,
+            inbound,
+            outbound,
+        } = self;
         let store = &*store;
         if dirty.any_endpoints() {
             let make = |target: &_, old: &_| Some(endpoints::compute(store, config, target, Some(old)));
             endpoints.refresh(|target| dirty.has_endpoints(target), make);
         }
         if dirty.any_profile() {
-            let make = |(namespace, target): &(String, Target), _: &_| Some(profile::compute(store, config, namespace, target));
+            let make = |(namespace, target): &(String, Target), _: &_| {
+                Some(profile::compute(store, config, namespace, target))
+            };
             profiles.refresh(|(_, target)| dirty.has_profile(target, store), make);
         }
         if dirty.any_inbound() {
@@ -198,7 +224,9 @@ impl State {
             inbound.refresh(|(pod, _)| dirty.has_inbound(pod), make);
         }
         if dirty.any_outbound() {
-            let make = |(namespace, target): &(String, Target), _: &_| outbound::compute(store, config, namespace, target).ok();
+            let make = |(namespace, target): &(String, Target), _: &_| {
+                outbound::compute(store, config, namespace, target).ok()
+            };
             outbound.refresh(|_| true, make);
         }
     }
@@ -218,8 +246,17 @@ impl DiscoverEndpoints for Cluster {
     }
 
     fn locate(&self, node: &str) -> ClientLocation {
-        let zone = self.state.read().store.nodes.find("", node).and_then(|facts| facts.zone.clone());
-        ClientLocation { node: Some(node.into()), zone }
+        let zone = self
+            .state
+            .read()
+            .store
+            .nodes
+            .find("", node)
+            .and_then(|facts| facts.zone.clone());
+        ClientLocation {
+            node: Some(node.into()),
+            zone,
+        }
     }
 }
 
@@ -228,7 +265,9 @@ impl DiscoverProfiles for Cluster {
         let mut state = self.state.write();
         let State { store, profiles, .. } = &mut *state;
         let key = (client_namespace.to_owned(), target.clone());
-        profiles.subscribe(&key, || profile::compute(store, &self.config, client_namespace, target))
+        profiles.subscribe(&key, || {
+            profile::compute(store, &self.config, client_namespace, target)
+        })
     }
 }
 

@@ -33,13 +33,22 @@ impl Default for Config {
     /// What a mesh has when its profile says nothing.
     fn default() -> Self {
         let net = |text: &str| text.parse().expect("a constant network");
-        let networks = ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8"];
+        let networks = [
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "fd00::/8",
+        ];
         Self {
             cluster_domain: "cluster.local".to_owned(),
             control_namespace: heddle_mesh::CONTROL_NAMESPACE.to_owned(),
             trust_domain: TrustDomain::default(),
             cluster_networks: networks.into_iter().map(net).collect(),
-            default_policy: DefaultPolicy::Allow { authenticated_only: false, cluster_only: false },
+            default_policy: DefaultPolicy::Allow {
+                authenticated_only: false,
+                cluster_only: false,
+            },
             opaque_ports: port::DEFAULT_OPAQUE.into_iter().collect(),
             probe_networks: vec![net("0.0.0.0/0"), net("::/0")],
             detect_timeout: Duration::from_secs(10),
@@ -56,7 +65,11 @@ impl Config {
 
     /// The identity of a service account.
     pub(crate) fn identity(&self, namespace: &str, account: &str) -> String {
-        let Self { control_namespace, trust_domain, .. } = self;
+        let Self {
+            control_namespace,
+            trust_domain,
+            ..
+        } = self;
         format!("{account}.{namespace}.serviceaccount.identity.{control_namespace}.{trust_domain}")
     }
 }

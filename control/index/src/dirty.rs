@@ -90,7 +90,10 @@ impl Dirty {
 
     /// Whether any profile may have changed.
     pub(crate) fn any_profile(&self) -> bool {
-        self.profiles || !self.profile_ips.is_empty() || !self.profile_services.is_empty() || self.any_endpoints()
+        self.profiles
+            || !self.profile_ips.is_empty()
+            || !self.profile_services.is_empty()
+            || self.any_endpoints()
     }
 
     pub(crate) fn has_profile(&self, target: &Target, store: &Store) -> bool {
@@ -100,7 +103,8 @@ impl Dirty {
         match target {
             Target::Addr(addr) => {
                 let has_service = |key: &ObjectKey| self.profile_services.contains(&key.namespace, &key.name);
-                self.profile_ips.contains(&addr.ip()) || store.services_by_ip.get(&addr.ip()).is_some_and(has_service)
+                self.profile_ips.contains(&addr.ip())
+                    || store.services_by_ip.get(&addr.ip()).is_some_and(has_service)
             }
             Target::Service(target) => {
                 self.profile_services.contains(&target.service.namespace, &target.service.name)
@@ -116,7 +120,9 @@ impl Dirty {
     }
 
     pub(crate) fn has_inbound(&self, pod: &PodName) -> bool {
-        self.inbound || self.inbound_namespaces.contains(&pod.namespace) || self.pods.contains(&pod.namespace, &pod.name)
+        self.inbound
+            || self.inbound_namespaces.contains(&pod.namespace)
+            || self.pods.contains(&pod.namespace, &pod.name)
     }
 
     /// Whether any outbound policy may have changed.

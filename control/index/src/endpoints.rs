@@ -20,15 +20,31 @@ use crate::{
 };
 
 /// Computes the endpoints; those that equal one of `old` share its memory, so that comparing them later is cheap.
-pub(crate) fn compute(store: &Store, config: &Config, target: &ServiceTarget, old: Option<&Endpoints>) -> Endpoints {
-    let ServiceTarget { service, port, instance } = target;
-    let labels: Labels =
-        [("namespace".to_owned(), service.namespace.clone()), ("service".to_owned(), service.name.clone())].into();
+pub(crate) fn compute(
+    store: &Store,
+    config: &Config,
+    target: &ServiceTarget,
+    old: Option<&Endpoints>,
+) -> Endpoints {
+    let ServiceTarget {
+        service,
+        port,
+        instance,
+    } = target;
+    let labels: Labels = [
+        ("namespace".to_owned(), service.namespace.clone()),
+        ("service".to_owned(), service.name.clone()),
+    ]
+    .into();
     let key = ObjectKey::new(&service.namespace, &service.name);
-    let Some(facts) = store.services.get(&key).filter(|facts| !facts.external_name) else { return Endpoints::missing(labels) };
+    let Some(facts) = store.services.get(&key).filter(|facts| !facts.external_name) else {
+        return Endpoints::missing(labels);
+    };
     let mut addresses = BTreeMap::new();
     for slice in store.slices_of(&key) {
-        let Some(port) = target_port(facts, slice, *port) else { continue };
+        let Some(port) = target_port(facts, slice, *port) else {
+            continue;
+        };
         for endpoint in &slice.endpoints {
             if instance.is_some() && *instance != endpoint.hostname {
                 continue;
@@ -52,18 +68,28 @@ pub(crate) fn compute(store: &Store, config: &Config, target: &ServiceTarget, ol
                 if endpoint.node.is_some() {
                     new.node.clone_from(&endpoint.node);
                 }
-                let known = old.and_then(|old| old.addresses.get(&addr)).filter(|known| ***known == new);
+                let known = old
+                    .and_then(|old| old.addresses.get(&addr))
+                    .filter(|known| ***known == new);
                 addresses.insert(addr, known.cloned().unwrap_or_else(|| Arc::new(new)));
             }
         }
     }
     one_family(&mut addresses);
-    Endpoints { exists: true, labels, local_only: facts.local_only, addresses }
+    Endpoints {
+        exists: true,
+        labels,
+        local_only: facts.local_only,
+        addresses,
+    }
 }
 
 /// An endpoint in a pod, without its zone.
 pub(crate) fn of_pod(store: &Store, config: &Config, key: &ObjectKey, pod: &PodFacts, port: u16) -> Endpoint {
-    let proxy = pod.proxy.as_ref().filter(|proxy| proxy.control_namespace == config.control_namespace);
+    let proxy = pod
+        .proxy
+        .as_ref()
+        .filter(|proxy| proxy.control_namespace == config.control_namespace);
     // What bypasses the proxy, or is the proxy's own, is not met with the proxy's identity or protocols.
     let proxy = proxy.filter(|proxy| !pod.skipped_ports.contains(port) && !proxy.own_ports.contains(&port));
     let (mut identity, mut hint) = (None, ProtocolHint::default());
@@ -88,7 +114,10 @@ pub(crate) fn of_pod(store: &Store, config: &Config, key: &ObjectKey, pod: &PodF
 }
 
 fn identity_of(config: &Config, key: &ObjectKey, pod: &PodFacts) -> Option<Identity> {
-    let account = ServiceAccountRef { namespace: key.namespace.clone(), name: pod.service_account.clone() };
+    let account = ServiceAccountRef {
+        namespace: key.namespace.clone(),
+        name: pod.service_account.clone(),
+    };
     match Identity::for_service_account(&account, &config.control_namespace, &config.trust_domain) {
         Ok(identity) => Some(identity),
         Err(error) => {

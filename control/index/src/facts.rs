@@ -23,7 +23,9 @@ pub(crate) use self::{
     node::NodeFacts,
     pod::PodFacts,
     rate_limit::RateLimitFacts,
-    route::{BackendKind, BackendRef, GrpcRouteFacts, HttpRouteFacts, ParentKind, RouteFacts, RouteKind, RuleFacts},
+    route::{
+        BackendKind, BackendRef, GrpcRouteFacts, HttpRouteFacts, ParentKind, RouteFacts, RouteKind, RuleFacts,
+    },
     server::ServerFacts,
     service::{PortFacts, ServiceFacts},
     service_profile::ProfileFacts,
@@ -47,7 +49,13 @@ pub trait Tracked: Resource<DynamicType = ()> {
 
     /// Adds (`added`) or removes facts to and from what is derived of a table, and marks the answers that they touch.
     #[doc(hidden)]
-    fn touch(store: &mut Store, key: &ObjectKey, facts: &Self::Facts, added: bool, dirty: &mut crate::dirty::Dirty);
+    fn touch(
+        store: &mut Store,
+        key: &ObjectKey,
+        facts: &Self::Facts,
+        added: bool,
+        dirty: &mut crate::dirty::Dirty,
+    );
 }
 
 /// An object's namespace, empty for cluster-scoped kinds, and name.
@@ -62,17 +70,27 @@ pub struct ObjectKey {
 impl ObjectKey {
     /// The key of an object.
     pub fn of<K: Resource>(object: &K) -> Self {
-        Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
+        Self {
+            namespace: object.namespace().unwrap_or_default(),
+            name: object.name_any(),
+        }
     }
 
     pub(crate) fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
     }
 }
 
 /// Seconds since the epoch at which an object was made; the order in which rivals are preferred.
 pub(crate) fn created<K: Resource>(object: &K) -> i64 {
-    object.meta().creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second())
+    object
+        .meta()
+        .creation_timestamp
+        .as_ref()
+        .map_or(i64::MAX, |time| time.0.as_second())
 }
 
 /// An annotation that is parsed; a wrong value is logged and counts as absent.

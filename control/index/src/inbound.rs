@@ -5,8 +5,8 @@ mod authorization;
 use heddle_control_core::{
     Meta, ResourceRef,
     inbound::{
-        Authorization, AuthorizationRef, Clients, InboundRoute, InboundRule, InboundServer, NetworkMatch, ProxyProtocol, RateLimit,
-        RateLimitOverride, ServerRef,
+        Authorization, AuthorizationRef, Clients, InboundRoute, InboundRule, InboundServer, NetworkMatch,
+        ProxyProtocol, RateLimit, RateLimitOverride, ServerRef,
     },
     route::{Filter, GrpcMatch, HttpMatch, PathMatch},
 };
@@ -26,7 +26,10 @@ pub(crate) fn compute(store: &Store, config: &Config, key: &ObjectKey, port: u16
         Some((name, server)) => of_server(store, config, &key.namespace, name, server),
         None => of_default(store, config, key, pod, port),
     };
-    let http = matches!(server.protocol, ProxyProtocol::Detect { .. } | ProxyProtocol::Http1 | ProxyProtocol::Http2);
+    let http = matches!(
+        server.protocol,
+        ProxyProtocol::Detect { .. } | ProxyProtocol::Http1 | ProxyProtocol::Http2
+    );
     if http && server.http_routes.is_empty() {
         server.http_routes = unrouted(config, pod, port);
     }
@@ -38,12 +41,28 @@ pub(crate) fn compute(store: &Store, config: &Config, key: &ObjectKey, port: u16
 }
 
 fn of_default(store: &Store, config: &Config, key: &ObjectKey, pod: &PodFacts, port: u16) -> InboundServer {
-    let inherited = || store.namespaces.find("", &key.namespace).and_then(|namespace| namespace.default_policy);
-    let policy = pod.default_policy.or_else(inherited).unwrap_or(config.default_policy);
-    let opaque = store.opaque_ports(config, pod.opaque_ports.as_ref(), &key.namespace).contains(port);
+    let inherited = || {
+        store
+            .namespaces
+            .find("", &key.namespace)
+            .and_then(|namespace| namespace.default_policy)
+    };
+    let policy = pod
+        .default_policy
+        .or_else(inherited)
+        .unwrap_or(config.default_policy);
+    let opaque = store
+        .opaque_ports(config, pod.opaque_ports.as_ref(), &key.namespace)
+        .contains(port);
     InboundServer {
         reference: ServerRef::Default(policy),
-        protocol: if opaque { ProxyProtocol::Opaque } else { ProxyProtocol::Detect { timeout: config.detect_timeout } },
+        protocol: if opaque {
+            ProxyProtocol::Opaque
+        } else {
+            ProxyProtocol::Detect {
+                timeout: config.detect_timeout,
+            }
+        },
         authorizations: default_authorization(config, policy).into_iter().collect(),
         http_routes: Vec::new(),
         grpc_routes: Vec::new(),
@@ -52,10 +71,18 @@ fn of_default(store: &Store, config: &Config, key: &ObjectKey, pod: &PodFacts, p
     }
 }
 
-fn of_server(store: &Store, config: &Config, namespace: &str, name: &str, server: &ServerFacts) -> InboundServer {
+fn of_server(
+    store: &Store,
+    config: &Config,
+    namespace: &str,
+    name: &str,
+    server: &ServerFacts,
+) -> InboundServer {
     use heddle_k8s::policy::ProxyProtocol as Spec;
     let protocol = match server.protocol {
-        Spec::Unknown => ProxyProtocol::Detect { timeout: config.detect_timeout },
+        Spec::Unknown => ProxyProtocol::Detect {
+            timeout: config.detect_timeout,
+        },
         Spec::Http1 => ProxyProtocol::Http1,
         Spec::Http2 => ProxyProtocol::Http2,
         Spec::Grpc => ProxyProtocol::Grpc,
@@ -75,14 +102,33 @@ fn of_server(store: &Store, config: &Config, namespace: &str, name: &str, server
     }
 }
 
-fn http_routes(store: &Store, config: &Config, namespace: &str, server: &str) -> Vec<InboundRoute<HttpMatch>> {
-    let policy = store.policy_http_routes.namespace(namespace).map(|(name, facts)| (RouteKind::PolicyHttp, name, facts));
-    let gateway = store.gateway_http_routes.namespace(namespace).map(|(name, facts)| (RouteKind::GatewayHttp, name, facts));
+fn http_routes(
+    store: &Store,
+    config: &Config,
+    namespace: &str,
+    server: &str,
+) -> Vec<InboundRoute<HttpMatch>> {
+    let policy = store
+        .policy_http_routes
+        .namespace(namespace)
+        .map(|(name, facts)| (RouteKind::PolicyHttp, name, facts));
+    let gateway = store
+        .gateway_http_routes
+        .namespace(namespace)
+        .map(|(name, facts)| (RouteKind::GatewayHttp, name, facts));
     attached(store, config, namespace, server, policy.chain(gateway))
 }
 
-fn grpc_routes(store: &Store, config: &Config, namespace: &str, server: &str) -> Vec<InboundRoute<GrpcMatch>> {
-    let routes = store.grpc_routes.namespace(namespace).map(|(name, facts)| (RouteKind::GatewayGrpc, name, facts));
+fn grpc_routes(
+    store: &Store,
+    config: &Config,
+    namespace: &str,
+    server: &str,
+) -> Vec<InboundRoute<GrpcMatch>> {
+    let routes = store
+        .grpc_routes
+        .namespace(namespace)
+        .map(|(name, facts)| (RouteKind::GatewayGrpc, name, facts));
     attached(store, config, namespace, server, routes)
 }
 
@@ -93,16 +139,32 @@ fn attached<'a, M: Clone + 'a>(
     server: &str,
     routes: impl Iterator<Item = (RouteKind, &'a String, &'a RouteFacts<M>)>,
 ) -> Vec<InboundRoute<M>> {
-    let mut routes: Vec<_> = routes.filter(|(_, _, facts)| facts.is_for_server(namespace, server)).collect();
+    let mut routes: Vec<_> = routes
+        .filter(|(_, _, facts)| facts.is_for_server(namespace, server))
+        .collect();
     routes.sort_by_key(|(kind, name, facts)| (facts.created, *name, *kind));
     let inbound = |(kind, name, facts): (RouteKind, &String, &RouteFacts<M>)| {
         let body = facts.body.as_ref()?;
         let rules = body.rules.iter().map(|rule| {
-            if rule.filters.iter().any(|filter| matches!(filter, Filter::ResponseHeaders(_))) {
-                tracing::debug!(namespace, route = name, "An inbound route cannot change response headers: that filter is left out");
+            if rule
+                .filters
+                .iter()
+                .any(|filter| matches!(filter, Filter::ResponseHeaders(_)))
+            {
+                tracing::debug!(
+                    namespace,
+                    route = name,
+                    "An inbound route cannot change response headers: that filter is left out"
+                );
             }
-            let filters = rule.filters.iter().filter(|filter| !matches!(filter, Filter::ResponseHeaders(_)));
-            InboundRule { matches: rule.matches.clone(), filters: filters.cloned().collect() }
+            let filters = rule
+                .filters
+                .iter()
+                .filter(|filter| !matches!(filter, Filter::ResponseHeaders(_)));
+            InboundRule {
+                matches: rule.matches.clone(),
+                filters: filters.cloned().collect(),
+            }
         });
         Some(InboundRoute {
             meta: Meta::Resource(ResourceRef {
@@ -128,7 +190,11 @@ fn unrouted(config: &Config, pod: &PodFacts, port: u16) -> Vec<InboundRoute<Http
     let matches: Vec<HttpMatch> = paths
         // A proxy matches the path alone; the query of a probe does not take part.
         .map(|path| path.split_once('?').map_or(path.as_str(), |(path, _)| path))
-        .map(|path| HttpMatch { path: Some(PathMatch::Exact(path.to_owned())), method: Some(Method::GET), ..HttpMatch::default() })
+        .map(|path| HttpMatch {
+            path: Some(PathMatch::Exact(path.to_owned())),
+            method: Some(Method::GET),
+            ..HttpMatch::default()
+        })
         .collect();
     if !matches.is_empty() && !config.probe_networks.is_empty() {
         routes.push(InboundRoute {
@@ -136,10 +202,18 @@ fn unrouted(config: &Config, pod: &PodFacts, port: u16) -> Vec<InboundRoute<Http
             hosts: Vec::new(),
             authorizations: vec![Authorization {
                 reference: AuthorizationRef::Probe,
-                networks: config.probe_networks.iter().copied().map(NetworkMatch::whole).collect(),
+                networks: config
+                    .probe_networks
+                    .iter()
+                    .copied()
+                    .map(NetworkMatch::whole)
+                    .collect(),
                 clients: Clients::Unauthenticated,
             }],
-            rules: vec![InboundRule { matches, filters: Vec::new() }],
+            rules: vec![InboundRule {
+                matches,
+                filters: Vec::new(),
+            }],
         });
     }
     routes.push(InboundRoute::default_for(HttpMatch::all()));
@@ -148,12 +222,21 @@ fn unrouted(config: &Config, pod: &PodFacts, port: u16) -> Vec<InboundRoute<Http
 
 /// Of several limits the oldest holds, then the first by name.
 fn rate_limit(store: &Store, config: &Config, namespace: &str, server: &str) -> Option<RateLimit> {
-    let limits = store.rate_limits.namespace(namespace).filter(|(_, limit)| limit.server.as_deref() == Some(server));
+    let limits = store
+        .rate_limits
+        .namespace(namespace)
+        .filter(|(_, limit)| limit.server.as_deref() == Some(server));
     let (name, limit) = limits.min_by_key(|(name, limit)| (limit.created, *name))?;
-    let overrides = limit.overrides.iter().map(|(requests_per_second, accounts)| RateLimitOverride {
-        requests_per_second: *requests_per_second,
-        clients: accounts.iter().map(|account| config.identity(&account.namespace, &account.name)).collect(),
-    });
+    let overrides = limit
+        .overrides
+        .iter()
+        .map(|(requests_per_second, accounts)| RateLimitOverride {
+            requests_per_second: *requests_per_second,
+            clients: accounts
+                .iter()
+                .map(|account| config.identity(&account.namespace, &account.name))
+                .collect(),
+        });
     Some(RateLimit {
         namespace: namespace.to_owned(),
         name: name.clone(),

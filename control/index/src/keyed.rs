@@ -18,7 +18,10 @@ pub(crate) struct Watches<K, V> {
 
 impl<K: Eq + Hash + Clone, V: PartialEq> Watches<K, V> {
     pub(crate) fn new() -> Self {
-        Self { senders: AHashMap::new(), prune_at: PRUNE_MIN }
+        Self {
+            senders: AHashMap::new(),
+            prune_at: PRUNE_MIN,
+        }
     }
 
     /// The channel of `key`; `make` computes its first value when nobody watches it yet.

@@ -9,8 +9,8 @@ use heddle_control_core::{
     Meta, ResourceRef,
     discover::{NotFound, Target},
     outbound::{
-        Backend, BackendTarget, Distribution, OpaqueRoute, OutboundPolicy, OutboundProtocol, OutboundRoute, OutboundRule, Retry, Routes,
-        Timeouts,
+        Backend, BackendTarget, Distribution, OpaqueRoute, OutboundPolicy, OutboundProtocol, OutboundRoute,
+        OutboundRule, Retry, Routes, Timeouts,
     },
     route::{Filter, GrpcMatch, HttpMatch},
 };
@@ -23,16 +23,29 @@ use crate::{
 };
 
 /// The policy of a target, for clients in a namespace.
-pub(crate) fn compute(store: &Store, config: &Config, client_namespace: &str, target: &Target) -> Result<OutboundPolicy, NotFound> {
+pub(crate) fn compute(
+    store: &Store,
+    config: &Config,
+    client_namespace: &str,
+    target: &Target,
+) -> Result<OutboundPolicy, NotFound> {
     let (key, port) = match target {
-        Target::Service(target) => (ObjectKey::new(&target.service.namespace, &target.service.name), target.port),
+        Target::Service(target) => (
+            ObjectKey::new(&target.service.namespace, &target.service.name),
+            target.port,
+        ),
         Target::Addr(addr) => match store.services_by_ip.get(&addr.ip()) {
             Some(key) => (key.clone(), addr.port()),
-            None if config.is_in_cluster(addr.ip()) || addr.ip().is_loopback() => return Err(NotFound::Address(addr.ip())),
+            None if config.is_in_cluster(addr.ip()) || addr.ip().is_loopback() => {
+                return Err(NotFound::Address(addr.ip()));
+            }
             None => return Ok(outside(store, config, client_namespace, *addr)),
         },
     };
-    let missing = || NotFound::Service { namespace: key.namespace.clone(), name: key.name.clone() };
+    let missing = || NotFound::Service {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+    };
     let service = store.services.get(&key).ok_or_else(missing)?;
     let resource = ResourceRef::service(&key.namespace, &key.name, port);
     let parent = Parent {
@@ -51,7 +64,10 @@ pub(crate) fn compute(store: &Store, config: &Config, client_namespace: &str, ta
         None if service.headless() => parent.detect(),
         None => OutboundProtocol::Opaque(parent.opaque(true)),
     };
-    Ok(OutboundPolicy { meta: Meta::Resource(resource), protocol })
+    Ok(OutboundPolicy {
+        meta: Meta::Resource(resource),
+        protocol,
+    })
 }
 
 /// A port of a service or of an EgressNetwork, as the parent of routes.
@@ -88,11 +104,19 @@ impl Parent<'_> {
     }
 
     fn detect(&self) -> OutboundProtocol {
-        OutboundProtocol::Detect { timeout: self.config.detect_timeout, http: self.http(), opaque: self.opaque(false) }
+        OutboundProtocol::Detect {
+            timeout: self.config.detect_timeout,
+            http: self.http(),
+            opaque: self.opaque(false),
+        }
     }
 
     fn opaque(&self, forbidden: bool) -> OpaqueRoute {
-        OpaqueRoute { meta: Meta::Default("opaque"), backends: Distribution::First(self.backend.clone()), forbidden }
+        OpaqueRoute {
+            meta: Meta::Default("opaque"),
+            backends: Distribution::First(self.backend.clone()),
+            forbidden,
+        }
     }
 
     fn http(&self) -> Routes<HttpMatch> {
@@ -100,23 +124,43 @@ impl Parent<'_> {
         if routes.is_empty() {
             routes.push(self.default_route(Meta::Default("http")));
         }
-        Routes { routes, failure_accrual: self.traffic.failure_accrual }
+        Routes {
+            routes,
+            failure_accrual: self.traffic.failure_accrual,
+        }
     }
 
     fn http_routes(&self) -> Vec<OutboundRoute<HttpMatch>> {
-        let policy = self.store.policy_http_routes.iter().map(|(ns, name, facts)| (RouteKind::PolicyHttp, ns, name, facts));
-        let gateway = self.store.gateway_http_routes.iter().map(|(ns, name, facts)| (RouteKind::GatewayHttp, ns, name, facts));
+        let policy = self
+            .store
+            .policy_http_routes
+            .iter()
+            .map(|(ns, name, facts)| (RouteKind::PolicyHttp, ns, name, facts));
+        let gateway = self
+            .store
+            .gateway_http_routes
+            .iter()
+            .map(|(ns, name, facts)| (RouteKind::GatewayHttp, ns, name, facts));
         self.attached(policy.chain(gateway))
     }
 
     fn grpc(&self) -> Option<Routes<GrpcMatch>> {
-        let routes = self.store.grpc_routes.iter().map(|(ns, name, facts)| (RouteKind::GatewayGrpc, ns, name, facts));
+        let routes = self
+            .store
+            .grpc_routes
+            .iter()
+            .map(|(ns, name, facts)| (RouteKind::GatewayGrpc, ns, name, facts));
         let routes = self.attached(routes);
-        (!routes.is_empty()).then(|| Routes { routes, failure_accrual: self.traffic.failure_accrual })
+        (!routes.is_empty()).then(|| Routes {
+            routes,
+            failure_accrual: self.traffic.failure_accrual,
+        })
     }
 
     fn default_route(&self, meta: Meta) -> OutboundRoute<HttpMatch> {
-        let RouteTraffic { timeouts, retry_http, .. } = self.traffic.route.clone();
+        let RouteTraffic {
+            timeouts, retry_http, ..
+        } = self.traffic.route.clone();
         let rule = OutboundRule {
             matches: vec![HttpMatch::all()],
             filters: Vec::new(),
@@ -124,7 +168,11 @@ impl Parent<'_> {
             timeouts,
             retry: retry_http,
         };
-        OutboundRoute { meta, hosts: Vec::new(), rules: vec![rule] }
+        OutboundRoute {
+            meta,
+            hosts: Vec::new(),
+            rules: vec![rule],
+        }
     }
 
     /// The routes of the client's own namespace when there are any (consumer routes), else those of the service's.
@@ -137,25 +185,43 @@ impl Parent<'_> {
             heard && facts.body.is_some() && facts.is_for_port(self.kind, self.key, self.port)
         });
         let mut ours: Vec<_> = ours.collect();
-        if self.client_namespace != self.key.namespace && ours.iter().any(|(_, ns, ..)| *ns == self.client_namespace) {
+        if self.client_namespace != self.key.namespace
+            && ours.iter().any(|(_, ns, ..)| *ns == self.client_namespace)
+        {
             ours.retain(|(_, namespace, ..)| *namespace == self.client_namespace);
         }
         ours.sort_by_key(|(kind, _, name, facts)| (facts.created, *name, *kind));
-        ours.into_iter().filter_map(|(kind, namespace, name, facts)| self.route(kind, namespace, name, facts)).collect()
+        ours.into_iter()
+            .filter_map(|(kind, namespace, name, facts)| self.route(kind, namespace, name, facts))
+            .collect()
     }
 
-    fn route<M: Routed>(&self, kind: RouteKind, namespace: &str, name: &str, facts: &RouteFacts<M>) -> Option<OutboundRoute<M>> {
+    fn route<M: Routed>(
+        &self,
+        kind: RouteKind,
+        namespace: &str,
+        name: &str,
+        facts: &RouteFacts<M>,
+    ) -> Option<OutboundRoute<M>> {
         let body = facts.body.as_ref()?;
         // Linkerd: one annotation on the route replaces all of the service's.
-        let own = (!facts.traffic.is_empty()).then(|| RouteTraffic::read(kind.kind(), namespace, name, &facts.traffic));
+        let own = (!facts.traffic.is_empty())
+            .then(|| RouteTraffic::read(kind.kind(), namespace, name, &facts.traffic));
         let traffic = own.unwrap_or_else(|| self.traffic.route.clone());
         let rule = |rule: &RuleFacts<M>| {
-            let RouteTraffic { timeouts, retry_http, retry_grpc } = traffic.clone();
+            let RouteTraffic {
+                timeouts,
+                retry_http,
+                retry_grpc,
+            } = traffic.clone();
             OutboundRule {
                 matches: rule.matches.clone(),
                 filters: rule.filters.clone(),
                 backends: self.distribution(namespace, &rule.backends),
-                timeouts: Timeouts { request: timeouts.request.or(rule.request_timeout), ..timeouts },
+                timeouts: Timeouts {
+                    request: timeouts.request.or(rule.request_timeout),
+                    ..timeouts
+                },
                 retry: M::retry(retry_http, retry_grpc),
             }
         };
@@ -185,16 +251,30 @@ impl Parent<'_> {
         match weighted.is_empty() {
             false => Distribution::Weighted(weighted),
             // The Gateway API: when all weights are 0, requests get a 500.
-            true => Distribution::First(failing(self.backend.clone(), "all backends of the route have weight 0")),
+            true => Distribution::First(failing(
+                self.backend.clone(),
+                "all backends of the route have weight 0",
+            )),
         }
     }
 
     fn backend_of(&self, namespace: &str, reference: &BackendRef) -> Backend {
         let namespace = reference.namespace.as_deref().unwrap_or(namespace);
-        let BackendRef { kind, name, port, filters, .. } = reference;
-        let is_own = self.kind == ParentKind::EgressNetwork && self.key.namespace == namespace && self.key.name == *name;
+        let BackendRef {
+            kind,
+            name,
+            port,
+            filters,
+            ..
+        } = reference;
+        let is_own = self.kind == ParentKind::EgressNetwork
+            && self.key.namespace == namespace
+            && self.key.name == *name;
         if *kind == BackendKind::EgressNetwork && is_own {
-            return Backend { filters: filters.clone(), ..self.backend.clone() };
+            return Backend {
+                filters: filters.clone(),
+                ..self.backend.clone()
+            };
         }
         let service = ResourceRef::service(namespace, name, *port);
         let mut backend = Backend::service(service, &self.config.cluster_domain);
@@ -213,33 +293,27 @@ impl Parent<'_> {
 
 /// What differs between HTTP and gRPC routes.
 trait Routed: Clone {
-    fn retry(
-        http: Option<Retry>,
-        grpc: Option<Retry>,
-    ) -> Option<Retry>;
+    fn retry(http: Option<Retry>, grpc: Option<Retry>) -> Option<Retry>;
 }
 
 impl Routed for HttpMatch {
-    fn retry(
-        http: Option<Retry>,
-        _: Option<Retry>,
-    ) -> Option<Retry> {
+    fn retry(http: Option<Retry>, _: Option<Retry>) -> Option<Retry> {
         http
     }
 }
 
 impl Routed for GrpcMatch {
-    fn retry(
-        _: Option<Retry>,
-        grpc: Option<Retry>,
-    ) -> Option<Retry> {
+    fn retry(_: Option<Retry>, grpc: Option<Retry>) -> Option<Retry> {
         grpc
     }
 }
 
 /// The Gateway API: requests to a backend that cannot be found get a 500.
 fn failing(mut backend: Backend, message: &str) -> Backend {
-    backend.filters.push(Filter::Fail { status: 500, message: message.to_owned() });
+    backend.filters.push(Filter::Fail {
+        status: 500,
+        message: message.to_owned(),
+    });
     backend
 }
 
@@ -248,7 +322,12 @@ fn outside(store: &Store, config: &Config, client_namespace: &str, addr: SocketA
     let found = egress::find(store, client_namespace, addr.ip());
     let nowhere = ObjectKey::new("", "");
     let (key, allowed, meta, fallback) = match &found {
-        None => (&nowhere, true, Meta::Default("egress-fallback"), "egress-fallback"),
+        None => (
+            &nowhere,
+            true,
+            Meta::Default("egress-fallback"),
+            "egress-fallback",
+        ),
         Some((key, facts)) => {
             let resource = ResourceRef {
                 group: "policy.linkerd.io",
@@ -258,7 +337,11 @@ fn outside(store: &Store, config: &Config, client_namespace: &str, addr: SocketA
                 section: String::new(),
                 port: Some(addr.port()),
             };
-            let fallback = if facts.allowed { "egress-allow" } else { "egress-deny" };
+            let fallback = if facts.allowed {
+                "egress-allow"
+            } else {
+                "egress-deny"
+            };
             (key, facts.allowed, Meta::Resource(resource), fallback)
         }
     };
@@ -269,10 +352,17 @@ fn outside(store: &Store, config: &Config, client_namespace: &str, addr: SocketA
         kind: ParentKind::EgressNetwork,
         key,
         port: addr.port(),
-        backend: Backend { meta: meta.clone(), target: BackendTarget::Forward(addr), filters: Vec::new() },
+        backend: Backend {
+            meta: meta.clone(),
+            target: BackendTarget::Forward(addr),
+            filters: Vec::new(),
+        },
         traffic: ServiceTraffic::default(),
     };
-    let opaque = OpaqueRoute { meta: Meta::Default(fallback), ..parent.opaque(!allowed) };
+    let opaque = OpaqueRoute {
+        meta: Meta::Default(fallback),
+        ..parent.opaque(!allowed)
+    };
     let protocol = if config.opaque_ports.contains(addr.port()) {
         OutboundProtocol::Opaque(opaque)
     } else {
@@ -280,12 +370,22 @@ fn outside(store: &Store, config: &Config, client_namespace: &str, addr: SocketA
         // What no route matches is for the traffic policy to decide.
         let mut rest = parent.default_route(Meta::Default(fallback));
         if !allowed {
-            let denied = Filter::Fail { status: 403, message: "traffic to this destination is denied by its EgressNetwork".into() };
+            let denied = Filter::Fail {
+                status: 403,
+                message: "traffic to this destination is denied by its EgressNetwork".into(),
+            };
             rest.rules[0].filters.push(denied);
         }
         routes.push(rest);
-        let http = Routes { routes, failure_accrual: None };
-        OutboundProtocol::Detect { timeout: config.detect_timeout, http, opaque }
+        let http = Routes {
+            routes,
+            failure_accrual: None,
+        };
+        OutboundProtocol::Detect {
+            timeout: config.detect_timeout,
+            http,
+            opaque,
+        }
     };
     OutboundPolicy { meta, protocol }
 }

@@ -25,7 +25,11 @@ pub(crate) fn compute(store: &Store, config: &Config, client_namespace: &str, ta
 
 fn of_addr(store: &Store, config: &Config, client_namespace: &str, addr: SocketAddr) -> Profile {
     let (ip, port) = (addr.ip(), addr.port());
-    if let Some((key, facts)) = store.services_by_ip.get(&ip).and_then(|key| Some((key, store.services.get(key)?))) {
+    if let Some((key, facts)) = store
+        .services_by_ip
+        .get(&ip)
+        .and_then(|key| Some((key, store.services.get(key)?)))
+    {
         return of_service(store, config, client_namespace, key, facts, port);
     }
     if let Some((key, pod)) = store.pod_at(ip) {
@@ -33,17 +37,29 @@ fn of_addr(store: &Store, config: &Config, client_namespace: &str, addr: SocketA
         let mut labels = endpoint.labels.as_ref().clone();
         labels.insert("namespace".into(), key.namespace.clone());
         endpoint.labels = Arc::new(labels);
-        endpoint.zone = pod.node.as_deref().and_then(|node| store.nodes.find("", node)?.zone.clone());
+        endpoint.zone = pod
+            .node
+            .as_deref()
+            .and_then(|node| store.nodes.find("", node)?.zone.clone());
         let opaque = store.is_opaque_on_pod(config, key, pod, port);
-        return Profile { endpoint: Some((addr, Arc::new(endpoint))), ..Profile::unknown(opaque) };
+        return Profile {
+            endpoint: Some((addr, Arc::new(endpoint))),
+            ..Profile::unknown(opaque)
+        };
     }
     Profile::unknown(config.opaque_ports.contains(port))
 }
 
 fn of_name(store: &Store, config: &Config, client_namespace: &str, target: &ServiceTarget) -> Profile {
-    let ServiceTarget { service, port, instance } = target;
+    let ServiceTarget {
+        service,
+        port,
+        instance,
+    } = target;
     let key = ObjectKey::new(&service.namespace, &service.name);
-    let Some(facts) = store.services.get(&key) else { return Profile::unknown(config.opaque_ports.contains(*port)) };
+    let Some(facts) = store.services.get(&key) else {
+        return Profile::unknown(config.opaque_ports.contains(*port));
+    };
     if instance.is_some() {
         // The name of one pod behind a headless service: the pod's own profile.
         let all = endpoints::compute(store, config, target, None);
@@ -54,7 +70,14 @@ fn of_name(store: &Store, config: &Config, client_namespace: &str, target: &Serv
     of_service(store, config, client_namespace, &key, facts, *port)
 }
 
-fn of_service(store: &Store, config: &Config, client_namespace: &str, key: &ObjectKey, facts: &ServiceFacts, port: u16) -> Profile {
+fn of_service(
+    store: &Store,
+    config: &Config,
+    client_namespace: &str,
+    key: &ObjectKey,
+    facts: &ServiceFacts,
+    port: u16,
+) -> Profile {
     if facts.port(port).is_none() && !facts.headless() {
         // Linkerd: nothing is said of a port that the service does not declare.
         return Profile::unknown(config.opaque_ports.contains(port));
@@ -68,7 +91,9 @@ fn of_service(store: &Store, config: &Config, client_namespace: &str, key: &Obje
     };
     // Linkerd: the client's namespace may have a profile of its own for the service.
     let own = |namespace| Some((namespace, store.service_profiles.find(namespace, &fqdn)?));
-    let Some((found_in, profile)) = own(client_namespace).or_else(|| own(namespace.as_str())) else { return plain };
+    let Some((found_in, profile)) = own(client_namespace).or_else(|| own(namespace.as_str())) else {
+        return plain;
+    };
     let authority = |text: &String| match text.contains(':') {
         true => text.clone(),
         false => format!("{text}:{port}"),
@@ -85,7 +110,11 @@ fn of_service(store: &Store, config: &Config, client_namespace: &str, key: &Obje
         }),
         routes: profile.routes.clone(),
         retry_budget: profile.budget,
-        overrides: profile.overrides.iter().map(|(text, weight)| (authority(text), *weight)).collect(),
+        overrides: profile
+            .overrides
+            .iter()
+            .map(|(text, weight)| (authority(text), *weight))
+            .collect(),
         ..plain
     }
 }

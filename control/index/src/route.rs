@@ -8,7 +8,9 @@ mod spec;
 
 use std::{str::FromStr, time::Duration};
 
-use heddle_control_core::route::{Filter, GrpcMatch, HeaderMatch, HostMatch, HttpMatch, PathMatch, QueryMatch};
+use heddle_control_core::route::{
+    Filter, GrpcMatch, HeaderMatch, HostMatch, HttpMatch, PathMatch, QueryMatch,
+};
 use http::{HeaderName, HeaderValue, Method};
 use regex::Regex;
 
@@ -21,7 +23,11 @@ pub(crate) enum RouteError {
     #[error("the route's shape is not understood")]
     Shape(#[from] serde_json::Error),
     #[error("{field}: `{value}` is no {expected}")]
-    Value { field: &'static str, value: String, expected: &'static str },
+    Value {
+        field: &'static str,
+        value: String,
+        expected: &'static str,
+    },
     #[error("filters: {0} is not supported")]
     Unsupported(String),
 }
@@ -95,11 +101,22 @@ impl<M: ReadMatch> Rule<M> {
             matches => matches.into_iter().map(M::read).collect::<Result<_, _>>()?,
         };
         let request = spec.timeouts.and_then(|timeouts| timeouts.request);
-        let request_timeout = request.map(|text| gateway_duration(&text)).transpose()?.filter(|timeout| !timeout.is_zero());
+        let request_timeout = request
+            .map(|text| gateway_duration(&text))
+            .transpose()?
+            .filter(|timeout| !timeout.is_zero());
         Ok(Self {
             matches,
-            filters: spec.filters.into_iter().map(filter::read).collect::<Result<_, _>>()?,
-            backends: spec.backend_refs.into_iter().map(BackendRef::read).collect::<Result<_, _>>()?,
+            filters: spec
+                .filters
+                .into_iter()
+                .map(filter::read)
+                .collect::<Result<_, _>>()?,
+            backends: spec
+                .backend_refs
+                .into_iter()
+                .map(BackendRef::read)
+                .collect::<Result<_, _>>()?,
             request_timeout,
         })
     }
@@ -118,7 +135,11 @@ impl BackendRef {
             name: spec.name,
             port: spec.port.unwrap_or_default(),
             weight: spec.weight.unwrap_or(1),
-            filters: spec.filters.into_iter().map(filter::read).collect::<Result<_, _>>()?,
+            filters: spec
+                .filters
+                .into_iter()
+                .map(filter::read)
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -137,14 +158,24 @@ impl ReadMatch for HttpMatch {
                 None | Some("PathPrefix") => Ok(PathMatch::Prefix(value)),
                 Some("Exact") => Ok(PathMatch::Exact(value)),
                 Some("RegularExpression") => checked_regex("path", value).map(PathMatch::Regex),
-                Some(other) => Err(bad("matches.path.type", other, "Exact, PathPrefix or RegularExpression")),
+                Some(other) => Err(bad(
+                    "matches.path.type",
+                    other,
+                    "Exact, PathPrefix or RegularExpression",
+                )),
             }
         });
-        let method = spec.method.map(|name| Method::from_bytes(name.as_bytes()).map_err(|_| bad("matches.method", &name, "method")));
+        let method = spec.method.map(|name| {
+            Method::from_bytes(name.as_bytes()).map_err(|_| bad("matches.method", &name, "method"))
+        });
         Ok(Self {
             path: path.transpose()?,
             headers: headers(spec.headers)?,
-            query: spec.query_params.into_iter().map(query).collect::<Result<_, _>>()?,
+            query: spec
+                .query_params
+                .into_iter()
+                .map(query)
+                .collect::<Result<_, _>>()?,
             method: method.transpose()?,
         })
     }
@@ -161,9 +192,15 @@ impl ReadMatch for GrpcMatch {
         let method = spec.method.unwrap_or_default();
         if is_regex("matches.method.type", method.kind.as_deref())? {
             // The proxy API carries names only.
-            return Err(RouteError::Unsupported("a gRPC method match by RegularExpression".into()));
+            return Err(RouteError::Unsupported(
+                "a gRPC method match by RegularExpression".into(),
+            ));
         }
-        Ok(Self { service: method.service, method: method.method, headers: headers(spec.headers)? })
+        Ok(Self {
+            service: method.service,
+            method: method.method,
+            headers: headers(spec.headers)?,
+        })
     }
 }
 
@@ -181,7 +218,10 @@ fn headers(specs: Vec<HeaderMatchSpec>) -> Result<Vec<HeaderMatch>, RouteError> 
 fn query(spec: HeaderMatchSpec) -> Result<QueryMatch, RouteError> {
     match is_regex("queryParams.type", spec.kind.as_deref())? {
         false => Ok(QueryMatch::Exact(spec.name, spec.value)),
-        true => Ok(QueryMatch::Regex(spec.name, checked_regex("queryParams", spec.value)?)),
+        true => Ok(QueryMatch::Regex(
+            spec.name,
+            checked_regex("queryParams", spec.value)?,
+        )),
     }
 }
 
@@ -209,7 +249,11 @@ fn header_value(text: &str) -> Result<HeaderValue, RouteError> {
 }
 
 fn bad(field: &'static str, value: &str, expected: &'static str) -> RouteError {
-    RouteError::Value { field, value: value.to_owned(), expected }
+    RouteError::Value {
+        field,
+        value: value.to_owned(),
+        expected,
+    }
 }
 
 fn host_match(host: &str) -> HostMatch {
@@ -229,7 +273,11 @@ fn gateway_duration(text: &str) -> Result<Duration, RouteError> {
         let (number, after) = rest.split_at(digits);
         let letters = after.bytes().take_while(u8::is_ascii_alphabetic).count();
         let (unit, after) = after.split_at(letters);
-        let number: u64 = if digits <= 5 { number.parse().map_err(|_| error())? } else { return Err(error()) };
+        let number: u64 = if digits <= 5 {
+            number.parse().map_err(|_| error())?
+        } else {
+            return Err(error());
+        };
         total += match unit {
             "h" => Duration::from_secs(number * 3600),
             "m" => Duration::from_secs(number * 60),
@@ -285,6 +333,12 @@ mod tests {
     #[test]
     fn hosts_are_names_or_suffixes() {
         let body = http(serde_json::json!({"hostnames": ["a.b", "*.c.d"]})).expect("a route");
-        assert_eq!(body.hosts, [HostMatch::Exact("a.b".into()), HostMatch::Suffix(vec!["d".into(), "c".into()])]);
+        assert_eq!(
+            body.hosts,
+            [
+                HostMatch::Exact("a.b".into()),
+                HostMatch::Suffix(vec!["d".into(), "c".into()])
+            ]
+        );
     }
 }

@@ -11,8 +11,9 @@ use heddle_mesh::PortSet;
 use crate::{
     config::Config,
     facts::{
-        EgressFacts, GrpcRouteFacts, HttpRouteFacts, MeshTlsFacts, NamespaceFacts, NetworkFacts, NodeFacts, ObjectKey, PodFacts, PolicyFacts,
-        ProfileFacts, RateLimitFacts, ServerAuthorizationFacts, ServerFacts, ServiceFacts, SliceFacts,
+        EgressFacts, GrpcRouteFacts, HttpRouteFacts, MeshTlsFacts, NamespaceFacts, NetworkFacts, NodeFacts,
+        ObjectKey, PodFacts, PolicyFacts, ProfileFacts, RateLimitFacts, ServerAuthorizationFacts,
+        ServerFacts, ServiceFacts, SliceFacts,
     },
 };
 
@@ -69,11 +70,16 @@ impl<F> Table<F> {
 
     /// All objects with their namespaces and names.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &String, &F)> {
-        self.0.iter().flat_map(|(namespace, objects)| objects.iter().map(move |(name, facts)| (namespace, name, facts)))
+        self.0.iter().flat_map(|(namespace, objects)| {
+            objects.iter().map(move |(name, facts)| (namespace, name, facts))
+        })
     }
 
     pub(crate) fn insert(&mut self, key: &ObjectKey, facts: F) {
-        self.0.entry(key.namespace.clone()).or_default().insert(key.name.clone(), facts);
+        self.0
+            .entry(key.namespace.clone())
+            .or_default()
+            .insert(key.name.clone(), facts);
     }
 
     pub(crate) fn remove(&mut self, key: &ObjectKey) -> Option<F> {
@@ -86,7 +92,8 @@ impl<F> Table<F> {
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = ObjectKey> {
-        self.iter().map(|(namespace, name, _)| ObjectKey::new(namespace, name))
+        self.iter()
+            .map(|(namespace, name, _)| ObjectKey::new(namespace, name))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -95,7 +102,13 @@ impl<F> Table<F> {
 }
 
 impl Store {
-    pub(crate) fn link_slice(&mut self, service: &ObjectKey, slice: &ObjectKey, facts: &SliceFacts, added: bool) {
+    pub(crate) fn link_slice(
+        &mut self,
+        service: &ObjectKey,
+        slice: &ObjectKey,
+        facts: &SliceFacts,
+        added: bool,
+    ) {
         let slices = self.slices_by_service.entry(service.clone()).or_default();
         match added {
             true => slices.insert(slice.name.clone()),
@@ -104,7 +117,11 @@ impl Store {
         if slices.is_empty() {
             self.slices_by_service.remove(service);
         }
-        for pod in facts.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref()) {
+        for pod in facts
+            .endpoints
+            .iter()
+            .filter_map(|endpoint| endpoint.pod.as_ref())
+        {
             let services = self.services_by_pod.entry(pod.clone()).or_default();
             let count = services.entry(service.clone()).or_default();
             match added {
@@ -121,7 +138,12 @@ impl Store {
     }
 
     pub(crate) fn services_of_pod(&self, pod: &ObjectKey) -> Vec<ObjectKey> {
-        self.services_by_pod.get(pod).into_iter().flatten().map(|(service, _)| service.clone()).collect()
+        self.services_by_pod
+            .get(pod)
+            .into_iter()
+            .flatten()
+            .map(|(service, _)| service.clone())
+            .collect()
     }
 
     pub(crate) fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = &SliceFacts> {
@@ -136,25 +158,54 @@ impl Store {
     }
 
     pub(crate) fn is_opaque_on_service(&self, config: &Config, service: &ObjectKey, port: u16) -> bool {
-        let own = self.services.get(service).and_then(|service| service.opaque_ports.as_ref());
+        let own = self
+            .services
+            .get(service)
+            .and_then(|service| service.opaque_ports.as_ref());
         self.opaque_ports(config, own, &service.namespace).contains(port)
     }
 
     /// By annotation, or because a Server of the pod's says so.
-    pub(crate) fn is_opaque_on_pod(&self, config: &Config, pod: &ObjectKey, facts: &PodFacts, port: u16) -> bool {
-        self.opaque_ports(config, facts.opaque_ports.as_ref(), &pod.namespace).contains(port)
-            || self.server_of(&pod.namespace, facts, port).is_some_and(|(_, server)| server.is_opaque())
+    pub(crate) fn is_opaque_on_pod(
+        &self,
+        config: &Config,
+        pod: &ObjectKey,
+        facts: &PodFacts,
+        port: u16,
+    ) -> bool {
+        self.opaque_ports(config, facts.opaque_ports.as_ref(), &pod.namespace)
+            .contains(port)
+            || self
+                .server_of(&pod.namespace, facts, port)
+                .is_some_and(|(_, server)| server.is_opaque())
     }
 
     /// An object's own annotation comes before its namespace's, and that before the default.
-    pub(crate) fn opaque_ports<'a>(&'a self, config: &'a Config, own: Option<&'a PortSet>, namespace: &str) -> &'a PortSet {
-        let inherited = || self.namespaces.find("", namespace).and_then(|namespace| namespace.opaque_ports.as_ref());
+    pub(crate) fn opaque_ports<'a>(
+        &'a self,
+        config: &'a Config,
+        own: Option<&'a PortSet>,
+        namespace: &str,
+    ) -> &'a PortSet {
+        let inherited = || {
+            self.namespaces
+                .find("", namespace)
+                .and_then(|namespace| namespace.opaque_ports.as_ref())
+        };
         own.or_else(inherited).unwrap_or(&config.opaque_ports)
     }
 
     /// The Server that selects a port of a pod: of several the oldest, then the first by name.
-    pub(crate) fn server_of(&self, namespace: &str, pod: &PodFacts, port: u16) -> Option<(&String, &ServerFacts)> {
-        let selecting = self.servers.namespace(namespace).filter(|(_, server)| server.selects(pod, port));
+    pub(crate) fn server_of(
+        &self,
+        namespace: &str,
+        pod: &PodFacts,
+        port: u16,
+    ) -> Option<(&String, &ServerFacts)> {
+        let selecting = self
+            .servers
+            .namespace(namespace)
+            .filter(|(_, server)| server.selects(pod, port));
         selecting.min_by_key(|(name, server)| (server.created, *name))
     }
 }

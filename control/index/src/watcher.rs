@@ -71,11 +71,29 @@ impl Watchers {
     /// No watches yet; their metrics go to `registry`.
     pub fn new(client: Client, cluster: Cluster, registry: &mut Registry) -> Self {
         let metrics = Metrics::default();
-        let Metrics { events, restarts, unreadable } = &metrics;
+        let Metrics {
+            events,
+            restarts,
+            unreadable,
+        } = &metrics;
         registry.register("watch_events", "Watch events received", events.clone());
-        registry.register("watch_restarts", "Watches that began anew with a list", restarts.clone());
-        registry.register("watch_unreadable_objects", "Objects ignored because they could not be read", unreadable.clone());
-        Self { client, cluster, tasks: JoinSet::new(), pending: Arc::new(AtomicUsize::new(0)), metrics }
+        registry.register(
+            "watch_restarts",
+            "Watches that began anew with a list",
+            restarts.clone(),
+        );
+        registry.register(
+            "watch_unreadable_objects",
+            "Objects ignored because they could not be read",
+            unreadable.clone(),
+        );
+        Self {
+            client,
+            cluster,
+            tasks: JoinSet::new(),
+            pending: Arc::new(AtomicUsize::new(0)),
+            metrics,
+        }
     }
 
     /// Whether all watches started so far have their first list.
@@ -89,7 +107,10 @@ impl Watchers {
         K: Tracked + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
         self.pending.fetch_add(1, Ordering::AcqRel);
-        let kind = Kind { group: K::group(&()).into_owned(), kind: K::kind(&()).into_owned() };
+        let kind = Kind {
+            group: K::group(&()).into_owned(),
+            kind: K::kind(&()).into_owned(),
+        };
         let watch = Watch::<K> {
             cluster: self.cluster.clone(),
             pending: Some(self.pending.clone()),
@@ -141,8 +162,13 @@ where
         let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
         loop {
             self.wait_for_kind(&client).await;
-            let config = watcher::Config::default().timeout(WATCH_SECS).page_size(PAGE_SIZE);
-            let mut events = watcher::watcher(api.clone(), config).default_backoff().ready_chunks(BATCH_MAX).boxed();
+            let config = watcher::Config::default()
+                .timeout(WATCH_SECS)
+                .page_size(PAGE_SIZE);
+            let mut events = watcher::watcher(api.clone(), config)
+                .default_backoff()
+                .ready_chunks(BATCH_MAX)
+                .boxed();
             'watch: while let Some(batch) = events.next().await {
                 for event in batch {
                     match event {
@@ -174,7 +200,10 @@ where
         while matches!(is_served::<K>(client).await, Ok(false)) {
             if !self.missing {
                 let Kind { group, kind } = &self.kind;
-                warn!(group, kind, "The cluster does not have this kind: going on without until it does");
+                warn!(
+                    group,
+                    kind, "The cluster does not have this kind: going on without until it does"
+                );
                 self.missing = true;
                 self.cluster.reset::<K>(&[]);
                 self.ready();
@@ -246,7 +275,10 @@ async fn is_served<K: Tracked>(client: &Client) -> kube::Result<bool> {
     }
     let groups = client.list_api_groups().await?;
     let version = K::version(&());
-    let served = groups.groups.iter().any(|one| one.name == group && one.versions.iter().any(|v| v.version == version));
+    let served = groups
+        .groups
+        .iter()
+        .any(|one| one.name == group && one.versions.iter().any(|v| v.version == version));
     if !served {
         return Ok(false);
     }

@@ -24,8 +24,18 @@ pub(crate) struct Destination<D> {
 }
 
 impl<D> Destination<D> {
-    pub(crate) fn new(discover: D, cluster_domain: String, metrics: GrpcMetrics, closed: watch::Receiver<bool>) -> Self {
-        Self { discover, cluster_domain, metrics, closed }
+    pub(crate) fn new(
+        discover: D,
+        cluster_domain: String,
+        metrics: GrpcMetrics,
+        closed: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            discover,
+            cluster_domain,
+            metrics,
+            closed,
+        }
     }
 }
 
@@ -35,22 +45,45 @@ impl<D: DiscoverEndpoints + DiscoverProfiles> destination_server::Destination fo
     type GetProfileStream = Messages<DestinationProfile>;
 
     async fn get(&self, request: Request<GetDestination>) -> Result<Response<Self::GetStream>, Status> {
-        let GetDestination { path, context_token, .. } = request.into_inner();
+        let GetDestination {
+            path, context_token, ..
+        } = request.into_inner();
         let target = target::parse_service(&path, &self.cluster_domain)?;
         let context = Context::parse(&context_token);
-        let location = context.node_name.as_deref().map(|node| self.discover.locate(node)).unwrap_or_default();
-        let endpoints = self.discover.endpoints(&target).map_err(|error| not_found(&error))?;
+        let location = context
+            .node_name
+            .as_deref()
+            .map(|node| self.discover.locate(node))
+            .unwrap_or_default();
+        let endpoints = self
+            .discover
+            .endpoints(&target)
+            .map_err(|error| not_found(&error))?;
         tracing::debug!(path, ?location, "Get");
         let mut view = update::View::new(location);
         let open = self.metrics.open("Get");
-        Ok(Response::new(follow(endpoints, self.closed.clone(), open, move |endpoints| view.next(endpoints))))
+        Ok(Response::new(follow(
+            endpoints,
+            self.closed.clone(),
+            open,
+            move |endpoints| view.next(endpoints),
+        )))
     }
 
-    async fn get_profile(&self, request: Request<GetDestination>) -> Result<Response<Self::GetProfileStream>, Status> {
-        let GetDestination { path, context_token, .. } = request.into_inner();
+    async fn get_profile(
+        &self,
+        request: Request<GetDestination>,
+    ) -> Result<Response<Self::GetProfileStream>, Status> {
+        let GetDestination {
+            path, context_token, ..
+        } = request.into_inner();
         let target: Target = target::parse(&path, &self.cluster_domain)?;
         let context = Context::parse(&context_token);
-        let location = context.node_name.as_deref().map(|node| self.discover.locate(node)).unwrap_or_default();
+        let location = context
+            .node_name
+            .as_deref()
+            .map(|node| self.discover.locate(node))
+            .unwrap_or_default();
         let profile = self.discover.profile(&context.ns, &target);
         tracing::debug!(path, "GetProfile");
         let open = self.metrics.open("GetProfile");

@@ -5,7 +5,8 @@ use std::time::Duration;
 use heddle_control_core::{
     Meta, ResourceRef,
     route::{
-        GrpcMatch, HeaderMatch, HeaderModifier, HostMatch, HttpMatch, PathMatch, PathModifier, QueryMatch, Redirect, Scheme,
+        GrpcMatch, HeaderMatch, HeaderModifier, HostMatch, HttpMatch, PathMatch, PathModifier, QueryMatch,
+        Redirect, Scheme,
     },
 };
 use http::{HeaderName, HeaderValue};
@@ -18,13 +19,22 @@ pub(super) fn duration(duration: Duration) -> Option<prost_types::Duration> {
 
 pub(super) fn metadata(meta: &Meta) -> meta::Metadata {
     match meta {
-        Meta::Default(name) => meta::Metadata { kind: Some(meta::metadata::Kind::Default((*name).to_owned())) },
+        Meta::Default(name) => meta::Metadata {
+            kind: Some(meta::metadata::Kind::Default((*name).to_owned())),
+        },
         Meta::Resource(reference) => resource(reference),
     }
 }
 
 pub(super) fn resource(reference: &ResourceRef) -> meta::Metadata {
-    let ResourceRef { group, kind, namespace, name, section, port } = reference;
+    let ResourceRef {
+        group,
+        kind,
+        namespace,
+        name,
+        section,
+        port,
+    } = reference;
     let resource = meta::Resource {
         group: (*group).to_owned(),
         kind: (*kind).to_owned(),
@@ -33,20 +43,29 @@ pub(super) fn resource(reference: &ResourceRef) -> meta::Metadata {
         section: section.clone(),
         port: port.unwrap_or_default().into(),
     };
-    meta::Metadata { kind: Some(meta::metadata::Kind::Resource(resource)) }
+    meta::Metadata {
+        kind: Some(meta::metadata::Kind::Resource(resource)),
+    }
 }
 
 pub(super) fn host(host: &HostMatch) -> http_route::HostMatch {
     use http_route::host_match::{Match, Suffix};
     let kind = match host {
         HostMatch::Exact(name) => Match::Exact(name.clone()),
-        HostMatch::Suffix(labels) => Match::Suffix(Suffix { reverse_labels: labels.clone() }),
+        HostMatch::Suffix(labels) => Match::Suffix(Suffix {
+            reverse_labels: labels.clone(),
+        }),
     };
     http_route::HostMatch { r#match: Some(kind) }
 }
 
 pub(super) fn http_match(matches: &HttpMatch) -> http_route::HttpRouteMatch {
-    let HttpMatch { path, headers, query, method } = matches;
+    let HttpMatch {
+        path,
+        headers,
+        query,
+        method,
+    } = matches;
     http_route::HttpRouteMatch {
         path: path.as_ref().map(|path| http_route::PathMatch {
             kind: Some(match path {
@@ -64,7 +83,10 @@ pub(super) fn http_match(matches: &HttpMatch) -> http_route::HttpRouteMatch {
                     QueryMatch::Exact(name, value) => (name, Value::Exact(value.clone())),
                     QueryMatch::Regex(name, regex) => (name, Value::Regex(regex.clone())),
                 };
-                http_route::QueryParamMatch { name: name.clone(), value: Some(value) }
+                http_route::QueryParamMatch {
+                    name: name.clone(),
+                    value: Some(value),
+                }
             })
             .collect(),
         method: method.clone().map(Into::into),
@@ -72,7 +94,11 @@ pub(super) fn http_match(matches: &HttpMatch) -> http_route::HttpRouteMatch {
 }
 
 pub(super) fn grpc_match(matches: &GrpcMatch) -> grpc_route::GrpcRouteMatch {
-    let GrpcMatch { service, method, headers } = matches;
+    let GrpcMatch {
+        service,
+        method,
+        headers,
+    } = matches;
     grpc_route::GrpcRouteMatch {
         rpc: Some(grpc_route::GrpcRpcMatch {
             service: service.clone().unwrap_or_default(),
@@ -88,7 +114,10 @@ fn header_match(header: &HeaderMatch) -> http_route::HeaderMatch {
         HeaderMatch::Exact(name, value) => (name, Value::Exact(value.as_bytes().to_vec())),
         HeaderMatch::Regex(name, regex) => (name, Value::Regex(regex.clone())),
     };
-    http_route::HeaderMatch { name: name.to_string(), value: Some(value) }
+    http_route::HeaderMatch {
+        name: name.to_string(),
+        value: Some(value),
+    }
 }
 
 fn headers(list: &[(HeaderName, HeaderValue)]) -> Option<http_types::Headers> {
@@ -96,7 +125,9 @@ fn headers(list: &[(HeaderName, HeaderValue)]) -> Option<http_types::Headers> {
         name: name.to_string(),
         value: value.as_bytes().to_vec(),
     };
-    Some(http_types::Headers { headers: list.iter().map(header).collect() })
+    Some(http_types::Headers {
+        headers: list.iter().map(header).collect(),
+    })
 }
 
 pub(super) fn request_headers(modifier: &HeaderModifier) -> http_route::RequestHeaderModifier {
@@ -119,13 +150,21 @@ pub(super) fn response_headers(modifier: &HeaderModifier) -> http_route::Respons
 
 pub(super) fn redirect(redirect: &Redirect) -> http_route::RequestRedirect {
     use http_route::path_modifier::Replace;
-    let Redirect { scheme, host, path, port, status } = redirect;
+    let Redirect {
+        scheme,
+        host,
+        path,
+        port,
+        status,
+    } = redirect;
     let scheme = scheme.map(|scheme| match scheme {
         Scheme::Http => http_types::scheme::Registered::Http,
         Scheme::Https => http_types::scheme::Registered::Https,
     });
     http_route::RequestRedirect {
-        scheme: scheme.map(|scheme| http_types::Scheme { r#type: Some(http_types::scheme::Type::Registered(scheme.into())) }),
+        scheme: scheme.map(|scheme| http_types::Scheme {
+            r#type: Some(http_types::scheme::Type::Registered(scheme.into())),
+        }),
         host: host.clone().unwrap_or_default(),
         path: path.as_ref().map(|path| http_route::PathModifier {
             replace: Some(match path {
@@ -141,15 +180,26 @@ pub(super) fn redirect(redirect: &Redirect) -> http_route::RequestRedirect {
 
 /// A failure of every request.
 pub(super) fn http_failure(status: u16, message: &str) -> http_route::HttpFailureInjector {
-    http_route::HttpFailureInjector { status: status.into(), message: message.to_owned(), ratio: Some(always()) }
+    http_route::HttpFailureInjector {
+        status: status.into(),
+        message: message.to_owned(),
+        ratio: Some(always()),
+    }
 }
 
 /// A failure of every call, with the code `INTERNAL`.
 pub(super) fn grpc_failure(message: &str) -> grpc_route::GrpcFailureInjector {
     const INTERNAL: u32 = 13;
-    grpc_route::GrpcFailureInjector { code: INTERNAL, message: message.to_owned(), ratio: Some(always()) }
+    grpc_route::GrpcFailureInjector {
+        code: INTERNAL,
+        message: message.to_owned(),
+        ratio: Some(always()),
+    }
 }
 
 fn always() -> http_route::Ratio {
-    http_route::Ratio { numerator: 1, denominator: 1 }
+    http_route::Ratio {
+        numerator: 1,
+        denominator: 1,
+    }
 }

@@ -25,14 +25,23 @@ pub(crate) struct Inbound<D> {
 
 impl<D: DiscoverInbound> Inbound<D> {
     pub(crate) fn new(discover: D, metrics: GrpcMetrics, closed: watch::Receiver<bool>) -> Self {
-        Self { discover, metrics, closed }
+        Self {
+            discover,
+            metrics,
+            closed,
+        }
     }
 
     fn lookup(&self, spec: &PortSpec) -> Result<(Watched<InboundServer>, String), Status> {
         let pod = target::parse_pod(&spec.workload)?;
         let port = u16::try_from(spec.port).ok().filter(|port| *port > 0);
-        let port = port.ok_or_else(|| Status::invalid_argument(format!("{} is no port: expected 1 to 65535", spec.port)))?;
-        let server = self.discover.inbound(&pod, port).map_err(|error| not_found(&error))?;
+        let port = port.ok_or_else(|| {
+            Status::invalid_argument(format!("{} is no port: expected 1 to 65535", spec.port))
+        })?;
+        let server = self
+            .discover
+            .inbound(&pod, port)
+            .map_err(|error| not_found(&error))?;
         Ok((server, pod.namespace))
     }
 }
@@ -47,7 +56,10 @@ impl<D: DiscoverInbound> InboundServerPolicies for Inbound<D> {
         Ok(Response::new(message::server(&server, &namespace)))
     }
 
-    async fn watch_port(&self, request: Request<PortSpec>) -> Result<Response<Self::WatchPortStream>, Status> {
+    async fn watch_port(
+        &self,
+        request: Request<PortSpec>,
+    ) -> Result<Response<Self::WatchPortStream>, Status> {
         let spec = request.into_inner();
         let (server, namespace) = self.lookup(&spec)?;
         tracing::debug!(workload = spec.workload, port = spec.port, "WatchPort");

@@ -36,7 +36,14 @@ where
     V: Send + Sync + 'static,
     T: Send + 'static,
 {
-    let state = Follow { values, closed, open, step, begun: false, pending: VecDeque::new() };
+    let state = Follow {
+        values,
+        closed,
+        open,
+        step,
+        begun: false,
+        pending: VecDeque::new(),
+    };
     Box::pin(stream::unfold(state, |mut state| async move {
         loop {
             if let Some(message) = state.pending.pop_front() {

@@ -38,11 +38,16 @@ pub(super) fn parse_service(text: &str, cluster_domain: &str) -> Result<ServiceT
         expected: format!("service: expected [INSTANCE.]SERVICE.NAMESPACE.svc.{cluster_domain}[:PORT]"),
     };
     let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) => (host, port.parse().ok().filter(|port| *port > 0).ok_or_else(error)?),
+        Some((host, port)) => (
+            host,
+            port.parse().ok().filter(|port| *port > 0).ok_or_else(error)?,
+        ),
         None => (text, DEFAULT_PORT),
     };
     let host = host.trim_end_matches('.').to_ascii_lowercase();
-    let in_cluster = host.strip_suffix(cluster_domain).and_then(|host| host.strip_suffix(".svc."));
+    let in_cluster = host
+        .strip_suffix(cluster_domain)
+        .and_then(|host| host.strip_suffix(".svc."));
     let labels: Vec<&str> = in_cluster.ok_or_else(error)?.split('.').collect();
     if labels.iter().any(|label| label.is_empty() || label.len() > 63) {
         return Err(error());
@@ -52,8 +57,15 @@ pub(super) fn parse_service(text: &str, cluster_domain: &str) -> Result<ServiceT
         [instance, name, namespace] => (Some((*instance).to_owned()), name, namespace),
         _ => return Err(error()),
     };
-    let service = ServiceName { namespace: (*namespace).to_owned(), name: (*name).to_owned() };
-    Ok(ServiceTarget { service, port, instance })
+    let service = ServiceName {
+        namespace: (*namespace).to_owned(),
+        name: (*name).to_owned(),
+    };
+    Ok(ServiceTarget {
+        service,
+        port,
+        instance,
+    })
 }
 
 /// What a proxy says of itself: `{"ns":…,"nodeName":…,"pod":…}`, or `ns:NAMESPACE` as older ones have it.
@@ -72,7 +84,10 @@ impl Context {
             return Self::default();
         }
         if let Some(ns) = token.strip_prefix("ns:") {
-            return Self { ns: ns.to_owned(), node_name: None };
+            return Self {
+                ns: ns.to_owned(),
+                node_name: None,
+            };
         }
         serde_json::from_str(token).unwrap_or_else(|error| {
             tracing::debug!(token, %error, "A proxy's context cannot be read");
@@ -91,19 +106,30 @@ struct Workload {
 
 /// The pod that a proxy says it runs in.
 pub(super) fn parse_pod(workload: &str) -> Result<PodName, Status> {
-    let error = || Status::invalid_argument(format!("`{workload}` names no workload: expected {{\"ns\":…,\"pod\":…}} or NAMESPACE:POD"));
+    let error = || {
+        Status::invalid_argument(format!(
+            "`{workload}` names no workload: expected {{\"ns\":…,\"pod\":…}} or NAMESPACE:POD"
+        ))
+    };
     if workload.starts_with('{') {
-        let Workload { ns, pod, external_workload } = serde_json::from_str(workload).map_err(|_| error())?;
+        let Workload {
+            ns,
+            pod,
+            external_workload,
+        } = serde_json::from_str(workload).map_err(|_| error())?;
         if external_workload.is_some() {
-            return Err(Status::unimplemented("policies of external workloads are not served"));
+            return Err(Status::unimplemented(
+                "policies of external workloads are not served",
+            ));
         }
         let name = pod.filter(|name| !name.is_empty()).ok_or_else(error)?;
         return Ok(PodName { namespace: ns, name });
     }
     match workload.split_once(':') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
-            Ok(PodName { namespace: namespace.to_owned(), name: name.to_owned() })
-        }
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(PodName {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }),
         _ => Err(error()),
     }
 }
@@ -112,11 +138,15 @@ pub(super) fn parse_pod(workload: &str) -> Result<PodName, Status> {
 pub(super) fn client_namespace(workload: &str) -> Result<String, Status> {
     if workload.starts_with('{') {
         let parsed: Result<Workload, _> = serde_json::from_str(workload);
-        return parsed.map(|workload| workload.ns).map_err(|error| Status::invalid_argument(format!("source_workload: {error}")));
+        return parsed
+            .map(|workload| workload.ns)
+            .map_err(|error| Status::invalid_argument(format!("source_workload: {error}")));
     }
     match workload.split_once(':') {
         Some((namespace, _)) => Ok(namespace.to_owned()),
-        None => Err(Status::invalid_argument("source_workload: expected {\"ns\":…,\"pod\":…} or NAMESPACE:POD")),
+        None => Err(Status::invalid_argument(
+            "source_workload: expected {\"ns\":…,\"pod\":…} or NAMESPACE:POD",
+        )),
     }
 }
 
@@ -125,39 +155,82 @@ mod tests {
     use super::*;
 
     fn service(text: &str) -> Result<(String, String, u16, Option<String>), TargetError> {
-        let ServiceTarget { service, port, instance } = parse_service(text, "cluster.local")?;
+        let ServiceTarget {
+            service,
+            port,
+            instance,
+        } = parse_service(text, "cluster.local")?;
         Ok((service.name, service.namespace, port, instance))
     }
 
     #[test]
     fn services_are_named_with_and_without_port_and_instance() {
-        assert_eq!(service("web.ns.svc.cluster.local:8080"), Ok(("web".into(), "ns".into(), 8080, None)));
-        assert_eq!(service("web.ns.svc.cluster.local"), Ok(("web".into(), "ns".into(), 80, None)));
-        assert_eq!(service("Web.NS.svc.cluster.local.:81"), Ok(("web".into(), "ns".into(), 81, None)));
-        assert_eq!(service("db-0.db.ns.svc.cluster.local:81"), Ok(("db".into(), "ns".into(), 81, Some("db-0".into()))));
+        assert_eq!(
+            service("web.ns.svc.cluster.local:8080"),
+            Ok(("web".into(), "ns".into(), 8080, None))
+        );
+        assert_eq!(
+            service("web.ns.svc.cluster.local"),
+            Ok(("web".into(), "ns".into(), 80, None))
+        );
+        assert_eq!(
+            service("Web.NS.svc.cluster.local.:81"),
+            Ok(("web".into(), "ns".into(), 81, None))
+        );
+        assert_eq!(
+            service("db-0.db.ns.svc.cluster.local:81"),
+            Ok(("db".into(), "ns".into(), 81, Some("db-0".into())))
+        );
     }
 
     #[test]
     fn refuses_what_is_no_service() {
-        for bad in ["", "10.0.0.1:80", "[::1]:80", "web.ns", "web.ns.svc.other:80", "web.ns.svc.cluster.local:0", "web.ns.svc.cluster.local:x", "a.b.c.d.svc.cluster.local", ".ns.svc.cluster.local", "svc.cluster.local"] {
+        for bad in [
+            "",
+            "10.0.0.1:80",
+            "[::1]:80",
+            "web.ns",
+            "web.ns.svc.other:80",
+            "web.ns.svc.cluster.local:0",
+            "web.ns.svc.cluster.local:x",
+            "a.b.c.d.svc.cluster.local",
+            ".ns.svc.cluster.local",
+            "svc.cluster.local",
+        ] {
             assert!(service(bad).is_err(), "{bad:?} was taken");
         }
     }
 
     #[test]
     fn workloads_come_in_two_forms() {
-        let expected = PodName { namespace: "ns".into(), name: "web".into() };
-        assert_eq!(parse_pod(r#"{"ns":"ns","pod":"web"}"#).ok(), Some(expected.clone()));
+        let expected = PodName {
+            namespace: "ns".into(),
+            name: "web".into(),
+        };
+        assert_eq!(
+            parse_pod(r#"{"ns":"ns","pod":"web"}"#).ok(),
+            Some(expected.clone())
+        );
         assert_eq!(parse_pod("ns:web").ok(), Some(expected));
         for bad in ["", "web", ":web", "ns:", "{}", r#"{"ns":"ns"}"#, "{"] {
-            assert_eq!(parse_pod(bad).expect_err("no workload").code(), tonic::Code::InvalidArgument, "{bad:?}");
+            assert_eq!(
+                parse_pod(bad).expect_err("no workload").code(),
+                tonic::Code::InvalidArgument,
+                "{bad:?}"
+            );
         }
         assert_eq!(client_namespace("ns:x").ok().as_deref(), Some("ns"));
     }
 
     #[test]
     fn a_context_is_read_as_far_as_it_goes() {
-        assert_eq!(Context::parse(r#"{"ns":"a","nodeName":"n","pod":"p"}"#), Context { ns: "a".into(), node_name: Some("n".into()) });
+        assert_eq!(
+            Context::parse(r#"{"ns":"a","nodeName":"n","pod":"p"}"#),
+            Context {
+                ns: "a".into(),
+                node_name: Some("n".into())
+            }
+        );
         assert_eq!(Context::parse("ns:a").ns, "a");
         assert_eq!(Context::parse("nonsense"), Context::default());
     }

@@ -7,7 +7,8 @@ use futures_util::StreamExt as _;
 use gateway_api::apis::standard::{grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute};
 use heddle_control_index::{Cluster, Config, Tracked};
 use heddle_k8s::policy::{
-    AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, HttpRoute, MeshTLSAuthentication, NetworkAuthentication, Server,
+    AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, HttpRoute, MeshTLSAuthentication,
+    NetworkAuthentication, Server,
 };
 use heddle_proxy_policy::{Client, ClientPolicy, ClientTls, Endpoint, EndpointSet, Profile, ServerPolicy};
 use k8s_openapi::api::{
@@ -38,7 +39,11 @@ impl World {
     /// A service `web` of `ns`, and a meshed pod `web-0` behind it.
     fn new() -> Self {
         let (closing, closed) = watch::channel(false);
-        let world = Self { cluster: Cluster::new(Config::default()), _closing: closing, closed };
+        let world = Self {
+            cluster: Cluster::new(Config::default()),
+            _closing: closing,
+            closed,
+        };
         world.apply::<Service>("web", json!({"spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}}));
         world.apply::<Pod>("web-0", json!({
             "metadata": {"labels": {"app": "web", "linkerd.io/control-plane-ns": "linkerd"}},
@@ -66,25 +71,50 @@ impl World {
         object["kind"] = K::kind(&()).into();
         object["metadata"]["namespace"] = namespace.into();
         object["metadata"]["name"] = name.into();
-        self.cluster.apply(&serde_json::from_value::<K>(object).expect("an object of this kind"));
+        self.cluster
+            .apply(&serde_json::from_value::<K>(object).expect("an object of this kind"));
     }
 
     async fn server(&self, port: u16) -> ServerPolicy {
         let service = Inbound::new(self.cluster.clone(), GrpcMetrics::default(), self.closed.clone());
-        let spec = PortSpec { workload: "ns:web-0".into(), port: port.into() };
-        let message = service.get_port(Request::new(spec)).await.expect("the pod is known").into_inner();
+        let spec = PortSpec {
+            workload: "ns:web-0".into(),
+            port: port.into(),
+        };
+        let message = service
+            .get_port(Request::new(spec))
+            .await
+            .expect("the pod is known")
+            .into_inner();
         ServerPolicy::try_from(message).expect("the proxy takes the message")
     }
 
     async fn client(&self, target: traffic_spec::Target) -> ClientPolicy {
-        let service = Outbound::new(self.cluster.clone(), "cluster.local".into(), GrpcMetrics::default(), self.closed.clone());
-        let spec = TrafficSpec { source_workload: "client:p".into(), target: Some(target) };
-        let message = service.get(Request::new(spec)).await.expect("the target is known").into_inner();
+        let service = Outbound::new(
+            self.cluster.clone(),
+            "cluster.local".into(),
+            GrpcMetrics::default(),
+            self.closed.clone(),
+        );
+        let spec = TrafficSpec {
+            source_workload: "client:p".into(),
+            target: Some(target),
+        };
+        let message = service
+            .get(Request::new(spec))
+            .await
+            .expect("the target is known")
+            .into_inner();
         ClientPolicy::try_from(message).expect("the proxy takes the message")
     }
 
     fn destination(&self) -> Destination<Cluster> {
-        Destination::new(self.cluster.clone(), "cluster.local".into(), GrpcMetrics::default(), self.closed.clone())
+        Destination::new(
+            self.cluster.clone(),
+            "cluster.local".into(),
+            GrpcMetrics::default(),
+            self.closed.clone(),
+        )
     }
 }
 
@@ -94,11 +124,17 @@ fn addr(text: &str) -> traffic_spec::Target {
 
 fn meshed(identity: &str) -> Client {
     let tls = ClientTls::Established(Some(identity.parse().expect("an identity")));
-    Client { addr: "10.1.0.9".parse().expect("an address"), tls }
+    Client {
+        addr: "10.1.0.9".parse().expect("an address"),
+        tls,
+    }
 }
 
 fn plain(ip: &str) -> Client {
-    Client { addr: ip.parse().expect("an address"), tls: ClientTls::None }
+    Client {
+        addr: ip.parse().expect("an address"),
+        tls: ClientTls::None,
+    }
 }
 
 const CHECKOUT: &str = "checkout.ns.serviceaccount.identity.linkerd.cluster.local";
@@ -113,12 +149,22 @@ async fn each_default_policy_lets_in_whom_it_names() {
         ("audit", true, true, true),
         ("deny", false, false, false),
     ] {
-        let world = World { cluster: Cluster::new(Config { default_policy: policy.parse().expect("a policy"), ..Config::default() }), ..World::new() };
+        let world = World {
+            cluster: Cluster::new(Config {
+                default_policy: policy.parse().expect("a policy"),
+                ..Config::default()
+            }),
+            ..World::new()
+        };
         world.apply::<Pod>("web-0", json!({"status": {"podIP": "10.1.0.1"}}));
         let server = world.server(8080).await;
         let admitted = |client: &Client| server.authorize(client).is_ok();
         assert_eq!(
-            (admitted(&plain("192.0.2.1")), admitted(&plain("10.1.0.9")), admitted(&meshed(CHECKOUT))),
+            (
+                admitted(&plain("192.0.2.1")),
+                admitted(&plain("10.1.0.9")),
+                admitted(&meshed(CHECKOUT))
+            ),
             (anyone, insider, identity),
             "{policy}"
         );
@@ -128,7 +174,10 @@ async fn each_default_policy_lets_in_whom_it_names() {
 #[tokio::test]
 async fn the_seeds_policy_admits_the_identity_it_names_and_no_other() {
     let world = World::new();
-    world.apply::<Server>("web", json!({"spec": {"podSelector": {}, "port": "http", "proxyProtocol": "HTTP/2"}}));
+    world.apply::<Server>(
+        "web",
+        json!({"spec": {"podSelector": {}, "port": "http", "proxyProtocol": "HTTP/2"}}),
+    );
     world.apply::<MeshTLSAuthentication>("checkout", json!({"spec": {"identities": [CHECKOUT]}}));
     world.apply::<AuthorizationPolicy>("allow", json!({"spec": {
         "targetRef": {"group": "policy.linkerd.io", "kind": "Server", "name": "web"},
@@ -136,7 +185,11 @@ async fn the_seeds_policy_admits_the_identity_it_names_and_no_other() {
     }}));
     let server = world.server(8080).await;
     assert!(server.authorize(&meshed(CHECKOUT)).is_ok());
-    assert!(server.authorize(&meshed("other.ns.serviceaccount.identity.linkerd.cluster.local")).is_err());
+    assert!(
+        server
+            .authorize(&meshed("other.ns.serviceaccount.identity.linkerd.cluster.local"))
+            .is_err()
+    );
     assert!(server.authorize(&plain("10.1.0.9")).is_err());
 }
 
@@ -144,41 +197,71 @@ async fn the_seeds_policy_admits_the_identity_it_names_and_no_other() {
 async fn a_namespace_reference_admits_all_of_its_accounts() {
     let world = World::new();
     world.apply::<Server>("web", json!({"spec": {"podSelector": {}, "port": "http"}}));
-    world.apply::<MeshTLSAuthentication>("m", json!({"spec": {"identityRefs": [{"kind": "Namespace", "name": "ns"}]}}));
-    world.apply::<NetworkAuthentication>("n", json!({"spec": {"networks": [{"cidr": "10.0.0.0/8", "except": ["10.1.0.9/32"]}]}}));
+    world.apply::<MeshTLSAuthentication>(
+        "m",
+        json!({"spec": {"identityRefs": [{"kind": "Namespace", "name": "ns"}]}}),
+    );
+    world.apply::<NetworkAuthentication>(
+        "n",
+        json!({"spec": {"networks": [{"cidr": "10.0.0.0/8", "except": ["10.1.0.9/32"]}]}}),
+    );
     let policy = |references: Value| {
-        world.apply::<AuthorizationPolicy>("allow", json!({"spec": {
-            "targetRef": {"group": "policy.linkerd.io", "kind": "Server", "name": "web"},
-            "requiredAuthenticationRefs": references,
-        }}));
+        world.apply::<AuthorizationPolicy>(
+            "allow",
+            json!({"spec": {
+                "targetRef": {"group": "policy.linkerd.io", "kind": "Server", "name": "web"},
+                "requiredAuthenticationRefs": references,
+            }}),
+        );
     };
     let mesh = json!({"group": "policy.linkerd.io", "kind": "MeshTLSAuthentication", "name": "m"});
     let network = json!({"group": "policy.linkerd.io", "kind": "NetworkAuthentication", "name": "n"});
     policy(json!([mesh]));
     assert!(world.server(8080).await.authorize(&meshed(CHECKOUT)).is_ok());
-    assert!(world.server(8080).await.authorize(&meshed("a.other.serviceaccount.identity.linkerd.cluster.local")).is_err());
+    assert!(
+        world
+            .server(8080)
+            .await
+            .authorize(&meshed("a.other.serviceaccount.identity.linkerd.cluster.local"))
+            .is_err()
+    );
     policy(json!([mesh, network]));
-    assert!(world.server(8080).await.authorize(&meshed(CHECKOUT)).is_err(), "from an excepted address");
+    assert!(
+        world.server(8080).await.authorize(&meshed(CHECKOUT)).is_err(),
+        "from an excepted address"
+    );
 }
 
 #[tokio::test]
 async fn every_kind_of_server_and_inbound_route_is_read() {
     let world = World::new();
-    world.apply::<HttpLocalRateLimitPolicy>("limit", json!({"spec": {
-        "targetRef": {"group": "policy.linkerd.io", "kind": "Server", "name": "web"},
-        "total": {"requestsPerSecond": 10},
-        "identity": {"requestsPerSecond": 5},
-        "overrides": [{"requestsPerSecond": 7, "clientRefs": [{"kind": "ServiceAccount", "name": "a"}]}],
-    }}));
+    world.apply::<HttpLocalRateLimitPolicy>(
+        "limit",
+        json!({"spec": {
+            "targetRef": {"group": "policy.linkerd.io", "kind": "Server", "name": "web"},
+            "total": {"requestsPerSecond": 10},
+            "identity": {"requestsPerSecond": 5},
+            "overrides": [{"requestsPerSecond": 7, "clientRefs": [{"kind": "ServiceAccount", "name": "a"}]}],
+        }}),
+    );
     let parents = json!([{"group": "policy.linkerd.io", "kind": "Server", "name": "web"}]);
     let rules = json!([full_rule("RequestRedirect"), full_rule("RequestHeaderModifier")]);
-    world.apply::<GrpcRoute>("grpc", json!({"spec": {"parentRefs": parents, "rules": [{"matches": [{"method": {"service": "a.B"}}]}]}}));
+    world.apply::<GrpcRoute>(
+        "grpc",
+        json!({"spec": {"parentRefs": parents, "rules": [{"matches": [{"method": {"service": "a.B"}}]}]}}),
+    );
     for routed in [false, true] {
         if routed {
-            world.apply::<HttpRoute>("http", json!({"spec": {"parentRefs": parents, "hostnames": ["a.b", "*.c.d"], "rules": rules}}));
+            world.apply::<HttpRoute>(
+                "http",
+                json!({"spec": {"parentRefs": parents, "hostnames": ["a.b", "*.c.d"], "rules": rules}}),
+            );
         }
         for protocol in ["unknown", "HTTP/1", "HTTP/2", "gRPC", "opaque", "TLS"] {
-            world.apply::<Server>("web", json!({"spec": {"podSelector": {}, "port": "http", "proxyProtocol": protocol}}));
+            world.apply::<Server>(
+                "web",
+                json!({"spec": {"podSelector": {}, "port": "http", "proxyProtocol": protocol}}),
+            );
             let server = world.server(8080).await;
             assert_eq!(server.authorizations.len(), 0, "{protocol}");
         }
@@ -199,8 +282,17 @@ async fn every_kind_of_outbound_policy_is_read() {
             world.client(addr(target)).await;
         }
     }
-    world.client(traffic_spec::Target::Authority("web.ns.svc.cluster.local:80".into())).await;
-    for (mode, protocol) in [("consecutive", Some("http")), ("unified", Some("kubernetes.io/h2c")), ("unified", Some("linkerd.io/opaque")), ("", None)] {
+    world
+        .client(traffic_spec::Target::Authority(
+            "web.ns.svc.cluster.local:80".into(),
+        ))
+        .await;
+    for (mode, protocol) in [
+        ("consecutive", Some("http")),
+        ("unified", Some("kubernetes.io/h2c")),
+        ("unified", Some("linkerd.io/opaque")),
+        ("", None),
+    ] {
         let annotations = json!({
             "balancer.linkerd.io/failure-accrual": mode,
             "retry.linkerd.io/http": "5xx,429",
@@ -226,7 +318,10 @@ async fn every_kind_of_outbound_policy_is_read() {
     let mut none = full_rule("RequestHeaderModifier");
     none["backendRefs"] = json!([{"name": "web", "port": 80, "weight": 0}]);
     let rules = json!([split, none, full_rule("RequestRedirect"), {}]);
-    world.apply::<GatewayHttpRoute>("http", json!({"spec": {"parentRefs": parents, "hostnames": ["web", "*.example.com"], "rules": rules}}));
+    world.apply::<GatewayHttpRoute>(
+        "http",
+        json!({"spec": {"parentRefs": parents, "hostnames": ["web", "*.example.com"], "rules": rules}}),
+    );
     world.client(addr("10.96.0.1:80")).await;
     world.apply::<GrpcRoute>("grpc", json!({"spec": {"parentRefs": parents, "rules": [
         {"matches": [{"method": {"service": "a.B", "method": "C"}, "headers": [{"name": "x", "value": "y"}]}], "backendRefs": [{"name": "gone", "port": 80}]},
@@ -237,8 +332,12 @@ async fn every_kind_of_outbound_policy_is_read() {
 
 fn full_rule(filter: &str) -> Value {
     let body = match filter {
-        "RequestRedirect" => json!({"scheme": "https", "hostname": "h", "port": 443, "statusCode": 301, "path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/x"}}),
-        _ => json!({"add": [{"name": "a", "value": "b"}], "set": [{"name": "c", "value": "d"}], "remove": ["e"]}),
+        "RequestRedirect" => {
+            json!({"scheme": "https", "hostname": "h", "port": 443, "statusCode": 301, "path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/x"}})
+        }
+        _ => {
+            json!({"add": [{"name": "a", "value": "b"}], "set": [{"name": "c", "value": "d"}], "remove": ["e"]})
+        }
     };
     let field = format!("{}{}", filter[..1].to_lowercase(), &filter[1..]);
     json!({
@@ -257,19 +356,47 @@ fn full_rule(filter: &str) -> Value {
 #[tokio::test]
 async fn endpoints_and_profiles_are_read() {
     let world = World::new();
-    let get = |path: &str| Request::new(GetDestination { path: path.into(), ..GetDestination::default() });
-    let mut updates = world.destination().get(get("web.ns.svc.cluster.local:80")).await.expect("a stream").into_inner();
+    let get = |path: &str| {
+        Request::new(GetDestination {
+            path: path.into(),
+            ..GetDestination::default()
+        })
+    };
+    let mut updates = world
+        .destination()
+        .get(get("web.ns.svc.cluster.local:80"))
+        .await
+        .expect("a stream")
+        .into_inner();
     let update = updates.next().await.expect("a first message").expect("a message");
     let mut set = EndpointSet::default();
     let refused = set.apply(update, true).expect("the proxy takes the message");
     assert_eq!(refused, []);
     let endpoints: Vec<&Endpoint> = set.iter().map(AsRef::as_ref).collect();
     assert_eq!(endpoints.len(), 1);
-    assert_eq!(endpoints[0].identity.as_ref().map(ToString::to_string).as_deref(), Some("default.ns.serviceaccount.identity.linkerd.cluster.local"));
+    assert_eq!(
+        endpoints[0].identity.as_ref().map(ToString::to_string).as_deref(),
+        Some("default.ns.serviceaccount.identity.linkerd.cluster.local")
+    );
     assert_eq!(endpoints[0].opaque_transport_port, Some(4143));
-    for path in ["10.96.0.1:80", "10.96.0.1:81", "10.1.0.1:8080", "192.0.2.1:443", "web.ns.svc.cluster.local:80"] {
-        let mut profiles = world.destination().get_profile(get(path)).await.expect("a stream").into_inner();
-        let profile = profiles.next().await.expect("a first message").expect("a message");
+    for path in [
+        "10.96.0.1:80",
+        "10.96.0.1:81",
+        "10.1.0.1:8080",
+        "192.0.2.1:443",
+        "web.ns.svc.cluster.local:80",
+    ] {
+        let mut profiles = world
+            .destination()
+            .get_profile(get(path))
+            .await
+            .expect("a stream")
+            .into_inner();
+        let profile = profiles
+            .next()
+            .await
+            .expect("a first message")
+            .expect("a message");
         Profile::try_from(profile).expect("the proxy takes the message");
     }
 }

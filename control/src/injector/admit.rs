@@ -52,12 +52,17 @@ impl Admission {
     /// Answers one AdmissionReview.
     pub(super) async fn answer(&self, body: &[u8]) -> Result<Vec<u8>, AdmitError> {
         let request = Request::read(body)?;
-        let core = request.kind.group.is_empty() && request.kind.version == "v1" && request.operation == "CREATE";
+        let core =
+            request.kind.group.is_empty() && request.kind.version == "v1" && request.operation == "CREATE";
         let answer = match request.kind.kind.as_str() {
             "Pod" if core => self.pod(&request, body).await?,
             "Service" if core => self.service(&request, body).await?,
             kind => {
-                debug!(kind, operation = request.operation, "Asked about what is not injected");
+                debug!(
+                    kind,
+                    operation = request.operation,
+                    "Asked about what is not injected"
+                );
                 Answer::default()
             }
         };
@@ -69,29 +74,60 @@ impl Admission {
         let namespace = self.namespace(&request.namespace).await?;
         let owner = self.owners.of(&request.namespace, &pod).await;
         let owner_kind = owner_kind(owner.as_ref().map(|owner| owner.kind.as_str()));
-        let labels = RequestLabels { owner_kind, namespace: request.namespace.clone() };
+        let labels = RequestLabels {
+            owner_kind,
+            namespace: request.namespace.clone(),
+        };
         self.metrics.requests.get_or_create(&labels).inc();
 
         let settings = self.settings.load();
-        let decision = decide(&settings.defaults, &view(&request.namespace, &namespace), &pod, owner.as_ref());
-        let RequestLabels { owner_kind, namespace } = labels;
+        let decision = decide(
+            &settings.defaults,
+            &view(&request.namespace, &namespace),
+            &pod,
+            owner.as_ref(),
+        );
+        let RequestLabels {
+            owner_kind,
+            namespace,
+        } = labels;
         let (skip, skip_reason) = match &decision {
             Decision::Inject(_) => ("false", ""),
             Decision::Skip(reason) => ("true", reason.key()),
         };
-        let labels = ResponseLabels { owner_kind, namespace, skip, skip_reason };
+        let labels = ResponseLabels {
+            owner_kind,
+            namespace,
+            skip,
+            skip_reason,
+        };
         self.metrics.responses.get_or_create(&labels).inc();
-        let name = pod.metadata.name.or(pod.metadata.generate_name).unwrap_or_else(|| request.name.clone());
+        let name = pod
+            .metadata
+            .name
+            .or(pod.metadata.generate_name)
+            .unwrap_or_else(|| request.name.clone());
         Ok(match decision {
-            Decision::Inject(injection) => self.inject(request, &name, owner, &injection, &settings.trust_anchors_pem),
+            Decision::Inject(injection) => {
+                self.inject(request, &name, owner, &injection, &settings.trust_anchors_pem)
+            }
             Decision::Skip(reason) => self.skip(request, &name, owner, &reason),
         })
     }
 
-    fn inject(&self, request: &Request, pod: &str, owner: Option<Owner>, injection: &Injection, anchors: &str) -> Answer {
+    fn inject(
+        &self,
+        request: &Request,
+        pod: &str,
+        owner: Option<Owner>,
+        injection: &Injection,
+        anchors: &str,
+    ) -> Answer {
         let stamp = injection.stamp();
         info!(namespace = request.namespace, pod, %stamp, "Injected");
-        self.record(request, owner, Reason::Injected, || "Linkerd sidecar proxy injected".to_owned());
+        self.record(request, owner, Reason::Injected, || {
+            "Linkerd sidecar proxy injected".to_owned()
+        });
         Answer {
             patch: Some(injection.patch(anchors)),
             warnings: injection.warnings().to_vec(),
@@ -109,13 +145,22 @@ impl Admission {
         } else {
             debug!(namespace = request.namespace, pod, %reason, "Not injected");
         }
-        Answer { patch: None, warnings, audit: Some(format!("skipped: {}", reason.key())) }
+        Answer {
+            patch: None,
+            warnings,
+            audit: Some(format!("skipped: {}", reason.key())),
+        }
     }
 
     fn record(&self, request: &Request, owner: Option<Owner>, reason: Reason, note: impl FnOnce() -> String) {
         // A dry run has no side effects, and a pod of its own does not exist yet.
         if let (Some(owner), false) = (owner, request.dry_run.unwrap_or(false)) {
-            self.events.record(Happening { namespace: request.namespace.clone(), owner, reason, note: note() });
+            self.events.record(Happening {
+                namespace: request.namespace.clone(),
+                owner,
+                reason,
+                note: note(),
+            });
         }
     }
 
@@ -123,8 +168,15 @@ impl Admission {
         let service: Service = review::object(body, "Service")?;
         let namespace = self.namespace(&request.namespace).await?;
         let settings = self.settings.load();
-        let patch = decide_service(&settings.defaults, &view(&request.namespace, &namespace), &service);
-        Ok(Answer { patch, ..Answer::default() })
+        let patch = decide_service(
+            &settings.defaults,
+            &view(&request.namespace, &namespace),
+            &service,
+        );
+        Ok(Answer {
+            patch,
+            ..Answer::default()
+        })
     }
 
     async fn namespace(&self, name: &str) -> Result<Arc<Namespace>, AdmitError> {
@@ -134,8 +186,13 @@ impl Admission {
         let api: Api<Namespace> = Api::all(self.client.clone());
         match timeout(NAMESPACE_TIMEOUT, api.get(name)).await {
             Ok(Ok(found)) => Ok(Arc::new(found)),
-            Ok(Err(error)) => Err(AdmitError::Namespace { name: name.to_owned(), problem: said(&error) }),
-            Err(_) => Err(AdmitError::NamespaceTimeout { name: name.to_owned() }),
+            Ok(Err(error)) => Err(AdmitError::Namespace {
+                name: name.to_owned(),
+                problem: said(&error),
+            }),
+            Err(_) => Err(AdmitError::NamespaceTimeout {
+                name: name.to_owned(),
+            }),
         }
     }
 }

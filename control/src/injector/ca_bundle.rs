@@ -96,7 +96,9 @@ impl Keeper {
                 () = sleep_until(wake) => {}
             }
             wake = None;
-            let Some(newest) = self.newest.borrow_and_update().clone() else { continue };
+            let Some(newest) = self.newest.borrow_and_update().clone() else {
+                continue;
+            };
             if self.presented.borrow().is_none() {
                 // Nothing to lose: an API server that does not trust it yet could not ask before, either.
                 self.presented.send_replace(Some(Arc::new(newest.clone())));
@@ -105,12 +107,19 @@ impl Keeper {
                 continue;
             }
             let state = self.judge(configuration.as_ref(), &newest);
-            self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
+            self.state
+                .send_if_modified(|current| std::mem::replace(current, state) != state);
             match state {
                 State::Differs => {
-                    let found = configuration.as_ref().expect("only an existing configuration differs");
+                    let found = configuration
+                        .as_ref()
+                        .expect("only an existing configuration differs");
                     if let Err(error) = self.apply(found, &newest).await {
-                        warn!(configuration = self.name, error = said(&error), "Failed to apply the caBundle");
+                        warn!(
+                            configuration = self.name,
+                            error = said(&error),
+                            "Failed to apply the caBundle"
+                        );
                         wake = Some(Instant::now() + RETRY);
                     }
                     trusted_since = None;
@@ -128,9 +137,11 @@ impl Keeper {
     fn present(&self, newest: Serving, trusted_since: Instant, state: State) -> Option<Instant> {
         let presented = self.presented.borrow().clone();
         let same_authority = presented.as_ref().is_some_and(|presented| {
-            certificate::newest_authority(&presented.ca_bundle) == certificate::newest_authority(&newest.ca_bundle)
+            certificate::newest_authority(&presented.ca_bundle)
+                == certificate::newest_authority(&newest.ca_bundle)
         });
-        let same = presented.is_some_and(|presented| same_authority && presented.not_after == newest.not_after);
+        let same =
+            presented.is_some_and(|presented| same_authority && presented.not_after == newest.not_after);
         let catch_up = trusted_since + self.catch_up;
         if same {
             return None;
@@ -151,19 +162,37 @@ impl Keeper {
         if ours.peek().is_none() {
             return State::Absent;
         }
-        if configuration.annotations().keys().any(|key| key.starts_with(CAINJECTOR_PREFIX)) {
+        if configuration
+            .annotations()
+            .keys()
+            .any(|key| key.starts_with(CAINJECTOR_PREFIX))
+        {
             let authority = certificate::newest_authority(&newest.ca_bundle);
             let trusted = |webhook: &MutatingWebhook| {
                 let bundle = webhook.client_config.ca_bundle.as_ref();
-                bundle.zip(authority.as_ref()).is_some_and(|(bundle, ca)| certificate::trusts(&bundle.0, ca))
+                bundle
+                    .zip(authority.as_ref())
+                    .is_some_and(|(bundle, ca)| certificate::trusts(&bundle.0, ca))
             };
             // Not ours to write: either it is right, or cainjector has yet to come.
-            return if ours.all(trusted) { State::InPlace } else { State::Absent };
+            return if ours.all(trusted) {
+                State::InPlace
+            } else {
+                State::Absent
+            };
         }
         let right = |webhook: &MutatingWebhook| {
-            webhook.client_config.ca_bundle.as_ref().is_some_and(|bundle| bundle.0 == newest.ca_bundle.as_bytes())
+            webhook
+                .client_config
+                .ca_bundle
+                .as_ref()
+                .is_some_and(|bundle| bundle.0 == newest.ca_bundle.as_bytes())
         };
-        if ours.all(right) { State::InPlace } else { State::Differs }
+        if ours.all(right) {
+            State::InPlace
+        } else {
+            State::Differs
+        }
     }
 
     /// The webhooks that ask this service.
@@ -173,11 +202,16 @@ impl Keeper {
     ) -> impl Iterator<Item = &'a MutatingWebhook> + 'a {
         configuration.webhooks.iter().flatten().filter(|webhook| {
             let service = webhook.client_config.service.as_ref();
-            service.is_some_and(|service| service.name == self.service.0 && service.namespace == self.service.1)
+            service
+                .is_some_and(|service| service.name == self.service.0 && service.namespace == self.service.1)
         })
     }
 
-    async fn apply(&self, configuration: &MutatingWebhookConfiguration, newest: &Serving) -> Result<(), kube::Error> {
+    async fn apply(
+        &self,
+        configuration: &MutatingWebhookConfiguration,
+        newest: &Serving,
+    ) -> Result<(), kube::Error> {
         use base64::Engine as _;
         let bundle = base64::engine::general_purpose::STANDARD.encode(&newest.ca_bundle);
         let webhooks: Vec<_> = self
@@ -195,7 +229,11 @@ impl Keeper {
         // pods out of the mesh for as long as it stayed.
         let params = PatchParams::apply(MANAGER).force();
         self.api.patch(&self.name, &params, &Patch::Apply(&patch)).await?;
-        info!(configuration = self.name, webhooks = webhooks.len(), "Applied the caBundle");
+        info!(
+            configuration = self.name,
+            webhooks = webhooks.len(),
+            "Applied the caBundle"
+        );
         Ok(())
     }
 }

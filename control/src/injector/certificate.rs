@@ -10,8 +10,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
 };
 use rustls::{
     RootCertStore, ServerConfig,
@@ -61,7 +61,10 @@ pub(super) enum CertificateError {
     #[error("`{part}` holds no PEM certificate")]
     NoCertificate { part: &'static str },
     #[error("`{part}` is not PEM")]
-    Pem { part: &'static str, source: rustls::pki_types::pem::Error },
+    Pem {
+        part: &'static str,
+        source: rustls::pki_types::pem::Error,
+    },
     #[error("`{part}` is not an X.509 certificate: {problem}")]
     X509 { part: &'static str, problem: String },
     #[error("the certificate of `tls.crt` is not valid for {name} under the authorities of `ca.crt`")]
@@ -71,7 +74,11 @@ pub(super) enum CertificateError {
 }
 
 /// Makes a certificate for `names` by a new authority; `previous` is the bundle that it replaces.
-pub(super) fn issue(names: &[String], previous: Option<&str>, now: SystemTime) -> Result<Material, CertificateError> {
+pub(super) fn issue(
+    names: &[String],
+    previous: Option<&str>,
+    now: SystemTime,
+) -> Result<Material, CertificateError> {
     let make = CertificateError::Make;
     let (not_before, not_after) = (date(now - BACKDATED)?, date(now + LIFETIME)?);
     let subject = |text: String| {
@@ -83,8 +90,13 @@ pub(super) fn issue(names: &[String], previous: Option<&str>, now: SystemTime) -
     let authority_key = KeyPair::generate().map_err(make)?;
     let mut authority = CertificateParams::new(Vec::new()).map_err(make)?;
     // A name of its own keeps verifiers from trying one authority's key on another's signature.
-    let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| CertificateError::Time)?;
-    authority.distinguished_name = subject(format!("linkerd-proxy-injector webhook CA {}", since_epoch.as_secs()));
+    let since_epoch = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_err(|_| CertificateError::Time)?;
+    authority.distinguished_name = subject(format!(
+        "linkerd-proxy-injector webhook CA {}",
+        since_epoch.as_secs()
+    ));
     authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     (authority.not_before, authority.not_after) = (not_before, not_after);
@@ -98,13 +110,22 @@ pub(super) fn issue(names: &[String], previous: Option<&str>, now: SystemTime) -
     leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     leaf.use_authority_key_identifier_extension = true;
     (leaf.not_before, leaf.not_after) = (not_before, not_after);
-    let certificate = leaf.signed_by(&key, &Issuer::new(authority, authority_key)).map_err(make)?;
+    let certificate = leaf
+        .signed_by(&key, &Issuer::new(authority, authority_key))
+        .map_err(make)?;
 
     let mut ca_bundle = authority_certificate.pem();
-    for kept in previous.map(|bundle| still_valid(bundle, now)).unwrap_or_default() {
+    for kept in previous
+        .map(|bundle| still_valid(bundle, now))
+        .unwrap_or_default()
+    {
         ca_bundle.push_str(&kept);
     }
-    Ok(Material { ca_bundle, certificate: certificate.pem(), key: key.serialize_pem() })
+    Ok(Material {
+        ca_bundle,
+        certificate: certificate.pem(),
+        key: key.serialize_pem(),
+    })
 }
 
 /// Checks that `material` can be served as `name` now.
@@ -114,21 +135,35 @@ pub(super) fn check(material: &Material, name: &str, now: SystemTime) -> Result<
     let [leaf, intermediates @ ..] = &chain[..] else {
         return Err(CertificateError::NoCertificate { part: "tls.crt" });
     };
-    let key = PrivateKeyDer::from_pem_slice(material.key.as_bytes())
-        .map_err(|source| CertificateError::Pem { part: "tls.key", source })?;
+    let key =
+        PrivateKeyDer::from_pem_slice(material.key.as_bytes()).map_err(|source| CertificateError::Pem {
+            part: "tls.key",
+            source,
+        })?;
 
     let mut roots = RootCertStore::empty();
-    let untrusted = |source| CertificateError::Untrusted { name: name.to_owned(), source };
+    let untrusted = |source| CertificateError::Untrusted {
+        name: name.to_owned(),
+        source,
+    };
     for authority in authorities {
         roots.add(authority).map_err(untrusted)?;
     }
     let server_name = ServerName::try_from(name)
         .map_err(|_| untrusted(rustls::Error::General("the name is not a DNS name".to_owned())))?;
-    let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| CertificateError::Time)?;
+    let since_epoch = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_err(|_| CertificateError::Time)?;
     WebPkiServerVerifier::builder_with_provider(Arc::new(roots), heddle_tls::provider())
         .build()
         .map_err(|error| untrusted(rustls::Error::General(error.to_string())))?
-        .verify_server_cert(leaf, intermediates, &server_name, &[], UnixTime::since_unix_epoch(since_epoch))
+        .verify_server_cert(
+            leaf,
+            intermediates,
+            &server_name,
+            &[],
+            UnixTime::since_unix_epoch(since_epoch),
+        )
         .map_err(untrusted)?;
 
     let (not_before, not_after) = validity("tls.crt", leaf)?;
@@ -155,7 +190,9 @@ pub(super) fn newest_authority(ca_bundle: &str) -> Option<CertificateDer<'static
 
 /// Whether `bundle` holds `authority`.
 pub(super) fn trusts(bundle: &[u8], authority: &CertificateDer<'_>) -> bool {
-    CertificateDer::pem_slice_iter(bundle).flatten().any(|known| known == *authority)
+    CertificateDer::pem_slice_iter(bundle)
+        .flatten()
+        .any(|known| known == *authority)
 }
 
 fn still_valid(bundle: &str, now: SystemTime) -> Vec<String> {
@@ -185,19 +222,31 @@ fn certificates(part: &'static str, text: &str) -> Result<Vec<CertificateDer<'st
     }
 }
 
-fn validity(part: &'static str, der: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), CertificateError> {
-    let (_, certificate) = X509Certificate::from_der(der)
-        .map_err(|error| CertificateError::X509 { part, problem: error.to_string() })?;
+fn validity(
+    part: &'static str,
+    der: &CertificateDer<'_>,
+) -> Result<(SystemTime, SystemTime), CertificateError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|error| CertificateError::X509 {
+        part,
+        problem: error.to_string(),
+    })?;
     let validity = certificate.validity();
     let time = |seconds: i64| {
         let seconds = u64::try_from(seconds).map_err(|_| CertificateError::Time)?;
-        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or(CertificateError::Time)
+        SystemTime::UNIX_EPOCH
+            .checked_add(Duration::from_secs(seconds))
+            .ok_or(CertificateError::Time)
     };
-    Ok((time(validity.not_before.timestamp())?, time(validity.not_after.timestamp())?))
+    Ok((
+        time(validity.not_before.timestamp())?,
+        time(validity.not_after.timestamp())?,
+    ))
 }
 
 fn date(time: SystemTime) -> Result<time::OffsetDateTime, CertificateError> {
-    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| CertificateError::Time)?;
+    let since_epoch = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_err(|_| CertificateError::Time)?;
     let seconds = i64::try_from(since_epoch.as_secs()).map_err(|_| CertificateError::Time)?;
     time::OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| CertificateError::Time)
 }
@@ -205,7 +254,9 @@ fn date(time: SystemTime) -> Result<time::OffsetDateTime, CertificateError> {
 impl std::fmt::Debug for Material {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The key must not get into logs.
-        f.debug_struct("Material").field("certificate", &self.certificate).finish_non_exhaustive()
+        f.debug_struct("Material")
+            .field("certificate", &self.certificate)
+            .finish_non_exhaustive()
     }
 }
 
@@ -232,7 +283,10 @@ mod tests {
             check(&material, NAME, now() + LIFETIME + Duration::from_secs(1)),
             Err(CertificateError::Untrusted { .. })
         ));
-        assert!(matches!(check(&material, "other.linkerd.svc", now()), Err(CertificateError::Untrusted { .. })));
+        assert!(matches!(
+            check(&material, "other.linkerd.svc", now()),
+            Err(CertificateError::Untrusted { .. })
+        ));
     }
 
     #[test]
@@ -243,28 +297,82 @@ mod tests {
         let authority = newest_authority(&first.ca_bundle).expect("one");
         assert!(trusts(second.ca_bundle.as_bytes(), &authority));
         // Whichever of the two is served, the new bundle trusts it.
-        let overlap = Material { ca_bundle: second.ca_bundle.clone(), ..first.clone() };
+        let overlap = Material {
+            ca_bundle: second.ca_bundle.clone(),
+            ..first.clone()
+        };
         check(&overlap, NAME, later).expect("the old certificate under the new bundle");
         check(&second, NAME, later).expect("the new one");
 
         let third = mk_material(Some(&second.ca_bundle), later + LIFETIME / 3 * 2);
-        assert!(!trusts(third.ca_bundle.as_bytes(), &authority), "two rotations later it is gone");
-        assert_eq!(certificates("ca.crt", &third.ca_bundle).expect("a bundle").len(), 2);
+        assert!(
+            !trusts(third.ca_bundle.as_bytes(), &authority),
+            "two rotations later it is gone"
+        );
+        assert_eq!(
+            certificates("ca.crt", &third.ca_bundle).expect("a bundle").len(),
+            2
+        );
         let expired = mk_material(Some(&first.ca_bundle), now() + LIFETIME * 2);
-        assert_eq!(certificates("ca.crt", &expired.ca_bundle).expect("a bundle").len(), 1);
+        assert_eq!(
+            certificates("ca.crt", &expired.ca_bundle)
+                .expect("a bundle")
+                .len(),
+            1
+        );
     }
 
     #[test]
     fn refuses_what_does_not_belong_together() {
         let (one, two) = (mk_material(None, now()), mk_material(None, now()));
-        let mixed = Material { key: two.key.clone(), ..one.clone() };
-        assert!(matches!(check(&mixed, NAME, now()), Err(CertificateError::Unusable(_))));
-        let mixed = Material { ca_bundle: two.ca_bundle.clone(), ..one.clone() };
-        assert!(matches!(check(&mixed, NAME, now()), Err(CertificateError::Untrusted { .. })));
-        for part in ["", "nonsense", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
-            check(&Material { certificate: part.to_owned(), ..one.clone() }, NAME, now()).expect_err("refused");
-            check(&Material { ca_bundle: part.to_owned(), ..one.clone() }, NAME, now()).expect_err("refused");
-            check(&Material { key: part.to_owned(), ..one.clone() }, NAME, now()).expect_err("refused");
+        let mixed = Material {
+            key: two.key.clone(),
+            ..one.clone()
+        };
+        assert!(matches!(
+            check(&mixed, NAME, now()),
+            Err(CertificateError::Unusable(_))
+        ));
+        let mixed = Material {
+            ca_bundle: two.ca_bundle.clone(),
+            ..one.clone()
+        };
+        assert!(matches!(
+            check(&mixed, NAME, now()),
+            Err(CertificateError::Untrusted { .. })
+        ));
+        for part in [
+            "",
+            "nonsense",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        ] {
+            check(
+                &Material {
+                    certificate: part.to_owned(),
+                    ..one.clone()
+                },
+                NAME,
+                now(),
+            )
+            .expect_err("refused");
+            check(
+                &Material {
+                    ca_bundle: part.to_owned(),
+                    ..one.clone()
+                },
+                NAME,
+                now(),
+            )
+            .expect_err("refused");
+            check(
+                &Material {
+                    key: part.to_owned(),
+                    ..one.clone()
+                },
+                NAME,
+                now(),
+            )
+            .expect_err("refused");
         }
     }
 }

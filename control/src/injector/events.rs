@@ -58,9 +58,26 @@ pub(super) struct Worker {
 /// The two ends of the queue.
 pub(super) fn channel(client: Client, owners: Arc<Owners>, dropped: Counter) -> (Sink, Worker) {
     let (sender, receiver) = mpsc::channel(QUEUE_CAPACITY);
-    let recorder = Recorder::new(client, Reporter { controller: "linkerd-proxy-injector".to_owned(), instance: None });
-    let worker = Worker { queue: receiver, dropped: dropped.clone(), recorder, owners };
-    (Sink { queue: sender, dropped }, worker)
+    let recorder = Recorder::new(
+        client,
+        Reporter {
+            controller: "linkerd-proxy-injector".to_owned(),
+            instance: None,
+        },
+    );
+    let worker = Worker {
+        queue: receiver,
+        dropped: dropped.clone(),
+        recorder,
+        owners,
+    };
+    (
+        Sink {
+            queue: sender,
+            dropped,
+        },
+        worker,
+    )
 }
 
 impl Sink {
@@ -94,7 +111,12 @@ impl Worker {
     }
 
     async fn publish(&self, happening: Happening) {
-        let Happening { namespace, owner, reason, mut note } = happening;
+        let Happening {
+            namespace,
+            owner,
+            reason,
+            mut note,
+        } = happening;
         while note.len() > NOTE_BYTES_MAX {
             note.pop();
         }
@@ -102,14 +124,27 @@ impl Worker {
             Reason::Injected => (EventType::Normal, "Injected"),
             Reason::InjectionSkipped => (EventType::Warning, "InjectionSkipped"),
         };
-        let event = Event { type_, reason: name.to_owned(), note: Some(note), action: "Inject".to_owned(), secondary: None };
-        let reference = self.owners.reference(&namespace, &owner).await;
-        let problem = match tokio::time::timeout(PUBLISH_TIMEOUT, self.recorder.publish(&event, &reference)).await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => said(&error),
-            Err(_) => format!("no answer within {} s", PUBLISH_TIMEOUT.as_secs()),
+        let event = Event {
+            type_,
+            reason: name.to_owned(),
+            note: Some(note),
+            action: "Inject".to_owned(),
+            secondary: None,
         };
+        let reference = self.owners.reference(&namespace, &owner).await;
+        let problem =
+            match tokio::time::timeout(PUBLISH_TIMEOUT, self.recorder.publish(&event, &reference)).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => said(&error),
+                Err(_) => format!("no answer within {} s", PUBLISH_TIMEOUT.as_secs()),
+            };
         self.dropped.inc();
-        warn!(namespace, owner = owner.name, reason = name, error = problem, "Failed to record an Event");
+        warn!(
+            namespace,
+            owner = owner.name,
+            reason = name,
+            error = problem,
+            "Failed to record an Event"
+        );
     }
 }

@@ -55,13 +55,21 @@ impl Files {
     pub(super) fn load(&self) -> Result<Settings, SettingsError> {
         let Self { config, trust_roots } = self;
         let text = read(config)?;
-        let defaults = ProxyDefaults::from_yaml(&text)
-            .map_err(|source| SettingsError::Config { path: config.clone(), source })?;
+        let defaults = ProxyDefaults::from_yaml(&text).map_err(|source| SettingsError::Config {
+            path: config.clone(),
+            source,
+        })?;
         let trust_anchors_pem = read(trust_roots)?;
         // A pod that gets anchors its proxy cannot read would never start.
-        TrustBundle::from_pem(&trust_anchors_pem)
-            .map_err(|source| SettingsError::TrustRoots { path: trust_roots.clone(), source })?;
-        Ok(Settings { defaults, trust_anchors_pem, text })
+        TrustBundle::from_pem(&trust_anchors_pem).map_err(|source| SettingsError::TrustRoots {
+            path: trust_roots.clone(),
+            source,
+        })?;
+        Ok(Settings {
+            defaults,
+            trust_anchors_pem,
+            text,
+        })
     }
 
     /// Keeps `settings` what the files say, until dropped.
@@ -79,8 +87,10 @@ impl Files {
                 Ok(found) => {
                     complained = None;
                     let current = settings.load();
-                    let (config, roots) =
-                        (found.text != current.text, found.trust_anchors_pem != current.trust_anchors_pem);
+                    let (config, roots) = (
+                        found.text != current.text,
+                        found.trust_anchors_pem != current.trust_anchors_pem,
+                    );
                     if config || roots {
                         settings.store(Arc::new(found));
                         info!(config, trust_roots = roots, "Took new settings");
@@ -107,7 +117,10 @@ impl Files {
             }
         })?;
         for file in [&self.config, &self.trust_roots] {
-            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let folder = file
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty())
+                .unwrap_or(Path::new("."));
             watcher.watch(folder, RecursiveMode::NonRecursive)?;
         }
         Ok(watcher)
@@ -115,10 +128,15 @@ impl Files {
 }
 
 fn read(path: &Path) -> Result<String, SettingsError> {
-    let failed = |source| SettingsError::Read { path: path.to_owned(), source };
+    let failed = |source| SettingsError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let size = std::fs::metadata(path).map_err(failed)?.len();
     if size > FILE_BYTES_MAX {
-        return Err(SettingsError::TooLarge { path: path.to_owned() });
+        return Err(SettingsError::TooLarge {
+            path: path.to_owned(),
+        });
     }
     std::fs::read_to_string(path).map_err(failed)
 }

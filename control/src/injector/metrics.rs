@@ -49,12 +49,36 @@ impl Metrics {
             events_dropped: Counter::default(),
             settings_failures: Counter::default(),
         };
-        let Self { requests, responses, refused, seconds, events_dropped, settings_failures } = &metrics;
-        registry.register("proxy_inject_admission_requests", "Admission requests", requests.clone());
-        registry.register("proxy_inject_admission_responses", "Admission responses", responses.clone());
-        registry.register("proxy_inject_refused_requests", "Requests that got an HTTP error", refused.clone());
+        let Self {
+            requests,
+            responses,
+            refused,
+            seconds,
+            events_dropped,
+            settings_failures,
+        } = &metrics;
+        registry.register(
+            "proxy_inject_admission_requests",
+            "Admission requests",
+            requests.clone(),
+        );
+        registry.register(
+            "proxy_inject_admission_responses",
+            "Admission responses",
+            responses.clone(),
+        );
+        registry.register(
+            "proxy_inject_refused_requests",
+            "Requests that got an HTTP error",
+            refused.clone(),
+        );
         let help = "Time from a request's first byte to its answer";
-        registry.register_with_unit("proxy_inject_admission_duration", help, Unit::Seconds, seconds.clone());
+        registry.register_with_unit(
+            "proxy_inject_admission_duration",
+            help,
+            Unit::Seconds,
+            seconds.clone(),
+        );
         let help = "Events that were not recorded: too many, or the API server refused them";
         registry.register("proxy_inject_events_dropped", help, events_dropped.clone());
         let help = "Times that the settings or trust anchors turned bad; the last good ones stayed in use";
@@ -65,10 +89,20 @@ impl Metrics {
 
 /// The label for an owner's kind: a closed set, since kinds are what users call them.
 pub(super) fn owner_kind(kind: Option<&str>) -> &'static str {
-    const KINDS: [&str; 7] =
-        ["daemonset", "deployment", "replicaset", "replicationcontroller", "statefulset", "job", "cronjob"];
+    const KINDS: [&str; 7] = [
+        "daemonset",
+        "deployment",
+        "replicaset",
+        "replicationcontroller",
+        "statefulset",
+        "job",
+        "cronjob",
+    ];
     match kind {
         None => "pod",
-        Some(kind) => KINDS.into_iter().find(|known| known.eq_ignore_ascii_case(kind)).unwrap_or("other"),
+        Some(kind) => KINDS
+            .into_iter()
+            .find(|known| known.eq_ignore_ascii_case(kind))
+            .unwrap_or("other"),
     }
 }

@@ -38,7 +38,10 @@ pub(super) struct Owners {
 
 impl Owners {
     pub(super) fn new(client: Client) -> Self {
-        Self { client, remembered: Mutex::default() }
+        Self {
+            client,
+            remembered: Mutex::default(),
+        }
     }
 
     /// The pod's workload; none for a pod of its own.
@@ -48,23 +51,49 @@ impl Owners {
             return Some(owner);
         }
         let references = pod.metadata.owner_references.as_deref().unwrap_or_default();
-        let uid = references.iter().find(|reference| reference.name == owner.name).map(|r| r.uid.clone());
+        let uid = references
+            .iter()
+            .find(|reference| reference.name == owner.name)
+            .map(|r| r.uid.clone());
         let uid = uid.unwrap_or_default();
         if let Some(known) = self.remembered.lock().get(&uid) {
             return Some(known.clone());
         }
         let Ok(asked) = timeout(ASK_TIMEOUT, self.ask(namespace, &owner)).await else {
-            debug!(namespace, owner = owner.name, "The API server is slow; taking a pod's direct owner");
+            debug!(
+                namespace,
+                owner = owner.name,
+                "The API server is slow; taking a pod's direct owner"
+            );
             return Some(owner);
         };
         let found = match asked {
-            Ok(references) => references.into_iter().find(|reference| reference.controller == Some(true)),
+            Ok(references) => references
+                .into_iter()
+                .find(|reference| reference.controller == Some(true)),
             Err(error) => {
-                debug!(namespace, owner = owner.name, error = said(&error), "Taking a pod's direct owner");
+                debug!(
+                    namespace,
+                    owner = owner.name,
+                    error = said(&error),
+                    "Taking a pod's direct owner"
+                );
                 return Some(owner);
             }
         };
-        let found = found.map_or(owner, |OwnerReference { api_version, kind, name, .. }| Owner { api_version, kind, name });
+        let found = found.map_or(
+            owner,
+            |OwnerReference {
+                 api_version,
+                 kind,
+                 name,
+                 ..
+             }| Owner {
+                api_version,
+                kind,
+                name,
+            },
+        );
         let mut remembered = self.remembered.lock();
         if remembered.len() >= REMEMBERED_MAX {
             remembered.clear();
@@ -76,8 +105,20 @@ impl Owners {
     async fn ask(&self, namespace: &str, owner: &Owner) -> kube::Result<Vec<OwnerReference>> {
         let client = self.client.clone();
         let owners = match owner.kind.as_str() {
-            "Job" => Api::<Job>::namespaced(client, namespace).get_metadata(&owner.name).await?.metadata.owner_references,
-            _ => Api::<ReplicaSet>::namespaced(client, namespace).get_metadata(&owner.name).await?.metadata.owner_references,
+            "Job" => {
+                Api::<Job>::namespaced(client, namespace)
+                    .get_metadata(&owner.name)
+                    .await?
+                    .metadata
+                    .owner_references
+            }
+            _ => {
+                Api::<ReplicaSet>::namespaced(client, namespace)
+                    .get_metadata(&owner.name)
+                    .await?
+                    .metadata
+                    .owner_references
+            }
         };
         Ok(owners.unwrap_or_default())
     }

@@ -58,7 +58,10 @@ pub(super) enum ReviewError {
     #[error("the AdmissionReview's request has no uid")]
     NoUid,
     #[error("the request's object is not a {kind}")]
-    Object { kind: &'static str, source: serde_json::Error },
+    Object {
+        kind: &'static str,
+        source: serde_json::Error,
+    },
 }
 
 impl Request {
@@ -74,7 +77,11 @@ impl Request {
             request: Option<R>,
         }
         fn known<R>(review: Review<R>) -> Result<R, ReviewError> {
-            let Review { api_version, kind, request } = review;
+            let Review {
+                api_version,
+                kind,
+                request,
+            } = review;
             match api_version == API_VERSION && kind == KIND {
                 true => request.ok_or(ReviewError::NoRequest),
                 false => Err(ReviewError::Version { api_version, kind }),
@@ -104,7 +111,8 @@ pub(super) fn object<T: DeserializeOwned>(body: &[u8], kind: &'static str) -> Re
     struct Inner<T> {
         object: T,
     }
-    let review: Review<T> = serde_json::from_slice(body).map_err(|source| ReviewError::Object { kind, source })?;
+    let review: Review<T> =
+        serde_json::from_slice(body).map_err(|source| ReviewError::Object { kind, source })?;
     Ok(review.request.object)
 }
 
@@ -119,7 +127,12 @@ impl Answer {
             response["patch"] = json!(base64::engine::general_purpose::STANDARD.encode(text));
         }
         if !self.warnings.is_empty() {
-            let warnings: Vec<_> = self.warnings.iter().take(WARNINGS_MAX).map(|text| cut(text)).collect();
+            let warnings: Vec<_> = self
+                .warnings
+                .iter()
+                .take(WARNINGS_MAX)
+                .map(|text| cut(text))
+                .collect();
             response["warnings"] = json!(warnings);
         }
         if let Some(audit) = &self.audit {

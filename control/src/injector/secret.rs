@@ -60,9 +60,22 @@ enum Verdict {
 }
 
 impl Keeper {
-    pub(super) fn new(api: Api<Secret>, name: &str, names: Vec<String>) -> (Self, watch::Receiver<Option<Serving>>) {
+    pub(super) fn new(
+        api: Api<Secret>,
+        name: &str,
+        names: Vec<String>,
+    ) -> (Self, watch::Receiver<Option<Serving>>) {
         let (published, receiver) = watch::channel(None);
-        (Self { api, name: name.to_owned(), names, lifetime_clock: SystemTime::now, published }, receiver)
+        (
+            Self {
+                api,
+                name: name.to_owned(),
+                names,
+                lifetime_clock: SystemTime::now,
+                published,
+            },
+            receiver,
+        )
     }
 
     #[cfg(test)]
@@ -144,10 +157,15 @@ impl Keeper {
         let Some(secret) = secret else {
             return Verdict::Make;
         };
-        let ours = secret.annotations().get(MADE_BY).is_some_and(|value| value == OURS);
+        let ours = secret
+            .annotations()
+            .get(MADE_BY)
+            .is_some_and(|value| value == OURS);
         let name = self.names.first().map_or("", String::as_str);
         match certificate::check(&material(secret), name, now) {
-            Ok(serving) if now >= serving.renew_at && ours => Verdict::Renew(serving, Box::new(secret.clone())),
+            Ok(serving) if now >= serving.renew_at && ours => {
+                Verdict::Renew(serving, Box::new(secret.clone()))
+            }
             Ok(serving) => Verdict::Serve(serving),
             Err(problem) if ours => Verdict::Replace(problem, Box::new(secret.clone())),
             Err(problem) => Verdict::Foreign(problem),
@@ -166,11 +184,19 @@ impl Keeper {
         });
     }
 
-    async fn write(&self, old: Option<Secret>, previous: Option<&str>, now: SystemTime) -> Result<(), WriteError> {
+    async fn write(
+        &self,
+        old: Option<Secret>,
+        previous: Option<&str>,
+        now: SystemTime,
+    ) -> Result<(), WriteError> {
         let material = certificate::issue(&self.names, previous, now).map_err(WriteError::Certificate)?;
         let renewal = old.is_some();
         let secret = self.secret(old, material);
-        let params = PostParams { field_manager: Some(OURS.to_owned()), ..PostParams::default() };
+        let params = PostParams {
+            field_manager: Some(OURS.to_owned()),
+            ..PostParams::default()
+        };
         let result = match renewal {
             // The resource version in it makes this fail when another replica was faster.
             true => self.api.replace(&self.name, &params, &secret).await,
@@ -178,11 +204,17 @@ impl Keeper {
         };
         match result {
             Ok(_) => {
-                info!(secret = self.name, renewal, "Made a serving certificate for the webhook");
+                info!(
+                    secret = self.name,
+                    renewal, "Made a serving certificate for the webhook"
+                );
                 Ok(())
             }
             Err(kube::Error::Api(status)) if status.code == 409 => {
-                info!(secret = self.name, "Another replica made a serving certificate first");
+                info!(
+                    secret = self.name,
+                    "Another replica made a serving certificate first"
+                );
                 Ok(())
             }
             Err(error) => Err(WriteError::Api(said(&error))),
@@ -190,7 +222,11 @@ impl Keeper {
     }
 
     fn secret(&self, old: Option<Secret>, material: Material) -> Secret {
-        let Material { ca_bundle, certificate, key } = material;
+        let Material {
+            ca_bundle,
+            certificate,
+            key,
+        } = material;
         let data = [("ca.crt", ca_bundle), ("tls.crt", certificate), ("tls.key", key)];
         let data = data.map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes())));
         let text = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
@@ -205,7 +241,12 @@ impl Keeper {
             labels: Some(labels.map(text).into()),
             ..ObjectMeta::default()
         };
-        Secret { metadata, data: Some(BTreeMap::from(data)), type_: Some(TYPE.to_owned()), ..Secret::default() }
+        Secret {
+            metadata,
+            data: Some(BTreeMap::from(data)),
+            type_: Some(TYPE.to_owned()),
+            ..Secret::default()
+        }
     }
 }
 
@@ -222,7 +263,13 @@ enum WriteError {
 fn material(secret: &Secret) -> Material {
     let part = |key: &str| {
         let bytes = secret.data.as_ref().and_then(|data| data.get(key));
-        bytes.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()).unwrap_or_default()
+        bytes
+            .map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned())
+            .unwrap_or_default()
     };
-    Material { ca_bundle: part("ca.crt"), certificate: part("tls.crt"), key: part("tls.key") }
+    Material {
+        ca_bundle: part("ca.crt"),
+        certificate: part("tls.crt"),
+        key: part("tls.key"),
+    }
 }

@@ -53,7 +53,11 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn new(admission: Arc<Admission>, presented: watch::Receiver<Option<Arc<Serving>>>) -> Self {
-        Self { admission, presented, linger: LINGER }
+        Self {
+            admission,
+            presented,
+            linger: LINGER,
+        }
     }
 
     /// Serves until `drain` is signalled, a little longer, and until what is in flight has ended.
@@ -118,7 +122,12 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream, serving: Arc<Serving>, watcher: hyper_util::server::graceful::Watcher) {
+    async fn serve(
+        self,
+        stream: TcpStream,
+        serving: Arc<Serving>,
+        watcher: hyper_util::server::graceful::Watcher,
+    ) {
         let peer = self.peer;
         let acceptor = TlsAcceptor::from(Arc::clone(&serving.config));
         let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
@@ -132,14 +141,19 @@ impl Connection {
             async move { Ok::<_, Infallible>(this.reply(request).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT);
         builder
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
             .keep_alive_interval(IDLE_PING)
             .keep_alive_timeout(IDLE_PING);
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        let connection = builder
+            .serve_connection(TokioIo::new(stream), service)
+            .into_owned();
         if let Err(error) = watcher.watch(connection).await {
             debug!(%peer, error = %report::chain(error.as_ref()), "Connection failed");
         }
@@ -149,15 +163,26 @@ impl Connection {
         let start = Instant::now();
         match self.review(request).await {
             Ok(body) => {
-                self.admission.metrics.seconds.observe(start.elapsed().as_secs_f64());
+                self.admission
+                    .metrics
+                    .seconds
+                    .observe(start.elapsed().as_secs_f64());
                 let mut reply = Response::new(Full::from(body));
-                reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                reply
+                    .headers_mut()
+                    .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 reply
             }
             Err(refusal) => {
                 let (status, text) = refusal.status();
                 warn!(peer = %self.peer, status = status.as_u16(), reason = text, "Refused a request");
-                self.admission.metrics.refused.get_or_create(&RefusedLabels { status: status.as_u16() }).inc();
+                self.admission
+                    .metrics
+                    .refused
+                    .get_or_create(&RefusedLabels {
+                        status: status.as_u16(),
+                    })
+                    .inc();
                 let mut reply = Response::new(Full::from(format!("{text}\n")));
                 *reply.status_mut() = status;
                 let plain = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -171,12 +196,23 @@ impl Connection {
         if request.method() != Method::POST {
             return Err(Refusal::Method);
         }
-        let kind = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+        let kind = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .map_or(&b""[..], HeaderValue::as_bytes);
+        let kind = kind
+            .split(|byte| *byte == b';')
+            .next()
+            .unwrap_or_default()
+            .trim_ascii();
         if !kind.eq_ignore_ascii_case(b"application/json") {
             return Err(Refusal::ContentType(String::from_utf8_lossy(kind).into_owned()));
         }
-        let _place = self.reviews.acquire().await.expect("the semaphore is never closed");
+        let _place = self
+            .reviews
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
         let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
         let body = match timeout(BODY_TIMEOUT, body).await {
             Ok(Ok(body)) => body.to_bytes(),
@@ -203,16 +239,22 @@ impl Refusal {
     fn status(&self) -> (StatusCode, String) {
         match self {
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "expected POST".to_owned()),
-            Self::ContentType(kind) => {
-                (StatusCode::BAD_REQUEST, format!("content type `{kind}`: expected application/json"))
-            }
-            Self::TooLarge => {
-                (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {BODY_BYTES_MAX} bytes"))
-            }
-            Self::Slow => {
-                (StatusCode::REQUEST_TIMEOUT, format!("the body did not come within {} s", BODY_TIMEOUT.as_secs()))
-            }
-            Self::Body(problem) => (StatusCode::BAD_REQUEST, format!("the body cannot be read: {problem}")),
+            Self::ContentType(kind) => (
+                StatusCode::BAD_REQUEST,
+                format!("content type `{kind}`: expected application/json"),
+            ),
+            Self::TooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("the body is larger than {BODY_BYTES_MAX} bytes"),
+            ),
+            Self::Slow => (
+                StatusCode::REQUEST_TIMEOUT,
+                format!("the body did not come within {} s", BODY_TIMEOUT.as_secs()),
+            ),
+            Self::Body(problem) => (
+                StatusCode::BAD_REQUEST,
+                format!("the body cannot be read: {problem}"),
+            ),
             Self::Admit(error @ AdmitError::Review(_)) => (StatusCode::BAD_REQUEST, report::chain(error)),
             Self::Admit(error) => (StatusCode::INTERNAL_SERVER_ERROR, report::chain(error)),
         }

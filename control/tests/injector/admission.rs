@@ -28,14 +28,27 @@ async fn pods_and_services_are_changed_as_they_are_created() -> anyhow::Result<(
     let enabled = json!({"linkerd.io/inject": "enabled"});
 
     // A real API server accepts what comes out, native and classic.
-    let pod = world.create::<Pod>("payments", mk_pod("native", json!({}))).await?;
+    let pod = world
+        .create::<Pod>("payments", mk_pod("native", json!({})))
+        .await?;
     assert_eq!(container_names(&pod), ["linkerd-init", "linkerd-proxy", "app"]);
     assert_eq!(pod.annotations()["linkerd.io/inject"], "enabled");
     assert_eq!(pod.labels()["linkerd.io/control-plane-ns"], "linkerd");
-    let proxy = &pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref()).expect("init containers")[1];
+    let proxy = &pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.init_containers.as_ref())
+        .expect("init containers")[1];
     assert_eq!(proxy.restart_policy.as_deref(), Some("Always"));
-    let anchors = proxy.env.iter().flatten().find(|var| var.name == "LINKERD2_PROXY_IDENTITY_TRUST_ANCHORS");
-    assert_eq!(anchors.and_then(|var| var.value.as_deref()), Some(&world.anchors[..]));
+    let anchors = proxy
+        .env
+        .iter()
+        .flatten()
+        .find(|var| var.name == "LINKERD2_PROXY_IDENTITY_TRUST_ANCHORS");
+    assert_eq!(
+        anchors.and_then(|var| var.value.as_deref()),
+        Some(&world.anchors[..])
+    );
     let all_of_it = json!({
         "config.linkerd.io/proxy-enable-native-sidecar": "false",
         "config.linkerd.io/proxy-cpu-request": "100m",
@@ -59,17 +72,29 @@ async fn pods_and_services_are_changed_as_they_are_created() -> anyhow::Result<(
     // The stamp of a created pod is the stamp of the template that it came from.
     let template: Pod = serde_json::from_value(mk_pod("x", json!({})))?;
     let (annotations, labels) = (serde_json::from_value(enabled.clone())?, Default::default());
-    let namespace = Namespace { name: "payments", annotations: &annotations, labels: &labels };
+    let namespace = Namespace {
+        name: "payments",
+        annotations: &annotations,
+        labels: &labels,
+    };
     let Decision::Inject(planned) = decide(&ProxyDefaults::default(), &namespace, &template, None) else {
         anyhow::bail!("not injected")
     };
     let created = world.admit("payments", mk_pod("stamped", json!({}))).await?;
-    assert_eq!(created.annotations()["heddle.dev/proxy-stamp"], planned.stamp().as_str());
+    assert_eq!(
+        created.annotations()["heddle.dev/proxy-stamp"],
+        planned.stamp().as_str()
+    );
 
     // Those who do not ask are left alone; those who opt in or out are heard.
     let plain = world.admit("plain", mk_pod("web", json!({}))).await?;
     assert_eq!(container_names(&plain), ["app"]);
-    let out = world.admit("payments", mk_pod("web", json!({"linkerd.io/inject": "disabled"}))).await?;
+    let out = world
+        .admit(
+            "payments",
+            mk_pod("web", json!({"linkerd.io/inject": "disabled"})),
+        )
+        .await?;
     assert_eq!(container_names(&out), ["app"]);
     let opted_in = world.admit("plain", mk_pod("web", enabled.clone())).await?;
     assert!(container_names(&opted_in).contains(&"linkerd-proxy"));
@@ -81,7 +106,8 @@ async fn pods_and_services_are_changed_as_they_are_created() -> anyhow::Result<(
     let fresh = world.admit("fresh", mk_pod("web", json!({}))).await?;
     assert!(container_names(&fresh).contains(&"linkerd-proxy"));
 
-    let service = json!({"metadata": {"name": "db"}, "spec": {"ports": [{"port": 3306}, {"port": 80, "name": "b"}]}});
+    let service =
+        json!({"metadata": {"name": "db"}, "spec": {"ports": [{"port": 3306}, {"port": 80, "name": "b"}]}});
     let mut named = service.clone();
     named["spec"]["ports"][0]["name"] = json!("a");
     let service = world.create::<Service>("plain", named).await?;
@@ -89,7 +115,10 @@ async fn pods_and_services_are_changed_as_they_are_created() -> anyhow::Result<(
 
     assert!(injector.metric("proxy_inject_admission_requests_total").await? >= 1.0);
     let skipped = injector.admin("/metrics").await?.1;
-    assert!(skipped.contains("skip_reason=\"injection_disable_annotation_present_workload\""), "{skipped}");
+    assert!(
+        skipped.contains("skip_reason=\"injection_disable_annotation_present_workload\""),
+        "{skipped}"
+    );
     Ok(())
 }
 
@@ -101,8 +130,9 @@ async fn owners_get_events_and_their_names_become_labels() -> anyhow::Result<()>
     world.bundle_in_place().await?;
     let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "app", "image": "a"}]}});
     let spec = json!({"selector": {"matchLabels": {"app": "web"}}, "template": template});
-    let deployment: Deployment =
-        world.create("payments", json!({"metadata": {"name": "web"}, "spec": spec})).await?;
+    let deployment: Deployment = world
+        .create("payments", json!({"metadata": {"name": "web"}, "spec": spec}))
+        .await?;
     let set = json!({"metadata": {"name": "web-abc12", "ownerReferences": [deployment.controller_owner_ref(&())]}, "spec": spec});
     let set: ReplicaSet = world.create("payments", set).await?;
 
@@ -115,7 +145,11 @@ async fn owners_get_events_and_their_names_become_labels() -> anyhow::Result<()>
     };
     // The same workload, told by the pod's label or found by asking.
     for hash in [true, false] {
-        let pod = owned(mk_pod("web", json!({})), json!(set.controller_owner_ref(&())), hash);
+        let pod = owned(
+            mk_pod("web", json!({})),
+            json!(set.controller_owner_ref(&())),
+            hash,
+        );
         let pod = world.admit("payments", pod).await?;
         assert_eq!(pod.labels()["linkerd.io/proxy-deployment"], "web");
     }
@@ -124,18 +158,32 @@ async fn owners_get_events_and_their_names_become_labels() -> anyhow::Result<()>
     let cron: CronJob = world.create("payments", cron).await?;
     let job = json!({"metadata": {"name": "nightly-1", "ownerReferences": [cron.controller_owner_ref(&())]}, "spec": job_spec});
     let job: Job = world.create("payments", job).await?;
-    let pod = owned(mk_pod("nightly", json!({})), json!(job.controller_owner_ref(&())), false);
-    assert_eq!(world.admit("payments", pod).await?.labels()["linkerd.io/proxy-cronjob"], "nightly");
+    let pod = owned(
+        mk_pod("nightly", json!({})),
+        json!(job.controller_owner_ref(&())),
+        false,
+    );
+    assert_eq!(
+        world.admit("payments", pod).await?.labels()["linkerd.io/proxy-cronjob"],
+        "nightly"
+    );
 
     // Dry runs, as all of these were, leave no trace; real pods do, and a refusal says why.
     let events = world.api::<Event>("payments");
     assert_eq!(events.list(&ListParams::default()).await?.items.len(), 0);
     let reference = json!(set.controller_owner_ref(&()));
     for name in ["web-1", "web-2", "web-3"] {
-        world.create::<Pod>("payments", owned(mk_pod(name, json!({})), reference.clone(), true)).await?;
+        world
+            .create::<Pod>(
+                "payments",
+                owned(mk_pod(name, json!({})), reference.clone(), true),
+            )
+            .await?;
     }
     let bad = mk_pod("bad", json!({"config.linkerd.io/proxy-cpu-limit": "lots"}));
-    let bad = world.create::<Pod>("payments", owned(bad, reference, true)).await?;
+    let bad = world
+        .create::<Pod>("payments", owned(bad, reference, true))
+        .await?;
     assert_eq!(container_names(&bad), ["app"]);
     let found = wait::until_ok("both events", LIMIT, || async {
         let found = events.list(&ListParams::default()).await?.items;
@@ -144,15 +192,27 @@ async fn owners_get_events_and_their_names_become_labels() -> anyhow::Result<()>
     })
     .await?;
     let of = |reason: &str| {
-        let found: Vec<_> = found.iter().filter(|event| event.reason.as_deref() == Some(reason)).collect();
+        let found: Vec<_> = found
+            .iter()
+            .filter(|event| event.reason.as_deref() == Some(reason))
+            .collect();
         assert_eq!(found.len(), 1, "{reason}: three replicas are one event");
         found[0].clone()
     };
     let regarding = of("Injected").regarding.expect("an event regards something");
-    assert_eq!((regarding.kind.as_deref(), regarding.name.as_deref()), (Some("Deployment"), Some("web")));
-    assert_eq!(regarding.uid, deployment.metadata.uid, "kubectl describe finds events by uid");
+    assert_eq!(
+        (regarding.kind.as_deref(), regarding.name.as_deref()),
+        (Some("Deployment"), Some("web"))
+    );
+    assert_eq!(
+        regarding.uid, deployment.metadata.uid,
+        "kubectl describe finds events by uid"
+    );
     let note = of("InjectionSkipped").note.unwrap_or_default();
-    assert!(note.contains("config.linkerd.io/proxy-cpu-limit") && note.contains("lots"), "{note}");
+    assert!(
+        note.contains("config.linkerd.io/proxy-cpu-limit") && note.contains("lots"),
+        "{note}"
+    );
     Ok(())
 }
 
@@ -173,13 +233,16 @@ async fn bad_requests_are_refused_in_words() -> anyhow::Result<()> {
     let bytes = |value: &Value| value.to_string().into_bytes();
     let good = review(mk_pod("web", json!({})));
 
-    let reply = world.post(&injector, "application/json; charset=utf-8", bytes(&good)).await?;
+    let reply = world
+        .post(&injector, "application/json; charset=utf-8", bytes(&good))
+        .await?;
     assert_eq!(reply.status, StatusCode::OK);
     let answer: Value = serde_json::from_slice(&reply.body)?;
     assert_eq!(answer["response"]["uid"], "u-1");
     assert_eq!(answer["response"]["patchType"], "JSONPatch");
     let patch = answer["response"]["patch"].as_str().unwrap_or_default();
-    let patch: json_patch::Patch = serde_json::from_slice(&base64::engine::general_purpose::STANDARD.decode(patch)?)?;
+    let patch: json_patch::Patch =
+        serde_json::from_slice(&base64::engine::general_purpose::STANDARD.decode(patch)?)?;
     let mut pod = mk_pod("web", json!({}));
     json_patch::patch(&mut pod, &patch)?;
     assert_eq!(pod["spec"]["initContainers"][1]["name"], "linkerd-proxy");
@@ -188,8 +251,17 @@ async fn bad_requests_are_refused_in_words() -> anyhow::Result<()> {
     host_network["spec"]["hostNetwork"] = json!(true);
     let reply = world.post(&injector, JSON, bytes(&review(host_network))).await?;
     let answer: Value = serde_json::from_slice(&reply.body)?;
-    assert_eq!((&answer["response"]["allowed"], &answer["response"]["patch"]), (&json!(true), &Value::Null));
-    assert!(answer["response"]["warnings"][0].as_str().unwrap_or_default().contains("hostNetwork"), "{answer}");
+    assert_eq!(
+        (&answer["response"]["allowed"], &answer["response"]["patch"]),
+        (&json!(true), &Value::Null)
+    );
+    assert!(
+        answer["response"]["warnings"][0]
+            .as_str()
+            .unwrap_or_default()
+            .contains("hostNetwork"),
+        "{answer}"
+    );
 
     let mut beta = good.clone();
     beta["apiVersion"] = json!("admission.k8s.io/v1beta1");
@@ -198,22 +270,65 @@ async fn bad_requests_are_refused_in_words() -> anyhow::Result<()> {
     let mut unknown_namespace = good.clone();
     unknown_namespace["request"]["namespace"] = json!("no-such-namespace");
     for (kind, body, status, text) in [
-        ("text/plain", bytes(&good), StatusCode::BAD_REQUEST, "expected application/json"),
-        ("", bytes(&good), StatusCode::BAD_REQUEST, "expected application/json"),
-        (JSON, b"{".to_vec(), StatusCode::BAD_REQUEST, "not an AdmissionReview"),
-        (JSON, b"[]".to_vec(), StatusCode::BAD_REQUEST, "not an AdmissionReview"),
-        (JSON, bytes(&beta), StatusCode::BAD_REQUEST, "admission.k8s.io/v1beta1"),
+        (
+            "text/plain",
+            bytes(&good),
+            StatusCode::BAD_REQUEST,
+            "expected application/json",
+        ),
+        (
+            "",
+            bytes(&good),
+            StatusCode::BAD_REQUEST,
+            "expected application/json",
+        ),
+        (
+            JSON,
+            b"{".to_vec(),
+            StatusCode::BAD_REQUEST,
+            "not an AdmissionReview",
+        ),
+        (
+            JSON,
+            b"[]".to_vec(),
+            StatusCode::BAD_REQUEST,
+            "not an AdmissionReview",
+        ),
+        (
+            JSON,
+            bytes(&beta),
+            StatusCode::BAD_REQUEST,
+            "admission.k8s.io/v1beta1",
+        ),
         (JSON, bytes(&nothing), StatusCode::BAD_REQUEST, "no request"),
-        (JSON, bytes(&review(json!({"spec": []}))), StatusCode::BAD_REQUEST, "not a Pod"),
-        (JSON, bytes(&unknown_namespace), StatusCode::INTERNAL_SERVER_ERROR, "no-such-namespace"),
-        (JSON, vec![b' '; (5 << 20) + 1], StatusCode::PAYLOAD_TOO_LARGE, "larger than"),
+        (
+            JSON,
+            bytes(&review(json!({"spec": []}))),
+            StatusCode::BAD_REQUEST,
+            "not a Pod",
+        ),
+        (
+            JSON,
+            bytes(&unknown_namespace),
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "no-such-namespace",
+        ),
+        (
+            JSON,
+            vec![b' '; (5 << 20) + 1],
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "larger than",
+        ),
     ] {
         let reply = world.post(&injector, kind, body).await?;
         let said = String::from_utf8_lossy(&reply.body).into_owned();
         assert_eq!(reply.status, status, "{said}");
         assert!(said.contains(text), "{said:?} does not say {text:?}");
     }
-    let get = Request::builder().method(Method::GET).uri(format!("https://{HOST}/")).body(Full::default())?;
+    let get = Request::builder()
+        .method(Method::GET)
+        .uri(format!("https://{HOST}/"))
+        .body(Full::default())?;
     let reply = https::send(injector.addr, HOST, &world.secret_bundle().await?, get).await?;
     assert_eq!(reply.status, StatusCode::METHOD_NOT_ALLOWED);
 
@@ -221,8 +336,16 @@ async fn bad_requests_are_refused_in_words() -> anyhow::Result<()> {
     let mut update = good.clone();
     update["request"]["operation"] = json!("UPDATE");
     let answer: Value = serde_json::from_slice(&world.post(&injector, JSON, bytes(&update)).await?.body)?;
-    assert_eq!((&answer["response"]["allowed"], &answer["response"]["patch"]), (&json!(true), &Value::Null));
-    assert!(injector.metric("proxy_inject_refused_requests_total{status=\"400\"}").await? >= 7.0);
+    assert_eq!(
+        (&answer["response"]["allowed"], &answer["response"]["patch"]),
+        (&json!(true), &Value::Null)
+    );
+    assert!(
+        injector
+            .metric("proxy_inject_refused_requests_total{status=\"400\"}")
+            .await?
+            >= 7.0
+    );
     Ok(())
 }
 
@@ -234,10 +357,16 @@ async fn settings_are_taken_as_they_change_and_bad_ones_are_not() -> anyhow::Res
     world.bundle_in_place().await?;
     let image = || async {
         let pod = world.admit("payments", mk_pod("web", json!({}))).await?;
-        let proxy = &pod.spec.and_then(|spec| spec.init_containers).expect("init containers")[1];
+        let proxy = &pod
+            .spec
+            .and_then(|spec| spec.init_containers)
+            .expect("init containers")[1];
         Ok::<_, anyhow::Error>(proxy.image.clone().unwrap_or_default())
     };
-    assert_eq!(image().await?, format!("heddle.dev/proxy:{}", heddle_mesh::VERSION));
+    assert_eq!(
+        image().await?,
+        format!("heddle.dev/proxy:{}", heddle_mesh::VERSION)
+    );
     world.write_config("proxy: {image: {version: 9.9.9}}")?;
     wait::until_ok("the new version", LIMIT, || async {
         let image = image().await?;

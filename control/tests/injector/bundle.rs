@@ -1,7 +1,10 @@
 //! How the serving certificate and the caBundle are kept.
 
 use heddle_tests_harness::wait;
-use k8s_openapi::{ByteString, api::core::v1::{Pod, Secret}};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{Pod, Secret},
+};
 use kube::{
     ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams},
@@ -38,10 +41,22 @@ async fn replicas_share_one_certificate_and_what_is_broken_is_mended() -> anyhow
     world.apply_configuration().await?;
     world.bundle_in_place().await?;
     injects(&world).await?;
-    let managers = world.configurations().get(CONFIGURATION).await?.metadata.managed_fields.unwrap_or_default();
-    let mine = managers.iter().find(|entry| entry.manager.as_deref() == Some("heddle-injector")).expect("it applied");
+    let managers = world
+        .configurations()
+        .get(CONFIGURATION)
+        .await?
+        .metadata
+        .managed_fields
+        .unwrap_or_default();
+    let mine = managers
+        .iter()
+        .find(|entry| entry.manager.as_deref() == Some("heddle-injector"))
+        .expect("it applied");
     let fields = serde_json::to_string(&mine.fields_v1)?;
-    assert!(fields.contains("f:caBundle") && !fields.contains("f:service") && !fields.contains("f:rules"), "{fields}");
+    assert!(
+        fields.contains("f:caBundle") && !fields.contains("f:service") && !fields.contains("f:rules"),
+        "{fields}"
+    );
 
     // In the steady state nothing is written, not even when the reconciler applies its part again.
     let version = |world: &World| {
@@ -58,24 +73,39 @@ async fn replicas_share_one_certificate_and_what_is_broken_is_mended() -> anyhow
 
     // An edit by hand is undone, though its author owns the field now.
     let edit = json!({"webhooks": [{"name": "linkerd-proxy-injector.linkerd.io", "clientConfig": {"caBundle": "AAAA"}}]});
-    let params = PatchParams { field_manager: Some("kubectl-edit".to_owned()), ..PatchParams::default() };
-    let edited = world.configurations().patch(CONFIGURATION, &params, &Patch::Strategic(edit)).await;
+    let params = PatchParams {
+        field_manager: Some("kubectl-edit".to_owned()),
+        ..PatchParams::default()
+    };
+    let edited = world
+        .configurations()
+        .patch(CONFIGURATION, &params, &Patch::Strategic(edit))
+        .await;
     // The API server itself may refuse a bundle that is no PEM; taking it away is always possible.
     if edited.is_err() {
         let edit = json!([{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]);
         let edit: json_patch::Patch = serde_json::from_value(edit)?;
-        world.configurations().patch(CONFIGURATION, &PatchParams::default(), &Patch::<()>::Json(edit)).await?;
+        world
+            .configurations()
+            .patch(CONFIGURATION, &PatchParams::default(), &Patch::<()>::Json(edit))
+            .await?;
     }
     world.bundle_in_place().await?;
     injects(&world).await?;
 
     // A configuration that is deleted is not brought back; a new one gets the bundle.
-    world.configurations().delete(CONFIGURATION, &DeleteParams::default()).await?;
+    world
+        .configurations()
+        .delete(CONFIGURATION, &DeleteParams::default())
+        .await?;
     world.apply_configuration().await?;
     world.bundle_in_place().await?;
 
     // A Secret that is deleted, or holds nonsense, is made anew.
-    world.api::<Secret>("linkerd").delete(SECRET, &DeleteParams::default()).await?;
+    world
+        .api::<Secret>("linkerd")
+        .delete(SECRET, &DeleteParams::default())
+        .await?;
     wait::until_ok("another certificate", LIMIT, || async {
         anyhow::ensure!(world.secret_bundle().await? != bundle, "still the old one");
         Ok::<_, anyhow::Error>(())
@@ -84,11 +114,21 @@ async fn replicas_share_one_certificate_and_what_is_broken_is_mended() -> anyhow
     world.bundle_in_place().await?;
     injects(&world).await?;
     let mut secret = world.api::<Secret>("linkerd").get(SECRET).await?;
-    secret.data.get_or_insert_default().insert("tls.crt".to_owned(), ByteString(b"nonsense".to_vec()));
-    world.api::<Secret>("linkerd").replace(SECRET, &Default::default(), &secret).await?;
+    secret
+        .data
+        .get_or_insert_default()
+        .insert("tls.crt".to_owned(), ByteString(b"nonsense".to_vec()));
+    world
+        .api::<Secret>("linkerd")
+        .replace(SECRET, &Default::default(), &secret)
+        .await?;
     wait::until_ok("the nonsense to be replaced", LIMIT, || async {
         let secret = world.api::<Secret>("linkerd").get(SECRET).await?;
-        let text = secret.data.and_then(|mut data| data.remove("tls.crt")).map(|part| part.0).unwrap_or_default();
+        let text = secret
+            .data
+            .and_then(|mut data| data.remove("tls.crt"))
+            .map(|part| part.0)
+            .unwrap_or_default();
         anyhow::ensure!(text.starts_with(b"-----BEGIN CERTIFICATE-----"), "still nonsense");
         Ok::<_, anyhow::Error>(())
     })
@@ -106,7 +146,9 @@ async fn a_stopped_injector_ends_well() -> anyhow::Result<()> {
     world.bundle_in_place().await?;
     injects(&world).await?;
     let pid = i32::try_from(injector.child.id())?;
-    std::process::Command::new("kill").args(["-TERM", &pid.to_string()]).status()?;
+    std::process::Command::new("kill")
+        .args(["-TERM", &pid.to_string()])
+        .status()?;
     // For a moment it goes on serving those who have not heard yet.
     injects(&world).await?;
     let status = wait::until_ok("the process to end", LIMIT, || {
@@ -116,6 +158,9 @@ async fn a_stopped_injector_ends_well() -> anyhow::Result<()> {
     .await?;
     assert!(status.success(), "{status}");
     // The webhook's failurePolicy is Fail, and nobody answers.
-    world.admit("payments", mk_pod("web", json!({}))).await.expect_err("refused");
+    world
+        .admit("payments", mk_pod("web", json!({})))
+        .await
+        .expect_err("refused");
     Ok(())
 }

@@ -62,12 +62,24 @@ impl World {
         let name = format!("{name}-{}", std::process::id());
         let cluster = ScopedCluster::up(ClusterOptions::new(name, Mode::ApiServerOnly)).await?;
         let client = cluster.client().await?;
-        let anchors = rcgen::generate_simple_self_signed(vec!["root.linkerd.cluster.local".to_owned()])?.cert.pem();
-        let world = Self { cluster, client, files: tempfile::tempdir()?, port: free_port()?, anchors };
+        let anchors = rcgen::generate_simple_self_signed(vec!["root.linkerd.cluster.local".to_owned()])?
+            .cert
+            .pem();
+        let world = Self {
+            cluster,
+            client,
+            files: tempfile::tempdir()?,
+            port: free_port()?,
+            anchors,
+        };
         world.write_config("")?;
         std::fs::write(world.files.path().join("ca-bundle.crt"), &world.anchors)?;
         let enabled = json!({"linkerd.io/inject": "enabled"});
-        for (namespace, annotations) in [("linkerd", json!({})), ("payments", enabled), ("plain", json!({}))] {
+        for (namespace, annotations) in [
+            ("linkerd", json!({})),
+            ("payments", enabled),
+            ("plain", json!({})),
+        ] {
             world.namespace(namespace, annotations).await?;
         }
         let service = json!({
@@ -82,8 +94,10 @@ impl World {
     pub(crate) async fn namespace(&self, name: &str, annotations: Value) -> anyhow::Result<()> {
         let namespace = json!({"metadata": {"name": name, "annotations": annotations}});
         let api: Api<Namespace> = Api::all(self.client.clone());
-        api.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
-        self.create::<ServiceAccount>(name, json!({"metadata": {"name": "default"}})).await?;
+        api.create(&PostParams::default(), &serde_json::from_value(namespace)?)
+            .await?;
+        self.create::<ServiceAccount>(name, json!({"metadata": {"name": "default"}}))
+            .await?;
         Ok(())
     }
 
@@ -96,17 +110,29 @@ impl World {
 
     pub(crate) async fn create<K>(&self, namespace: &str, object: Value) -> anyhow::Result<K>
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Serialize
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
     {
         let object: K = serde_json::from_value(object)?;
         let api = self.api::<K>(namespace);
-        api.create(&PostParams::default(), &object).await.with_context(|| format!("failed to create {object:?}"))
+        api.create(&PostParams::default(), &object)
+            .await
+            .with_context(|| format!("failed to create {object:?}"))
     }
 
     /// What the API server makes of a pod, as it would be; nothing is kept.
     pub(crate) async fn admit(&self, namespace: &str, pod: Value) -> anyhow::Result<Pod> {
-        let params = PostParams { dry_run: true, ..PostParams::default() };
-        Ok(self.api::<Pod>(namespace).create(&params, &serde_json::from_value(pod)?).await?)
+        let params = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
+        Ok(self
+            .api::<Pod>(namespace)
+            .create(&params, &serde_json::from_value(pod)?)
+            .await?)
     }
 
     pub(crate) fn write_config(&self, text: &str) -> anyhow::Result<()> {
@@ -133,7 +159,9 @@ impl World {
             }],
         });
         let params = PatchParams::apply("heddle");
-        self.configurations().patch(CONFIGURATION, &params, &Patch::Apply(object)).await?;
+        self.configurations()
+            .patch(CONFIGURATION, &params, &Patch::Apply(object))
+            .await?;
         Ok(())
     }
 
@@ -143,14 +171,22 @@ impl World {
 
     pub(crate) async fn ca_bundle(&self) -> anyhow::Result<Option<Vec<u8>>> {
         let configuration = self.configurations().get(CONFIGURATION).await?;
-        let webhook = configuration.webhooks.into_iter().flatten().next().context("one webhook")?;
+        let webhook = configuration
+            .webhooks
+            .into_iter()
+            .flatten()
+            .next()
+            .context("one webhook")?;
         Ok(webhook.client_config.ca_bundle.map(|bundle| bundle.0))
     }
 
     /// What the injectors' Secret says the API server must trust.
     pub(crate) async fn secret_bundle(&self) -> anyhow::Result<Vec<u8>> {
         let secret = self.api::<Secret>("linkerd").get(SECRET).await?;
-        let part = secret.data.and_then(|mut data| data.remove("ca.crt")).context("no ca.crt")?;
+        let part = secret
+            .data
+            .and_then(|mut data| data.remove("ca.crt"))
+            .context("no ca.crt")?;
         Ok(part.0)
     }
 
@@ -158,7 +194,10 @@ impl World {
     pub(crate) async fn bundle_in_place(&self) -> anyhow::Result<()> {
         wait::until_ok("the caBundle to be the Secret's", LIMIT, || async {
             let (configured, secret) = (self.ca_bundle().await?, self.secret_bundle().await?);
-            anyhow::ensure!(configured.as_deref() == Some(&secret[..]), "it differs, or is empty");
+            anyhow::ensure!(
+                configured.as_deref() == Some(&secret[..]),
+                "it differs, or is empty"
+            );
             Ok::<_, anyhow::Error>(())
         })
         .await?;
@@ -171,7 +210,11 @@ impl World {
         let file = |name: &str| self.files.path().join(name);
         let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());
         let child = Command::new(env!("CARGO_BIN_EXE_heddle-control"))
-            .args(["injector", &format!("--listen-addr={addr}"), &format!("--admin-addr={admin}")])
+            .args([
+                "injector",
+                &format!("--listen-addr={addr}"),
+                &format!("--admin-addr={admin}"),
+            ])
             .arg(flag("config-file", &file("values")))
             .arg(flag("trust-roots", &file("ca-bundle.crt")))
             .arg(flag("kubeconfig", &self.cluster.kubeconfig_path()))
@@ -213,7 +256,10 @@ impl Injector {
     /// The value of the first metric whose line begins so.
     pub(crate) async fn metric(&self, start: &str) -> anyhow::Result<f64> {
         let (_, text) = self.admin("/metrics").await?;
-        let line = text.lines().find(|line| line.starts_with(start)).with_context(|| format!("no {start} in\n{text}"))?;
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(start))
+            .with_context(|| format!("no {start} in\n{text}"))?;
         Ok(line.rsplit_once(' ').context("a value")?.1.parse()?)
     }
 }
@@ -237,5 +283,7 @@ pub(crate) fn mk_pod(name: &str, annotations: Value) -> Value {
 pub(crate) fn container_names(pod: &Pod) -> Vec<&str> {
     let spec = pod.spec.as_ref().expect("pods have a spec");
     let init = spec.init_containers.iter().flatten();
-    init.chain(&spec.containers).map(|container| container.name.as_str()).collect()
+    init.chain(&spec.containers)
+        .map(|container| container.name.as_str())
+        .collect()
 }

@@ -22,7 +22,11 @@ pub(crate) struct Reply {
     pub(crate) body: Bytes,
 }
 
-pub(crate) async fn connect(addr: SocketAddr, host: &str, roots_pem: &[u8]) -> anyhow::Result<TlsStream<TcpStream>> {
+pub(crate) async fn connect(
+    addr: SocketAddr,
+    host: &str,
+    roots_pem: &[u8],
+) -> anyhow::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     for root in CertificateDer::pem_slice_iter(roots_pem) {
         roots.add(root?)?;
@@ -39,7 +43,13 @@ pub(crate) async fn connect(addr: SocketAddr, host: &str, roots_pem: &[u8]) -> a
 }
 
 /// One request over HTTP/2, as API servers send them.
-pub(crate) async fn post(addr: SocketAddr, host: &str, roots_pem: &[u8], kind: &str, body: Vec<u8>) -> anyhow::Result<Reply> {
+pub(crate) async fn post(
+    addr: SocketAddr,
+    host: &str,
+    roots_pem: &[u8],
+    kind: &str,
+    body: Vec<u8>,
+) -> anyhow::Result<Reply> {
     let request = Request::builder()
         .method(Method::POST)
         .uri(format!("https://{host}/?timeout=10s"))
@@ -48,7 +58,12 @@ pub(crate) async fn post(addr: SocketAddr, host: &str, roots_pem: &[u8], kind: &
     send(addr, host, roots_pem, request).await
 }
 
-pub(crate) async fn send(addr: SocketAddr, host: &str, roots_pem: &[u8], request: Request<Full<Bytes>>) -> anyhow::Result<Reply> {
+pub(crate) async fn send(
+    addr: SocketAddr,
+    host: &str,
+    roots_pem: &[u8],
+    request: Request<Full<Bytes>>,
+) -> anyhow::Result<Reply> {
     let stream = connect(addr, host, roots_pem).await.context("no TLS")?;
     let (mut client, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
@@ -62,10 +77,15 @@ pub(crate) async fn send(addr: SocketAddr, host: &str, roots_pem: &[u8], request
 
 pub(crate) async fn get_plain(addr: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     let mut stream = TcpStream::connect(addr).await?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+        .await?;
     let mut text = String::new();
     stream.read_to_string(&mut text).await?;
     let status = text.split(' ').nth(1).context("no status line")?.parse()?;
-    let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    let body = text
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned())
+        .unwrap_or_default();
     Ok((status, body))
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 /// Why a text is no duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a duration: expected a whole number and one unit (ms, s, m, h or d), such as 300ms or 24h")]
+#[error(
+    "`{0}` is not a duration: expected a whole number and one unit (ms, s, m, h or d), such as 300ms or 24h"
+)]
 pub struct DurationError(pub String);
 
 /// Parses a duration.
@@ -28,7 +30,10 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
         "" if number == 0 => 1,
         _ => return Err(error()),
     };
-    number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(error)
+    number
+        .checked_mul(unit_ms)
+        .map(Duration::from_millis)
+        .ok_or_else(error)
 }
 
 /// Prints a duration with the largest unit that keeps it whole; parts below a millisecond are dropped.
@@ -74,7 +79,14 @@ mod tests {
 
     #[test]
     fn reads_and_prints_linkerds_form() {
-        for (text, ms) in [("300ms", 300), ("1s", 1_000), ("5m", 300_000), ("24h", 86_400_000), ("7d", 604_800_000), ("0", 0)] {
+        for (text, ms) in [
+            ("300ms", 300),
+            ("1s", 1_000),
+            ("5m", 300_000),
+            ("24h", 86_400_000),
+            ("7d", 604_800_000),
+            ("0", 0),
+        ] {
             assert_eq!(parse(text), Ok(Duration::from_millis(ms)), "{text}");
         }
         assert_eq!(format(Duration::from_secs(86_400)), "1d");
@@ -83,7 +95,18 @@ mod tests {
 
     #[test]
     fn refuses_go_style_and_nonsense() {
-        for bad in ["", "5", "1.5s", "1m30s", "-1s", "s", "1 s", "1us", "99999999999999999999s", "18446744073709551615d"] {
+        for bad in [
+            "",
+            "5",
+            "1.5s",
+            "1m30s",
+            "-1s",
+            "s",
+            "1 s",
+            "1us",
+            "99999999999999999999s",
+            "18446744073709551615d",
+        ] {
             assert!(parse(bad).is_err(), "{bad:?} was taken");
         }
     }

@@ -34,7 +34,9 @@ pub enum IdentityError {
     #[error("`{0}` is not a DNS name: it must have 1 to 253 characters")]
     Length(String),
     /// One of the labels breaks the rules of RFC 1123 names.
-    #[error("`{name}` is not a DNS name: label `{label}` must have 1 to 63 of a-z, 0-9, `-` or `_`, and not begin or end with `-`")]
+    #[error(
+        "`{name}` is not a DNS name: label `{label}` must have 1 to 63 of a-z, 0-9, `-` or `_`, and not begin or end with `-`"
+    )]
     Label {
         /// The whole name.
         name: String,
@@ -71,7 +73,10 @@ impl Identity {
     pub fn service_account(&self) -> Option<ServiceAccountRef> {
         let (front, _) = self.0.split_once(".serviceaccount.identity.")?;
         let (name, namespace) = front.rsplit_once('.')?;
-        Some(ServiceAccountRef { namespace: namespace.to_owned(), name: name.to_owned() })
+        Some(ServiceAccountRef {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
     }
 }
 
@@ -87,7 +92,10 @@ impl ServiceAccountRef {
         if namespace.is_empty() || name.is_empty() || name.contains(':') || namespace.contains('.') {
             return Err(not());
         }
-        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
     }
 }
 
@@ -175,9 +183,14 @@ fn dns_name(s: &str) -> Result<String, IdentityError> {
         let fine = (1..=63).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
         if !fine {
-            return Err(IdentityError::Label { name: s.to_owned(), label: label.to_owned() });
+            return Err(IdentityError::Label {
+                name: s.to_owned(),
+                label: label.to_owned(),
+            });
         }
     }
     Ok(name)
@@ -188,21 +201,34 @@ mod tests {
     use super::*;
 
     fn account(namespace: &str, name: &str) -> ServiceAccountRef {
-        ServiceAccountRef { namespace: namespace.into(), name: name.into() }
+        ServiceAccountRef {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     #[test]
     fn service_account_and_back() {
-        let id = Identity::for_service_account(&account("payments", "checkout"), "linkerd", &TrustDomain::default());
+        let id = Identity::for_service_account(
+            &account("payments", "checkout"),
+            "linkerd",
+            &TrustDomain::default(),
+        );
         let id = id.expect("valid parts");
-        assert_eq!(id.as_str(), "checkout.payments.serviceaccount.identity.linkerd.cluster.local");
+        assert_eq!(
+            id.as_str(),
+            "checkout.payments.serviceaccount.identity.linkerd.cluster.local"
+        );
         assert_eq!(id.service_account(), Some(account("payments", "checkout")));
     }
 
     #[test]
     fn service_account_name_with_dots() {
         let id = Identity::for_service_account(&account("ns", "a.b"), "linkerd", &TrustDomain::default());
-        assert_eq!(id.expect("valid parts").service_account(), Some(account("ns", "a.b")));
+        assert_eq!(
+            id.expect("valid parts").service_account(),
+            Some(account("ns", "a.b"))
+        );
     }
 
     #[test]
@@ -214,16 +240,39 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_dns_name() {
-        for bad in ["", ".", "a..b", "-a.b", "a-.b", "a b", "*.example", "é.example", &"a".repeat(64), &"a.".repeat(130)] {
+        for bad in [
+            "",
+            ".",
+            "a..b",
+            "-a.b",
+            "a-.b",
+            "a b",
+            "*.example",
+            "é.example",
+            &"a".repeat(64),
+            &"a.".repeat(130),
+        ] {
             assert!(bad.parse::<Identity>().is_err(), "{bad:?} was taken");
         }
     }
 
     #[test]
     fn reads_user_names_of_service_accounts_only() {
-        assert_eq!(ServiceAccountRef::from_username("system:serviceaccount:ns:sa"), Ok(account("ns", "sa")));
-        for bad in ["admin", "system:serviceaccount:ns", "system:serviceaccount::sa", "system:serviceaccount:ns:a:b", "system:node:x"] {
-            assert!(ServiceAccountRef::from_username(bad).is_err(), "{bad:?} was taken");
+        assert_eq!(
+            ServiceAccountRef::from_username("system:serviceaccount:ns:sa"),
+            Ok(account("ns", "sa"))
+        );
+        for bad in [
+            "admin",
+            "system:serviceaccount:ns",
+            "system:serviceaccount::sa",
+            "system:serviceaccount:ns:a:b",
+            "system:node:x",
+        ] {
+            assert!(
+                ServiceAccountRef::from_username(bad).is_err(),
+                "{bad:?} was taken"
+            );
         }
     }
 }

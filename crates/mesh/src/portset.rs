@@ -125,8 +125,14 @@ mod tests {
         let set: PortSet = " 25, 587,9000-9002,9003 ,".parse().expect("valid");
         assert_eq!(set.to_string(), "25,587,9000-9003");
         assert!(set.contains(9001) && !set.contains(26));
-        assert_eq!("".parse::<PortSet>().expect("an empty list is a set").to_string(), "");
-        assert_eq!("65534-65535".parse::<PortSet>().expect("valid").ranges(), [(65534, 65535)]);
+        assert_eq!(
+            "".parse::<PortSet>().expect("an empty list is a set").to_string(),
+            ""
+        );
+        assert_eq!(
+            "65534-65535".parse::<PortSet>().expect("valid").ranges(),
+            [(65534, 65535)]
+        );
     }
 
     #[test]

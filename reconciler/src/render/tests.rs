@@ -10,7 +10,8 @@ use crate::{
 };
 
 fn render_with(template: &str) -> Result<Rendered, Faults> {
-    let own = String::from("apiVersion: heddle.dev/v1alpha1\nkind: Profile\nmetadata: {name: own}\nspec: {}\n");
+    let own =
+        String::from("apiVersion: heddle.dev/v1alpha1\nkind: Profile\nmetadata: {name: own}\nspec: {}\n");
     let bundled = Bundled::from_files([
         ("own", "profile.yaml", own.as_str()),
         ("own", "templates/x.yaml.hbs", template),

@@ -9,7 +9,8 @@ use anyhow::Context as _;
 use futures_util::{Stream, StreamExt as _, stream};
 use linkerd2_proxy_api::{
     destination::{
-        self, DestinationProfile, GetDestination, ProtocolHint, TlsIdentity, Update, WeightedAddr, WeightedAddrSet,
+        self, DestinationProfile, GetDestination, ProtocolHint, TlsIdentity, Update, WeightedAddr,
+        WeightedAddrSet,
         destination_server::{Destination, DestinationServer},
         protocol_hint, tls_identity, update,
     },
@@ -61,11 +62,22 @@ fn forever<T: Send + 'static>(answer: T) -> Response<Answers<T>> {
 const SERVICE: &str = "web.bench.svc.cluster.local:8080";
 
 pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
-    let Options { listen, ca_cert, ca_key, target, target_identity } = options;
-    let cert = std::fs::read_to_string(&ca_cert).with_context(|| format!("cannot read {}", ca_cert.display()))?;
-    let key = std::fs::read_to_string(&ca_key).with_context(|| format!("cannot read {}", ca_key.display()))?;
+    let Options {
+        listen,
+        ca_cert,
+        ca_key,
+        target,
+        target_identity,
+    } = options;
+    let cert =
+        std::fs::read_to_string(&ca_cert).with_context(|| format!("cannot read {}", ca_cert.display()))?;
+    let key =
+        std::fs::read_to_string(&ca_key).with_context(|| format!("cannot read {}", ca_key.display()))?;
     let issuer = std::sync::Arc::new(Issuer::from_ca_cert_pem(&cert, KeyPair::from_pem(&key)?)?);
-    let script = Script { target, target_identity };
+    let script = Script {
+        target,
+        target_identity,
+    };
     tonic::transport::Server::builder()
         .add_service(IdentityServer::new(Signer { issuer }))
         .add_service(DestinationServer::new(script.clone()))
@@ -97,7 +109,10 @@ impl Identity for Signer {
         Ok(Response::new(CertifyResponse {
             leaf_certificate: leaf.der().to_vec(),
             intermediate_certificates: Vec::new(),
-            valid_until: Some(prost_types::Timestamp { seconds: expiry.unix_timestamp(), nanos: 0 }),
+            valid_until: Some(prost_types::Timestamp {
+                seconds: expiry.unix_timestamp(),
+                nanos: 0,
+            }),
         }))
     }
 }
@@ -122,7 +137,9 @@ fn metadata(kind: &str, name: &str) -> Option<meta::Metadata> {
 }
 
 fn default_metadata(name: &str) -> Option<meta::Metadata> {
-    Some(meta::Metadata { kind: Some(meta::metadata::Kind::Default(name.into())) })
+    Some(meta::Metadata {
+        kind: Some(meta::metadata::Kind::Default(name.into())),
+    })
 }
 
 fn seconds(seconds: u64) -> Option<prost_types::Duration> {
@@ -136,17 +153,27 @@ impl Destination for Script {
 
     async fn get(&self, _: Request<GetDestination>) -> Result<Response<Self::GetStream>, Status> {
         let labels = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
-            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+            pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect()
         };
         let endpoint = WeightedAddr {
-            addr: Some(TcpAddress { ip: Some(IpAddress::from(self.target.ip())), port: self.target.port().into() }),
+            addr: Some(TcpAddress {
+                ip: Some(IpAddress::from(self.target.ip())),
+                port: self.target.port().into(),
+            }),
             weight: 10_000,
             metric_labels: labels(&[("pod", "web-0"), ("deployment", "web"), ("serviceaccount", "web")]),
             tls_identity: Some(TlsIdentity {
-                strategy: Some(tls_identity::Strategy::DnsLikeIdentity(tls_identity::DnsLikeIdentity {
+                strategy: Some(tls_identity::Strategy::DnsLikeIdentity(
+                    tls_identity::DnsLikeIdentity {
+                        name: self.target_identity.clone(),
+                    },
+                )),
+                server_name: Some(tls_identity::DnsLikeIdentity {
                     name: self.target_identity.clone(),
-                })),
-                server_name: Some(tls_identity::DnsLikeIdentity { name: self.target_identity.clone() }),
+                }),
             }),
             protocol_hint: Some(ProtocolHint {
                 protocol: Some(protocol_hint::Protocol::H2(protocol_hint::H2 {})),
@@ -162,7 +189,10 @@ impl Destination for Script {
         }))
     }
 
-    async fn get_profile(&self, _: Request<GetDestination>) -> Result<Response<Self::GetProfileStream>, Status> {
+    async fn get_profile(
+        &self,
+        _: Request<GetDestination>,
+    ) -> Result<Response<Self::GetProfileStream>, Status> {
         Ok(forever(DestinationProfile {
             fully_qualified_name: "web.bench.svc.cluster.local".into(),
             retry_budget: Some(destination::RetryBudget {
@@ -190,16 +220,26 @@ impl InboundServerPolicies for Script {
 }
 
 fn allow_all() -> Server {
-    let labels: HashMap<String, String> =
-        [("group", ""), ("kind", "default"), ("name", "all-unauthenticated")].map(|(k, v)| (k.into(), v.into())).into();
+    let labels: HashMap<String, String> = [
+        ("group", ""),
+        ("kind", "default"),
+        ("name", "all-unauthenticated"),
+    ]
+    .map(|(k, v)| (k.into(), v.into()))
+    .into();
     let authz = inbound::Authz {
         networks: ["0.0.0.0/0", "::/0"]
             .iter()
             .filter_map(|net| net.parse::<ipnet::IpNet>().ok())
-            .map(|net| inbound::Network { net: Some(IpNetwork::from(net)), except: Vec::new() })
+            .map(|net| inbound::Network {
+                net: Some(IpNetwork::from(net)),
+                except: Vec::new(),
+            })
             .collect(),
         authentication: Some(inbound::Authn {
-            permit: Some(inbound::authn::Permit::Unauthenticated(inbound::authn::PermitUnauthenticated {})),
+            permit: Some(inbound::authn::Permit::Unauthenticated(
+                inbound::authn::PermitUnauthenticated {},
+            )),
         }),
         labels: labels.clone(),
         metadata: default_metadata("all-unauthenticated"),
@@ -208,15 +248,20 @@ fn allow_all() -> Server {
         metadata: default_metadata("default"),
         hosts: Vec::new(),
         authorizations: vec![authz.clone()],
-        rules: vec![inbound::http_route::Rule { matches: vec![HttpRouteMatch::default()], filters: Vec::new() }],
+        rules: vec![inbound::http_route::Rule {
+            matches: vec![HttpRouteMatch::default()],
+            filters: Vec::new(),
+        }],
     };
     Server {
         protocol: Some(inbound::ProxyProtocol {
-            kind: Some(inbound::proxy_protocol::Kind::Detect(inbound::proxy_protocol::Detect {
-                timeout: seconds(10),
-                http_routes: vec![route],
-                http_local_rate_limit: None,
-            })),
+            kind: Some(inbound::proxy_protocol::Kind::Detect(
+                inbound::proxy_protocol::Detect {
+                    timeout: seconds(10),
+                    http_routes: vec![route],
+                    http_local_rate_limit: None,
+                },
+            )),
         }),
         server_ips: Vec::new(),
         authorizations: vec![authz],
@@ -244,16 +289,21 @@ fn one_service() -> OutboundPolicy {
         metadata: metadata("Service", "web"),
         kind: Some(backend::Kind::Balancer(backend::BalanceP2c {
             discovery: Some(backend::EndpointDiscovery {
-                kind: Some(backend::endpoint_discovery::Kind::Dst(backend::endpoint_discovery::DestinationGet {
-                    path: SERVICE.into(),
-                })),
+                kind: Some(backend::endpoint_discovery::Kind::Dst(
+                    backend::endpoint_discovery::DestinationGet { path: SERVICE.into() },
+                )),
             }),
-            load: Some(backend::balance_p2c::Load::PeakEwma(backend::balance_p2c::PeakEwma {
-                default_rtt: prost_types::Duration::try_from(Duration::from_millis(30)).ok(),
-                decay: seconds(10),
-            })),
+            load: Some(backend::balance_p2c::Load::PeakEwma(
+                backend::balance_p2c::PeakEwma {
+                    default_rtt: prost_types::Duration::try_from(Duration::from_millis(30)).ok(),
+                    decay: seconds(10),
+                },
+            )),
         })),
-        queue: Some(outbound::Queue { capacity: 100, failfast_timeout: seconds(3) }),
+        queue: Some(outbound::Queue {
+            capacity: 100,
+            failfast_timeout: seconds(3),
+        }),
         ..outbound::Backend::default()
     };
     let http = outbound::HttpRoute {
@@ -262,9 +312,14 @@ fn one_service() -> OutboundPolicy {
         rules: vec![http_route::Rule {
             matches: vec![HttpRouteMatch::default()],
             backends: Some(http_route::Distribution {
-                kind: Some(http_route::distribution::Kind::FirstAvailable(http_route::distribution::FirstAvailable {
-                    backends: vec![http_route::RouteBackend { backend: Some(backend.clone()), ..Default::default() }],
-                })),
+                kind: Some(http_route::distribution::Kind::FirstAvailable(
+                    http_route::distribution::FirstAvailable {
+                        backends: vec![http_route::RouteBackend {
+                            backend: Some(backend.clone()),
+                            ..Default::default()
+                        }],
+                    },
+                )),
             }),
             ..Default::default()
         }],
@@ -275,7 +330,10 @@ fn one_service() -> OutboundPolicy {
             backends: Some(opaque_route::Distribution {
                 kind: Some(opaque_route::distribution::Kind::FirstAvailable(
                     opaque_route::distribution::FirstAvailable {
-                        backends: vec![opaque_route::RouteBackend { backend: Some(backend), filters: Vec::new() }],
+                        backends: vec![opaque_route::RouteBackend {
+                            backend: Some(backend),
+                            filters: Vec::new(),
+                        }],
                     },
                 )),
             }),
@@ -288,8 +346,14 @@ fn one_service() -> OutboundPolicy {
             kind: Some(proxy_protocol::Kind::Detect(proxy_protocol::Detect {
                 timeout: seconds(10),
                 opaque: Some(proxy_protocol::Opaque { routes: vec![opaque] }),
-                http1: Some(proxy_protocol::Http1 { routes: vec![http.clone()], failure_accrual: None }),
-                http2: Some(proxy_protocol::Http2 { routes: vec![http], failure_accrual: None }),
+                http1: Some(proxy_protocol::Http1 {
+                    routes: vec![http.clone()],
+                    failure_accrual: None,
+                }),
+                http2: Some(proxy_protocol::Http2 {
+                    routes: vec![http],
+                    failure_accrual: None,
+                }),
             })),
         }),
     }

@@ -16,7 +16,10 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "heddle-bench", about = "Measures Heddle against its peers in the same run")]
+#[command(
+    name = "heddle-bench",
+    about = "Measures Heddle against its peers in the same run"
+)]
 struct Args {
     #[command(subcommand)]
     bench: Bench,
@@ -49,7 +52,10 @@ enum Bench {
 }
 
 fn main() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let (records, json) = match Args::parse().bench {
             Bench::Proxy { options, json } => (proxy::run(options).await?, json),

@@ -22,9 +22,14 @@ impl Pair {
     /// Makes the namespaces, named after this process so that two runs do not meet.
     pub(crate) fn new() -> anyhow::Result<Self> {
         let id = std::process::id();
-        let pair = Self { client: Netns::new(format!("hb{id}c"))?, server: Netns::new(format!("hb{id}s"))? };
+        let pair = Self {
+            client: Netns::new(format!("hb{id}c"))?,
+            server: Netns::new(format!("hb{id}s"))?,
+        };
         let (client, server) = (&pair.client.name, &pair.server.name);
-        ip(&["-n", client, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", server])?;
+        ip(&[
+            "-n", client, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", server,
+        ])?;
         for (name, address) in [(client, Self::CLIENT_IP), (server, Self::SERVER_IP)] {
             ip(&["-n", name, "addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
             ip(&["-n", name, "link", "set", "eth0", "up"])?;
@@ -40,7 +45,10 @@ impl Netns {
         ip(&["-n", &netns.name, "link", "set", "lo", "up"])?;
         // bbr paces its sends, which distorts what is measured on a veth pair. Nothing is lost there, so reno serves as
         // well as cubic, and every kernel lets a namespace choose it. Many short runs need many ports.
-        for setting in ["net.ipv4.tcp_congestion_control=reno", "net.ipv4.ip_local_port_range=10240 65000"] {
+        for setting in [
+            "net.ipv4.tcp_congestion_control=reno",
+            "net.ipv4.ip_local_port_range=10240 65000",
+        ] {
             netns.run(&["sysctl", "-qw", setting])?;
         }
         Ok(netns)
@@ -49,7 +57,9 @@ impl Netns {
     /// A command that will run inside the namespace.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name, program]).stdin(Stdio::null());
+        command
+            .args(["netns", "exec", &self.name, program])
+            .stdin(Stdio::null());
         command
     }
 
@@ -88,7 +98,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(self.child.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
         if let Some(pid) = pid {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
@@ -103,9 +115,15 @@ fn ip(args: &[&str]) -> anyhow::Result<Output> {
 }
 
 fn finish(command: &mut Command, shown: &[&str]) -> anyhow::Result<Output> {
-    let output = command.output().with_context(|| format!("cannot run `{}`", shown.join(" ")))?;
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run `{}`", shown.join(" ")))?;
     if !output.status.success() {
-        bail!("`{}` failed: {}", shown.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "`{}` failed: {}",
+            shown.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(output)
 }

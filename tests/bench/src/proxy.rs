@@ -49,7 +49,12 @@ struct Sample {
 const CONNECTIONS: usize = 64;
 
 pub(crate) async fn run(options: Options) -> anyhow::Result<Vec<Record>> {
-    let Options { blocks, seconds, proxy, init } = options;
+    let Options {
+        blocks,
+        seconds,
+        proxy,
+        init,
+    } = options;
     let mut arms = Arms::start(&proxy, &init)?;
     let idle_rss: f64 = arms.resident_bytes(Arm::Heddle)?;
     let idle_rss_haproxy = arms.resident_bytes(Arm::HaproxyH2)?;
@@ -58,7 +63,10 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Vec<Record>> {
     let mut slowest_pair = f64::INFINITY;
     for arm in Arm::ALL {
         let look = load::closed(&arms, arm, CONNECTIONS, 2)?;
-        eprintln!("{arm:<11} answers: {:.0} requests/s at {CONNECTIONS} connections", look.rate);
+        eprintln!(
+            "{arm:<11} answers: {:.0} requests/s at {CONNECTIONS} connections",
+            look.rate
+        );
         if arm != Arm::Direct {
             slowest_pair = slowest_pair.min(look.rate);
         }
@@ -96,14 +104,25 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Vec<Record>> {
     arms.check_alive()?;
 
     let column = |arm: Arm, figure: fn(&Sample) -> f64| -> Vec<f64> {
-        samples.get(&arm).map(|all| all.iter().map(figure).collect()).unwrap_or_default()
+        samples
+            .get(&arm)
+            .map(|all| all.iter().map(figure).collect())
+            .unwrap_or_default()
     };
     let added = |arm: Arm, figure: fn(&Sample) -> f64| -> Vec<f64> {
-        column(arm, figure).iter().zip(column(Arm::Direct, figure)).map(|(with, without)| with - without).collect()
+        column(arm, figure)
+            .iter()
+            .zip(column(Arm::Direct, figure))
+            .map(|(with, without)| with - without)
+            .collect()
     };
     let better = |higher: bool, of: &dyn Fn(Arm) -> Vec<f64>| -> Vec<f64> {
         let (h1, h2) = (of(Arm::HaproxyH1), of(Arm::HaproxyH2));
-        if (median(&h1) > median(&h2)) == higher { h1 } else { h2 }
+        if (median(&h1) > median(&h2)) == higher {
+            h1
+        } else {
+            h2
+        }
     };
     let per_core = |arm: Arm| column(arm, |sample| sample.rate / sample.cpu);
     let mut records = vec![Record::beside(
@@ -120,20 +139,40 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Vec<Record>> {
     ];
     for (metric, figure) in figures {
         let peer = better(false, &|arm| added(arm, figure));
-        records.push(Record::beside("proxy", metric, "s", &added(Arm::Heddle, figure), ("haproxy", &peer)));
+        records.push(Record::beside(
+            "proxy",
+            metric,
+            "s",
+            &added(Arm::Heddle, figure),
+            ("haproxy", &peer),
+        ));
     }
     for (metric, ours, theirs) in [
         ("pair_resident_bytes_idle", idle_rss, idle_rss_haproxy),
         ("pair_resident_bytes_after_load", busy_rss, busy_rss_haproxy),
     ] {
-        records.push(Record::beside("proxy", metric, "B", &[ours], ("haproxy", &[theirs])));
+        records.push(Record::beside(
+            "proxy",
+            metric,
+            "B",
+            &[ours],
+            ("haproxy", &[theirs]),
+        ));
     }
     for (arm, all) in &samples {
         let rates: Vec<f64> = all.iter().map(|sample| sample.rate).collect();
-        records.push(Record::alone("proxy", format!("http1_requests_per_second_{arm}"), "1/s", &rates));
+        records.push(Record::alone(
+            "proxy",
+            format!("http1_requests_per_second_{arm}"),
+            "1/s",
+            &rates,
+        ));
         let spread = (quantile(&rates, 1.0) - quantile(&rates, 0.0)) / median(&rates);
         if spread > 0.2 {
-            eprintln!("{arm}: rates differ by {:.0} % between blocks: read its ratios with care", spread * 100.0);
+            eprintln!(
+                "{arm}: rates differ by {:.0} % between blocks: read its ratios with care",
+                spread * 100.0
+            );
         }
     }
     Ok(records)

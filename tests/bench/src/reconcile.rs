@@ -57,10 +57,17 @@ impl Drop for Running {
 }
 
 pub(crate) async fn run(options: Options) -> Result<Vec<Record>> {
-    let Options { commits, objects, heddle } = options;
-    eprintln!("The peer flux is left out: its controllers are not built by this project yet (docs/benchmarks.md has figures measured elsewhere).");
+    let Options {
+        commits,
+        objects,
+        heddle,
+    } = options;
+    eprintln!(
+        "The peer flux is left out: its controllers are not built by this project yet (docs/benchmarks.md has figures measured elsewhere)."
+    );
     Cluster::down(CLUSTER).await?;
-    let cluster = Cluster::up(ClusterOptions::new(CLUSTER, Mode::ApiServerOnly).with_progress(Progress::Shown)).await?;
+    let cluster =
+        Cluster::up(ClusterOptions::new(CLUSTER, Mode::ApiServerOnly).with_progress(Progress::Shown)).await?;
     let outcome = measure(&cluster, commits, objects, &heddle).await;
     Cluster::down(CLUSTER).await?;
     outcome
@@ -74,7 +81,10 @@ async fn measure(cluster: &Cluster, commits: usize, objects: usize, heddle: &Pat
         "clusters/bench/mesh.yaml".into(),
         "apiVersion: heddle.dev/v1alpha1\nkind: MeshProfile\nmetadata: {name: bench}\nspec:\n  extends: []\n  policies: [./policies]\n".into(),
     ));
-    let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    let files: Vec<(&str, &str)> = files
+        .iter()
+        .map(|(path, text)| (path.as_str(), text.as_str()))
+        .collect();
     let first = repository.commit("All objects", &files)?;
 
     let client = cluster.client().await?;
@@ -82,19 +92,51 @@ async fn measure(cluster: &Cluster, commits: usize, objects: usize, heddle: &Pat
     let crds = command::run(Command::new(heddle).args(["install", "--crds"]))?;
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), crds)?;
-    command::run(cluster.kubectl()?.args(["apply", "--server-side", "-f"]).arg(file.path()))?;
-    command::run(cluster.kubectl()?.args(["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]))?;
+    command::run(
+        cluster
+            .kubectl()?
+            .args(["apply", "--server-side", "-f"])
+            .arg(file.path()),
+    )?;
+    command::run(cluster.kubectl()?.args([
+        "wait",
+        "--for=condition=Established",
+        "crd",
+        "--all",
+        "--timeout=60s",
+    ]))?;
 
     let cache = tempfile::tempdir()?;
     let started = Instant::now();
     let child = Command::new(heddle)
-        .args(["run", "--repo", &server.url(&repository), "--ref", "main", "--path", "clusters/bench"])
-        .args(["--interval", "60s", "--admin-addr", ADMIN, "--log-level", "warn", "--cache-dir"])
+        .args([
+            "run",
+            "--repo",
+            &server.url(&repository),
+            "--ref",
+            "main",
+            "--path",
+            "clusters/bench",
+        ])
+        .args([
+            "--interval",
+            "60s",
+            "--admin-addr",
+            ADMIN,
+            "--log-level",
+            "warn",
+            "--cache-dir",
+        ])
         .arg(cache.path())
         .env("KUBECONFIG", cluster.kubeconfig_path())
         .stdin(Stdio::null())
         .spawn()
-        .with_context(|| format!("cannot start {}: build it with `cargo build --profile image -p heddle-reconciler`", heddle.display()))?;
+        .with_context(|| {
+            format!(
+                "cannot start {}: build it with `cargo build --profile image -p heddle-reconciler`",
+                heddle.display()
+            )
+        })?;
     let running = Running(child);
     wait_applied(&client, &first).await?;
     let first_apply = started.elapsed().as_secs_f64();
@@ -104,7 +146,11 @@ async fn measure(cluster: &Cluster, commits: usize, objects: usize, heddle: &Pat
     for round in 1..=commits {
         let changed = round % objects;
         let (applied, ready) = one_commit(&client, &repository, changed, round).await?;
-        eprintln!("commit {round}/{commits}: applied after {:.0} ms, ready after {:.0} ms", applied * 1e3, ready * 1e3);
+        eprintln!(
+            "commit {round}/{commits}: applied after {:.0} ms, ready after {:.0} ms",
+            applied * 1e3,
+            ready * 1e3
+        );
         to_applied.push(applied);
         to_ready.push(ready);
     }
@@ -115,11 +161,24 @@ async fn measure(cluster: &Cluster, commits: usize, objects: usize, heddle: &Pat
     wait_applied(&client, &noop).await?;
     let noop_writes = audit_lines(cluster)?.split_off(before.len());
     // The new revision is written into the status once; that is the one write a new, empty commit may cost.
-    let object_writes = noop_writes.iter().filter(|line| !line.contains("/status")).count();
+    let object_writes = noop_writes
+        .iter()
+        .filter(|line| !line.contains("/status"))
+        .count();
     let rss = crate::proxy::resident_bytes(running.0.id())?;
     Ok(vec![
-        Record::alone("reconcile", format!("commit_to_applied_p50_1_of_{objects}"), "s", &to_applied),
-        Record::alone("reconcile", format!("commit_to_ready_p50_1_of_{objects}"), "s", &to_ready),
+        Record::alone(
+            "reconcile",
+            format!("commit_to_applied_p50_1_of_{objects}"),
+            "s",
+            &to_applied,
+        ),
+        Record::alone(
+            "reconcile",
+            format!("commit_to_ready_p50_1_of_{objects}"),
+            "s",
+            &to_ready,
+        ),
         Record::alone("reconcile", format!("first_apply_{objects}"), "s", &[first_apply]),
         Record::alone("reconcile", "noop_writes", "1", &[object_writes as f64]),
         Record::alone("reconcile", "idle_rss_bytes", "B", &[rss]),
@@ -127,18 +186,35 @@ async fn measure(cluster: &Cluster, commits: usize, objects: usize, heddle: &Pat
 }
 
 /// Pushes one changed object; returns the seconds until a watch has seen it, and until the Mesh is Ready with it.
-async fn one_commit(client: &Client, repository: &Repository, changed: usize, round: usize) -> Result<(f64, f64)> {
+async fn one_commit(
+    client: &Client,
+    repository: &Repository,
+    changed: usize,
+    round: usize,
+) -> Result<(f64, f64)> {
     let api = servers(client);
     let name = format!("server-{changed}");
     let current = api.get(&name).await?;
-    let version = current.metadata.resource_version.context("live objects have a resource version")?;
-    let params = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(60);
+    let version = current
+        .metadata
+        .resource_version
+        .context("live objects have a resource version")?;
+    let params = WatchParams::default()
+        .fields(&format!("metadata.name={name}"))
+        .timeout(60);
     let mut events = api.watch(&params, &version).await?.boxed();
-    let commit = repository.commit("One object", &[(&path(changed), &object(changed, &round.to_string()))])?;
+    let commit = repository.commit(
+        "One object",
+        &[(&path(changed), &object(changed, &round.to_string()))],
+    )?;
     let pushed = Instant::now();
     trigger().await?;
     loop {
-        match events.try_next().await?.context("the watch ended before the change was applied")? {
+        match events
+            .try_next()
+            .await?
+            .context("the watch ended before the change was applied")?
+        {
             WatchEvent::Modified(object) if round_of(&object) == round.to_string() => break,
             WatchEvent::Error(error) => bail!("the watch failed: {error}"),
             _ => {}
@@ -150,7 +226,12 @@ async fn one_commit(client: &Client, repository: &Repository, changed: usize, ro
 }
 
 fn round_of(object: &DynamicObject) -> String {
-    object.metadata.labels.as_ref().and_then(|labels| labels.get("round").cloned()).unwrap_or_default()
+    object
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get("round").cloned())
+        .unwrap_or_default()
 }
 
 fn path(n: usize) -> String {
@@ -170,32 +251,52 @@ fn servers(client: &Client) -> Api<DynamicObject> {
 
 async fn wait_applied(client: &Client, commit: &str) -> Result<()> {
     let kind = GroupVersionKind::gvk("heddle.dev", "v1alpha1", "Mesh");
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk_with_plural(&kind, "meshes"));
-    wait::until(format!("Mesh bench to be Ready at {commit}"), Duration::from_secs(60), || async {
-        match api.get("bench").await {
-            Ok(mesh) if ready_at(&mesh, commit) => Look::Done(()),
-            Ok(mesh) => Look::NotYet(mesh.data["status"]["conditions"].to_string()),
-            Err(error) => Look::NotYet(error.to_string()),
-        }
-    })
+    let api: Api<DynamicObject> = Api::all_with(
+        client.clone(),
+        &ApiResource::from_gvk_with_plural(&kind, "meshes"),
+    );
+    wait::until(
+        format!("Mesh bench to be Ready at {commit}"),
+        Duration::from_secs(60),
+        || async {
+            match api.get("bench").await {
+                Ok(mesh) if ready_at(&mesh, commit) => Look::Done(()),
+                Ok(mesh) => Look::NotYet(mesh.data["status"]["conditions"].to_string()),
+                Err(error) => Look::NotYet(error.to_string()),
+            }
+        },
+    )
     .await?;
     Ok(())
 }
 
 fn ready_at(mesh: &DynamicObject, commit: &str) -> bool {
     let status = &mesh.data["status"];
-    let applied = status["lastAppliedRevision"].as_str().is_some_and(|revision| revision.contains(commit));
-    let ready = status["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");
+    let applied = status["lastAppliedRevision"]
+        .as_str()
+        .is_some_and(|revision| revision.contains(commit));
+    let ready = status["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Ready" && c["status"] == "True");
     applied && ready
 }
 
 /// Tells the reconciler that there is something new, as a forge's webhook does.
 async fn trigger() -> Result<()> {
     let url = format!("http://{ADMIN}/reconcile");
-    tokio::task::spawn_blocking(move || command::run_args("curl", ["-fsS", "-m", "5", "-X", "POST", &url]).map(drop)).await?
+    tokio::task::spawn_blocking(move || {
+        command::run_args("curl", ["-fsS", "-m", "5", "-X", "POST", &url]).map(drop)
+    })
+    .await?
 }
 
 fn audit_lines(cluster: &Cluster) -> Result<Vec<String>> {
     let text = std::fs::read_to_string(cluster.audit_log_path())?;
-    Ok(text.lines().filter(|line| line.contains("\"userAgent\":\"heddle") && !line.contains("dryRun=All")).map(str::to_owned).collect())
+    Ok(text
+        .lines()
+        .filter(|line| line.contains("\"userAgent\":\"heddle") && !line.contains("dryRun=All"))
+        .map(str::to_owned)
+        .collect())
 }

@@ -22,7 +22,12 @@ pub(crate) struct Record {
 
 impl Record {
     /// A figure without a peer: the median of `samples` with its interval.
-    pub(crate) fn alone(bench: &'static str, metric: impl Into<String>, unit: &'static str, samples: &[f64]) -> Self {
+    pub(crate) fn alone(
+        bench: &'static str,
+        metric: impl Into<String>,
+        unit: &'static str,
+        samples: &[f64],
+    ) -> Self {
         let (ci_low, ci_high) = interval(samples);
         Self {
             bench,
@@ -47,7 +52,11 @@ impl Record {
         samples: &[f64],
         (peer, peer_samples): (&str, &[f64]),
     ) -> Self {
-        let ratios: Vec<f64> = samples.iter().zip(peer_samples).map(|(ours, theirs)| ours / theirs).collect();
+        let ratios: Vec<f64> = samples
+            .iter()
+            .zip(peer_samples)
+            .map(|(ours, theirs)| ours / theirs)
+            .collect();
         let (ci_low, ci_high) = interval(&ratios);
         Self {
             bench,
@@ -66,7 +75,18 @@ impl Record {
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { bench, metric, unit, value, peer, peer_value, ratio, ci_low, ci_high, n } = self;
+        let Self {
+            bench,
+            metric,
+            unit,
+            value,
+            peer,
+            peer_value,
+            ratio,
+            ci_low,
+            ci_high,
+            n,
+        } = self;
         write!(f, "{bench:<10} {metric:<36} {value:>14.6} {unit}")?;
         if let (Some(peer), Some(peer_value), Some(ratio)) = (peer, peer_value, ratio) {
             write!(f, "  {peer} {peer_value:.6}  ratio {ratio:.3}")?;
@@ -85,7 +105,10 @@ pub(crate) fn quantile(samples: &[f64], q: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let last = sorted.len().saturating_sub(1);
-    sorted.get((last as f64 * q).round() as usize).copied().unwrap_or(f64::NAN)
+    sorted
+        .get((last as f64 * q).round() as usize)
+        .copied()
+        .unwrap_or(f64::NAN)
 }
 
 /// The 95 % bootstrap interval of the median: 2,000 resamples.
@@ -96,7 +119,9 @@ fn interval(samples: &[f64]) -> (f64, f64) {
     let mut rng = rand::rng();
     let medians: Vec<f64> = (0..2_000)
         .map(|_| {
-            let resample: Vec<f64> = (0..samples.len()).map(|_| samples[rng.random_range(0..samples.len())]).collect();
+            let resample: Vec<f64> = (0..samples.len())
+                .map(|_| samples[rng.random_range(0..samples.len())])
+                .collect();
             median(&resample)
         })
         .collect();
@@ -110,7 +135,10 @@ mod tests {
     #[test]
     fn ratio_is_taken_block_by_block() {
         let record = Record::beside("b", "m", "s", &[1.0, 20.0, 3.0], ("peer", &[2.0, 40.0, 6.0]));
-        assert_eq!((record.ratio, record.ci_low, record.ci_high), (Some(0.5), 0.5, 0.5));
+        assert_eq!(
+            (record.ratio, record.ci_low, record.ci_high),
+            (Some(0.5), 0.5, 0.5)
+        );
         assert_eq!((record.value, record.peer_value), (3.0, Some(6.0)));
     }
 

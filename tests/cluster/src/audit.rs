@@ -26,16 +26,30 @@ pub fn writes(log: &Path) -> Result<Vec<Write>> {
 fn write(line: &str) -> Option<Write> {
     // The log's last line may be half written.
     let event: serde_json::Value = serde_json::from_str(line).ok()?;
-    let text = |pointer: &str| event.pointer(pointer).and_then(|value| value.as_str()).unwrap_or_default().to_owned();
+    let text = |pointer: &str| {
+        event
+            .pointer(pointer)
+            .and_then(|value| value.as_str())
+            .unwrap_or_default()
+            .to_owned()
+    };
     let write = Write {
         verb: text("/verb"),
         uri: text("/requestURI"),
         user_agent: text("/userAgent"),
-        code: event.pointer("/responseStatus/code").and_then(|code| code.as_i64()).unwrap_or(0),
+        code: event
+            .pointer("/responseStatus/code")
+            .and_then(|code| code.as_i64())
+            .unwrap_or(0),
     };
-    let changes = matches!(write.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
+    let changes = matches!(
+        write.verb.as_str(),
+        "create" | "update" | "patch" | "delete" | "deletecollection"
+    );
     // Reviews are questions in the form of a create.
-    let question = ["subjectaccessreviews", "selfsubject", "tokenreviews", "/token"].iter().any(|part| write.uri.contains(part));
+    let question = ["subjectaccessreviews", "selfsubject", "tokenreviews", "/token"]
+        .iter()
+        .any(|part| write.uri.contains(part));
     let done = text("/stage") == "ResponseComplete";
     (changes && done && !question && !write.uri.contains("dryRun=All")).then_some(write)
 }

@@ -12,9 +12,14 @@ pub fn between_pods(cluster: &Cluster, time: Duration) -> Result<Vec<u8>> {
     let file = tempfile::Builder::new().suffix(".pcap").tempfile()?;
     let mut command = cluster.exec_in_netns("timeout");
     command.args(["--signal=INT", &time.as_secs().to_string()]);
-    command.args(["tcpdump", "-i", "any", "-s", "0", "-U", "-Z", "root", "-w"]).arg(file.path());
+    command
+        .args(["tcpdump", "-i", "any", "-s", "0", "-U", "-Z", "root", "-w"])
+        .arg(file.path());
     command.args(["tcp", "and", "(port 8080 or port 4143)"]);
-    let output = command.stdin(Stdio::null()).output().context("failed to start tcpdump")?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .context("failed to start tcpdump")?;
     // timeout's own exit code says that it ended tcpdump, as it should; tcpdump's 0 comes through with --signal=INT.
     let code = output.status.code();
     ensure!(

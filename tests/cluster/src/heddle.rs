@@ -28,19 +28,28 @@ pub struct Ended {
 impl Heddle {
     /// `program` run with `kubeconfig`.
     pub fn new(program: impl Into<PathBuf>, kubeconfig: &Path) -> Self {
-        Self { program: program.into(), kubeconfig: kubeconfig.to_owned() }
+        Self {
+            program: program.into(),
+            kubeconfig: kubeconfig.to_owned(),
+        }
     }
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(args).env("KUBECONFIG", &self.kubeconfig).env_remove("RUST_BACKTRACE").stdin(Stdio::null());
+        command
+            .args(args)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env_remove("RUST_BACKTRACE")
+            .stdin(Stdio::null());
         command
     }
 
     /// Runs to the end, whatever that is.
     pub fn run(&self, args: &[&str]) -> Result<Ended> {
-        let output =
-            self.command(args).output().with_context(|| format!("failed to start {}", self.program.display()))?;
+        let output = self
+            .command(args)
+            .output()
+            .with_context(|| format!("failed to start {}", self.program.display()))?;
         Ok(Ended {
             code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -65,7 +74,10 @@ impl Heddle {
     pub fn start(&self, args: &[&str], log: &Path) -> Result<Running> {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         let child = self.command(args).stdout(Stdio::null()).stderr(file).spawn()?;
-        Ok(Running { child, log: log.to_owned() })
+        Ok(Running {
+            child,
+            log: log.to_owned(),
+        })
     }
 }
 

@@ -18,7 +18,10 @@ pub struct Kubectl {
 impl Kubectl {
     /// `program` run with `kubeconfig`.
     pub fn new(program: impl Into<PathBuf>, kubeconfig: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), kubeconfig: kubeconfig.into() }
+        Self {
+            program: program.into(),
+            kubeconfig: kubeconfig.into(),
+        }
     }
 
     /// Where the cluster's credentials are.
@@ -42,15 +45,24 @@ impl Kubectl {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("failed to start `{shown}`"))?;
-        let mut stdin = child.stdin.take().context("the child's standard input is piped")?;
+        let mut stdin = child
+            .stdin
+            .take()
+            .context("the child's standard input is piped")?;
         let input = input.to_owned();
         // Written from a thread of its own: a child that fills its output first would otherwise wait for us for ever.
         let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
-        let output = child.wait_with_output().with_context(|| format!("failed to wait for `{shown}`"))?;
+        let output = child
+            .wait_with_output()
+            .with_context(|| format!("failed to wait for `{shown}`"))?;
         // A child that ended without reading everything has said why on standard error.
         let _ = writer.join();
         if !output.status.success() {
-            bail!("`{shown}` failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "`{shown}` failed ({}): {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -70,6 +82,7 @@ impl Kubectl {
     /// Waits for every pod of a Deployment to be rolled out.
     pub fn rollout_status(&self, namespace: &str, deployment: &str) -> Result<()> {
         let target = format!("deployment/{deployment}");
-        self.run(&["rollout", "status", "-n", namespace, &target, "--timeout=180s"]).map(drop)
+        self.run(&["rollout", "status", "-n", namespace, &target, "--timeout=180s"])
+            .map(drop)
     }
 }

@@ -18,7 +18,10 @@ pub const PAYMENTS: &str = include_str!("../manifests/payments.yaml");
 
 /// Files of the mesh repository's first commit: path, text.
 pub const FIRST_COMMIT: [(&str, &str); 2] = [
-    ("clusters/production/mesh.yaml", include_str!("../manifests/repository/clusters/production/mesh.yaml")),
+    (
+        "clusters/production/mesh.yaml",
+        include_str!("../manifests/repository/clusters/production/mesh.yaml"),
+    ),
     (
         "clusters/production/policies/payments.yaml",
         include_str!("../manifests/repository/clusters/production/policies/payments.yaml"),

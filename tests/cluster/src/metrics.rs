@@ -41,7 +41,10 @@ pub fn sum(series: &[Series], name: &str, labels: &[(&str, &str)]) -> f64 {
 
 /// Reads the text exposition format.
 pub fn parse(text: &str) -> Vec<Series> {
-    text.lines().filter(|line| !line.starts_with('#')).filter_map(line).collect()
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(line)
+        .collect()
 }
 
 fn line(line: &str) -> Option<Series> {
@@ -56,7 +59,11 @@ fn line(line: &str) -> Option<Series> {
         }
     };
     let value = rest.split_whitespace().next()?.parse().ok()?;
-    Some(Series { name: name.to_owned(), labels, value })
+    Some(Series {
+        name: name.to_owned(),
+        labels,
+        value,
+    })
 }
 
 /// `key="value",…}`, with `\\`, `\"` and `\n` escaped in values; returns what follows the brace.
@@ -98,7 +105,14 @@ mod tests {
         assert_eq!(series.len(), 2);
         assert_eq!(sum(&series, "plain", &[]), 3.0);
         assert_eq!(series[1].label("path"), "a\"b,}c");
-        assert_eq!(sum(&series, "request_total", &[("direction", "inbound"), ("tls", "true")]), 12.0);
+        assert_eq!(
+            sum(
+                &series,
+                "request_total",
+                &[("direction", "inbound"), ("tls", "true")]
+            ),
+            12.0
+        );
         assert_eq!(sum(&series, "request_total", &[("tls", "false")]), 0.0);
     }
 }

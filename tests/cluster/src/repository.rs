@@ -19,7 +19,9 @@ impl MeshRepository {
     /// Serves an empty repository where the cluster's pods reach it; without an embedded cluster, on all addresses of
     /// this machine.
     pub async fn serve(cluster: Option<&Cluster>) -> Result<Self> {
-        let ip = cluster.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |cluster| cluster.host_ip().into());
+        let ip = cluster.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |cluster| {
+            cluster.host_ip().into()
+        });
         let server = GitServer::start(GitServerOptions::on(ip)).await?;
         let repository = server.create("mesh")?;
         Ok(Self { server, repository })
@@ -49,15 +51,28 @@ impl MeshRepository {
     /// repository of its own.
     pub fn worktree(&self, changes: &[(&str, &str)]) -> Result<tempfile::TempDir> {
         let folder = tempfile::tempdir()?;
-        let path = folder.path().to_str().context("temporary folders have UTF-8 names")?;
+        let path = folder
+            .path()
+            .to_str()
+            .context("temporary folders have UTF-8 names")?;
         let run = |args: &[&str]| heddle_tests_harness::command::run_args("git", args);
-        run(&["clone", "--quiet", &self.repository.path().to_string_lossy(), path])?;
+        run(&[
+            "clone",
+            "--quiet",
+            &self.repository.path().to_string_lossy(),
+            path,
+        ])?;
         for (file, text) in changes {
             let target = folder.path().join(file);
             std::fs::create_dir_all(target.parent().context("a file has a folder")?)?;
             std::fs::write(&target, text)?;
         }
-        let identity = ["-c", "user.name=Heddle tests", "-c", "user.email=tests@heddle.dev"];
+        let identity = [
+            "-c",
+            "user.name=Heddle tests",
+            "-c",
+            "user.email=tests@heddle.dev",
+        ];
         run(&["-C", path, "add", "--all"])?;
         let mut commit = vec!["-C", path];
         commit.extend(identity);

@@ -23,11 +23,38 @@ pub const MESH: &str = "production";
 /// everything that Heddle manages.
 pub fn reset(kubectl: &Kubectl) -> Result<()> {
     // The reconciler first: it would put the rest back.
-    kubectl.run(&["delete", "namespace", "heddle-system", "--ignore-not-found", "--timeout=120s"])?;
-    kubectl.run(&["delete", "mutatingwebhookconfiguration", "-l", MANAGED, "--ignore-not-found"])?;
-    kubectl.run(&["delete", "namespace", "linkerd", "payments", "legacy", "--ignore-not-found", "--timeout=120s"])?;
+    kubectl.run(&[
+        "delete",
+        "namespace",
+        "heddle-system",
+        "--ignore-not-found",
+        "--timeout=120s",
+    ])?;
+    kubectl.run(&[
+        "delete",
+        "mutatingwebhookconfiguration",
+        "-l",
+        MANAGED,
+        "--ignore-not-found",
+    ])?;
+    kubectl.run(&[
+        "delete",
+        "namespace",
+        "linkerd",
+        "payments",
+        "legacy",
+        "--ignore-not-found",
+        "--timeout=120s",
+    ])?;
     for kind in ["clusterrolebinding", "clusterrole", "crd"] {
-        kubectl.run(&["delete", kind, "-l", MANAGED, "--ignore-not-found", "--timeout=120s"])?;
+        kubectl.run(&[
+            "delete",
+            kind,
+            "-l",
+            MANAGED,
+            "--ignore-not-found",
+            "--timeout=120s",
+        ])?;
     }
     Ok(())
 }
@@ -38,7 +65,12 @@ const MANAGED: &str = "app.kubernetes.io/managed-by=heddle";
 pub fn install_reconciler(kubectl: &Kubectl, heddle: &Heddle) -> Result<()> {
     kubectl.apply(&heddle.stdout(&["install", "--crds"])?)?;
     kubectl.apply(&heddle.stdout(&["install", "--reconciler"])?)?;
-    kubectl.run(&["wait", "--for=condition=Established", "crd/meshes.heddle.dev", "--timeout=60s"])?;
+    kubectl.run(&[
+        "wait",
+        "--for=condition=Established",
+        "crd/meshes.heddle.dev",
+        "--timeout=60s",
+    ])?;
     kubectl.rollout_status("heddle-system", "heddle")
 }
 
@@ -63,22 +95,38 @@ pub async fn wait_applied(kubectl: &Kubectl, commit: &str, limit: Duration) -> R
         if applied.contains(commit) && ready.is_some_and(|ready| ready["status"] == "True") {
             return Look::Done(());
         }
-        Look::NotYet(format!("lastAppliedRevision is `{applied}`, conditions are {}", mesh["status"]["conditions"]))
+        Look::NotYet(format!(
+            "lastAppliedRevision is `{applied}`, conditions are {}",
+            mesh["status"]["conditions"]
+        ))
     })
     .await?;
     events(kubectl, MESH)
 }
 
 fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
-    object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
+    object["status"]["conditions"]
+        .as_array()?
+        .iter()
+        .find(|condition| condition["type"] == kind)
 }
 
 /// Reasons and messages of the Events about the object called `name`, oldest first.
 pub fn events(kubectl: &Kubectl, name: &str) -> Result<Vec<String>> {
     let selector = format!("involvedObject.name={name}");
-    let list = kubectl.get(&["events", "-A", "--field-selector", &selector, "--sort-by=.metadata.creationTimestamp"])?;
+    let list = kubectl.get(&[
+        "events",
+        "-A",
+        "--field-selector",
+        &selector,
+        "--sort-by=.metadata.creationTimestamp",
+    ])?;
     let text = |event: &Value| {
-        format!("{}: {}", event["reason"].as_str().unwrap_or_default(), event["message"].as_str().unwrap_or_default())
+        format!(
+            "{}: {}",
+            event["reason"].as_str().unwrap_or_default(),
+            event["message"].as_str().unwrap_or_default()
+        )
     };
     Ok(list["items"].as_array().into_iter().flatten().map(text).collect())
 }
@@ -88,7 +136,9 @@ pub async fn wait_all_meshed(kubectl: &Kubectl, namespace: &str, limit: Duration
     let what = format!("every pod of {namespace} to be ready with its proxy");
     Ok(wait::until(what, limit, || async {
         match workloads::pods(kubectl, namespace) {
-            Ok(pods) if !pods.is_empty() && pods.iter().all(|pod| pod.meshed && pod.ready) => Look::Done(pods),
+            Ok(pods) if !pods.is_empty() && pods.iter().all(|pod| pod.meshed && pod.ready) => {
+                Look::Done(pods)
+            }
             Ok(pods) => Look::NotYet(format!("{pods:?}")),
             Err(error) => Look::NotYet(error.to_string()),
         }
@@ -97,12 +147,21 @@ pub async fn wait_all_meshed(kubectl: &Kubectl, namespace: &str, limit: Duration
 }
 
 /// Waits until none of `before` is left and the pods that came instead are meshed and ready.
-pub async fn wait_replaced(kubectl: &Kubectl, namespace: &str, before: &[Pod], limit: Duration) -> Result<()> {
+pub async fn wait_replaced(
+    kubectl: &Kubectl,
+    namespace: &str,
+    before: &[Pod],
+    limit: Duration,
+) -> Result<()> {
     let old: BTreeSet<&str> = before.iter().map(|pod| pod.uid.as_str()).collect();
     let what = format!("all pods of {namespace} to be replaced");
     wait::until(what, limit, || async {
         match workloads::pods(kubectl, namespace) {
-            Ok(pods) if pods.iter().all(|pod| pod.meshed && pod.ready && !old.contains(pod.uid.as_str())) => {
+            Ok(pods)
+                if pods
+                    .iter()
+                    .all(|pod| pod.meshed && pod.ready && !old.contains(pod.uid.as_str())) =>
+            {
                 Look::Done(())
             }
             Ok(pods) => Look::NotYet(format!("{pods:?}")),
@@ -115,13 +174,17 @@ pub async fn wait_replaced(kubectl: &Kubectl, namespace: &str, before: &[Pod], l
 
 /// Waits until the Server of the story has this access policy again.
 pub async fn wait_access_policy(kubectl: &Kubectl, expected: &str, limit: Duration) -> Result<()> {
-    wait::until(format!("Server payments-api to say {expected} again"), limit, || async {
-        match kubectl.get(&["server.policy.linkerd.io", "payments-api", "-n", "payments"]) {
-            Ok(server) if server["spec"]["accessPolicy"] == expected => Look::Done(()),
-            Ok(server) => Look::NotYet(format!("accessPolicy is {}", server["spec"]["accessPolicy"])),
-            Err(error) => Look::NotYet(error.to_string()),
-        }
-    })
+    wait::until(
+        format!("Server payments-api to say {expected} again"),
+        limit,
+        || async {
+            match kubectl.get(&["server.policy.linkerd.io", "payments-api", "-n", "payments"]) {
+                Ok(server) if server["spec"]["accessPolicy"] == expected => Look::Done(()),
+                Ok(server) => Look::NotYet(format!("accessPolicy is {}", server["spec"]["accessPolicy"])),
+                Err(error) => Look::NotYet(error.to_string()),
+            }
+        },
+    )
     .await?;
     Ok(())
 }
@@ -141,12 +204,30 @@ impl Traffic {
     /// One line a series, as a person would want to see it.
     pub fn lines(&self) -> Vec<String> {
         let line = |who: &str, series: &Series, keys: &[&str]| {
-            let labels: Vec<String> = keys.iter().map(|key| format!("{key}={:?}", series.label(key))).collect();
+            let labels: Vec<String> = keys
+                .iter()
+                .map(|key| format!("{key}={:?}", series.label(key)))
+                .collect();
             format!("{who}: {}{{{}}} {}", series.name, labels.join(","), series.value)
         };
-        let outbound = self.outbound.iter().map(|one| line("checkout's proxy", one, &["direction", "tls", "server_id", "dst_service"]));
-        let inbound = self.inbound.iter().map(|one| line("payments-api's proxy", one, &["direction", "tls", "client_id"]));
-        let plaintext = self.plaintext.iter().map(|one| line("payments-api's proxy", one, &["direction", "tls", "no_tls_reason"]));
+        let outbound = self.outbound.iter().map(|one| {
+            line(
+                "checkout's proxy",
+                one,
+                &["direction", "tls", "server_id", "dst_service"],
+            )
+        });
+        let inbound = self
+            .inbound
+            .iter()
+            .map(|one| line("payments-api's proxy", one, &["direction", "tls", "client_id"]));
+        let plaintext = self.plaintext.iter().map(|one| {
+            line(
+                "payments-api's proxy",
+                one,
+                &["direction", "tls", "no_tls_reason"],
+            )
+        });
         outbound.chain(inbound).chain(plaintext).collect()
     }
 }
@@ -171,7 +252,9 @@ fn traffic(kubectl: &Kubectl) -> Result<Traffic> {
     for pod in workloads::pods(kubectl, "payments")? {
         let series = metrics::scrape(kubectl, "payments", &pod.name)
             .with_context(|| format!("the proxy of {} does not answer", pod.name))?;
-        let requests = series.into_iter().filter(|one| one.name == "request_total" && one.value > 0.0);
+        let requests = series
+            .into_iter()
+            .filter(|one| one.name == "request_total" && one.value > 0.0);
         for one in requests {
             match (pod.app.as_str(), one.label("direction"), one.label("tls")) {
                 ("checkout", "outbound", "true") if one.label("server_id") == identity("payments-api") => {

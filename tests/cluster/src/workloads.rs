@@ -26,12 +26,18 @@ pub struct Pod {
 pub fn pods(kubectl: &Kubectl, namespace: &str) -> Result<Vec<Pod>> {
     let list = kubectl.get(&["pods", "-n", namespace])?;
     let items = list["items"].as_array().context("a list has items")?;
-    let alive = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] != "Failed";
+    let alive =
+        |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] != "Failed";
     Ok(items.iter().filter(alive).map(pod).collect())
 }
 
 fn pod(pod: &Value) -> Pod {
-    let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text = |pointer: &str| {
+        pod.pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
     let containers = |path: &str| pod.pointer(path).and_then(Value::as_array).into_iter().flatten();
     let proxy = containers("/spec/initContainers").chain(containers("/spec/containers"));
     let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
@@ -39,8 +45,15 @@ fn pod(pod: &Value) -> Pod {
         name: text("/metadata/name"),
         uid: text("/metadata/uid"),
         app: text("/metadata/labels/app"),
-        meshed: proxy.into_iter().any(|container| container["name"] == heddle_mesh::port::PROXY_CONTAINER),
-        ready: conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True"),
-        stamp: pod["metadata"]["annotations"][heddle_mesh::annotation::PROXY_STAMP].as_str().map(str::to_owned),
+        meshed: proxy
+            .into_iter()
+            .any(|container| container["name"] == heddle_mesh::port::PROXY_CONTAINER),
+        ready: conditions
+            .into_iter()
+            .flatten()
+            .any(|c| c["type"] == "Ready" && c["status"] == "True"),
+        stamp: pod["metadata"]["annotations"][heddle_mesh::annotation::PROXY_STAMP]
+            .as_str()
+            .map(str::to_owned),
     }
 }

@@ -14,13 +14,27 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("heddle-inject", &["heddle-k8s", "heddle-mesh"]),
     ("heddle-tls", &["heddle-mesh", "heddle-daemon"]),
     ("heddle-daemon", &["heddle-mesh"]),
-    ("heddle-reconciler", &["heddle-daemon", "heddle-inject", "heddle-k8s", "heddle-mesh"]),
+    (
+        "heddle-reconciler",
+        &["heddle-daemon", "heddle-inject", "heddle-k8s", "heddle-mesh"],
+    ),
     ("heddle-identity", &["heddle-daemon", "heddle-mesh", "heddle-tls"]),
     ("heddle-proxy-policy", &["heddle-mesh"]),
     ("heddle-proxy-init", &["heddle-mesh"]),
-    ("heddle-proxy", &["heddle-daemon", "heddle-mesh", "heddle-proxy-policy", "heddle-tls"]),
+    (
+        "heddle-proxy",
+        &[
+            "heddle-daemon",
+            "heddle-mesh",
+            "heddle-proxy-policy",
+            "heddle-tls",
+        ],
+    ),
     ("heddle-control-core", &["heddle-mesh"]),
-    ("heddle-control-index", &["heddle-control-core", "heddle-k8s", "heddle-mesh"]),
+    (
+        "heddle-control-index",
+        &["heddle-control-core", "heddle-k8s", "heddle-mesh"],
+    ),
     (
         "heddle-control",
         &[
@@ -34,28 +48,57 @@ const ARROWS: [(&str, &[&str]); 15] = [
         ],
     ),
     ("heddle-tests-harness", &["heddle-mesh"]),
-    ("heddle-xtask", &["heddle-mesh", "heddle-tests-cluster", "heddle-tests-harness"]),
+    (
+        "heddle-xtask",
+        &["heddle-mesh", "heddle-tests-cluster", "heddle-tests-harness"],
+    ),
 ];
 
 /// What a package must never reach through its dependencies, and why.
 const NEVER: [(&str, &str, &str); 9] = [
     ("heddle-mesh", "tokio", "the vocabulary does no I/O"),
     ("heddle-inject", "tonic", "injection is a pure decision"),
-    ("heddle-proxy", "kube-client", "the proxy knows the proxy API and no Kubernetes"),
-    ("heddle-proxy-policy", "tokio-rustls", "the proxy's policy is a pure decision"),
-    ("heddle-control-core", "kube-core", "core nouns know no Kubernetes"),
+    (
+        "heddle-proxy",
+        "kube-client",
+        "the proxy knows the proxy API and no Kubernetes",
+    ),
+    (
+        "heddle-proxy-policy",
+        "tokio-rustls",
+        "the proxy's policy is a pure decision",
+    ),
+    (
+        "heddle-control-core",
+        "kube-core",
+        "core nouns know no Kubernetes",
+    ),
     ("heddle-control-core", "tonic", "core nouns know no gRPC"),
     ("heddle-control-index", "tonic", "indexes know no gRPC"),
-    ("heddle-reconciler", "tonic", "the reconciler meets the mesh's programs as images"),
-    ("heddle-daemon", "kube-client", "what every process does knows no Kubernetes"),
+    (
+        "heddle-reconciler",
+        "tonic",
+        "the reconciler meets the mesh's programs as images",
+    ),
+    (
+        "heddle-daemon",
+        "kube-client",
+        "what every process does knows no Kubernetes",
+    ),
 ];
 
 fn metadata() -> Metadata {
-    MetadataCommand::new().manifest_path(root().join("Cargo.toml")).exec().expect("cargo metadata works")
+    MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .exec()
+        .expect("cargo metadata works")
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace's root exists")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .expect("the workspace's root exists")
 }
 
 fn files(extensions: &[&str]) -> Vec<PathBuf> {
@@ -64,22 +107,36 @@ fn files(extensions: &[&str]) -> Vec<PathBuf> {
         .current_dir(root())
         .output()
         .expect("git lists the project's files");
-    assert!(output.status.success(), "git ls-files failed: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "git ls-files failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout)
         .expect("paths are UTF-8")
         .split_terminator('\0')
         .map(|path| root().join(path))
-        .filter(|path| path.extension().is_some_and(|ext| extensions.iter().any(|e| ext == *e)) && path.exists())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|ext| extensions.iter().any(|e| ext == *e))
+                && path.exists()
+        })
         .collect()
 }
 
 #[test]
 fn packages_name_only_what_the_architecture_allows() {
     let metadata = metadata();
-    let ours: BTreeMap<_, _> = metadata.workspace_packages().into_iter().map(|p| (p.name.to_string(), p)).collect();
+    let ours: BTreeMap<_, _> = metadata
+        .workspace_packages()
+        .into_iter()
+        .map(|p| (p.name.to_string(), p))
+        .collect();
     let mut wrong = Vec::new();
     for (from, allowed) in ARROWS {
-        let package = ours.get(from).unwrap_or_else(|| panic!("ARROWS names {from}, which is no package of ours"));
+        let package = ours
+            .get(from)
+            .unwrap_or_else(|| panic!("ARROWS names {from}, which is no package of ours"));
         for dependency in &package.dependencies {
             let to = dependency.name.as_str();
             if dependency.kind == DependencyKind::Normal && ours.contains_key(to) && !allowed.contains(&to) {
@@ -87,13 +144,21 @@ fn packages_name_only_what_the_architecture_allows() {
             }
         }
     }
-    assert!(wrong.is_empty(), "arrows that ARCHITECTURE.md does not draw: {wrong:#?}");
+    assert!(
+        wrong.is_empty(),
+        "arrows that ARCHITECTURE.md does not draw: {wrong:#?}"
+    );
 
     let checked: BTreeSet<_> = ARROWS.iter().map(|(from, _)| *from).collect();
     let test_packages = ["heddle-tests-cluster", "heddle-tests-tidy", "heddle-tests-bench"];
-    let missing: Vec<_> =
-        ours.keys().filter(|name| !checked.contains(name.as_str()) && !test_packages.contains(&name.as_str())).collect();
-    assert!(missing.is_empty(), "packages without a line in ARROWS: {missing:?}");
+    let missing: Vec<_> = ours
+        .keys()
+        .filter(|name| !checked.contains(name.as_str()) && !test_packages.contains(&name.as_str()))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "packages without a line in ARROWS: {missing:?}"
+    );
 }
 
 #[test]
@@ -101,9 +166,17 @@ fn packages_never_reach_what_they_must_not_know() {
     let metadata = metadata();
     let resolve = metadata.resolve.as_ref().expect("metadata has a resolution");
     let nodes: BTreeMap<_, _> = resolve.nodes.iter().map(|node| (&node.id, node)).collect();
-    let names: BTreeMap<_, _> = metadata.packages.iter().map(|p| (&p.id, p.name.to_string())).collect();
+    let names: BTreeMap<_, _> = metadata
+        .packages
+        .iter()
+        .map(|p| (&p.id, p.name.to_string()))
+        .collect();
     for (from, never, why) in NEVER {
-        let start = metadata.packages.iter().find(|p| p.name.as_str() == from).expect("NEVER names packages of ours");
+        let start = metadata
+            .packages
+            .iter()
+            .find(|p| p.name.as_str() == from)
+            .expect("NEVER names packages of ours");
         let (mut seen, mut queue) = (BTreeSet::new(), vec![&start.id]);
         while let Some(id) = queue.pop() {
             if !seen.insert(id) {
@@ -113,11 +186,17 @@ fn packages_never_reach_what_they_must_not_know() {
             queue.extend(
                 node.deps
                     .iter()
-                    .filter(|dep| dep.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal))
+                    .filter(|dep| {
+                        dep.dep_kinds
+                            .iter()
+                            .any(|kind| kind.kind == DependencyKind::Normal)
+                    })
                     .map(|dep| &dep.pkg),
             );
         }
-        let reached = seen.iter().any(|id| names.get(id).is_some_and(|name| name == never));
+        let reached = seen
+            .iter()
+            .any(|id| names.get(id).is_some_and(|name| name == never));
         assert!(!reached, "{from} reaches {never}, but {why}");
     }
 }
@@ -142,33 +221,42 @@ fn every_crate_begins_with_what_it_is() {
                 continue;
             }
             let text = std::fs::read_to_string(&target.src_path).expect("sources can be read");
-            assert!(text.starts_with("//!"), "{} does not begin with a `//!` paragraph", target.src_path);
+            assert!(
+                text.starts_with("//!"),
+                "{} does not begin with a `//!` paragraph",
+                target.src_path
+            );
         }
     }
 }
 
 #[test]
 fn only_the_yaml_modules_name_the_yaml_crate() {
-    let allowed = [
-        "reconciler/src/yaml.rs",
-        "crates/inject/src",
-        "tests/",
-        "xtask/",
-    ];
+    let allowed = ["reconciler/src/yaml.rs", "crates/inject/src", "tests/", "xtask/"];
     let mut wrong = Vec::new();
     for path in files(&["rs"]) {
-        let relative = path.strip_prefix(root()).expect("files are under the root").to_string_lossy().into_owned();
+        let relative = path
+            .strip_prefix(root())
+            .expect("files are under the root")
+            .to_string_lossy()
+            .into_owned();
         let test_code = relative.contains("/tests/") || relative.ends_with("/tests.rs");
         if test_code || allowed.iter().any(|prefix| relative.starts_with(prefix)) {
             continue;
         }
         let text = std::fs::read_to_string(&path).expect("sources can be read");
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        if code.lines().any(|line| line.contains("serde_yaml::") && !line.trim_start().starts_with("//")) {
+        if code
+            .lines()
+            .any(|line| line.contains("serde_yaml::") && !line.trim_start().starts_with("//"))
+        {
             wrong.push(relative);
         }
     }
-    assert!(wrong.is_empty(), "YAML stays behind one module, so that its crate can be exchanged: {wrong:#?}");
+    assert!(
+        wrong.is_empty(),
+        "YAML stays behind one module, so that its crate can be exchanged: {wrong:#?}"
+    );
 }
 
 #[test]
@@ -176,6 +264,10 @@ fn no_test_is_ignored() {
     for path in files(&["rs"]) {
         let text = std::fs::read_to_string(&path).expect("sources can be read");
         let needle = concat!("#[ign", "ore");
-        assert!(!text.contains(needle), "{}: a test that cannot run says so and fails", path.display());
+        assert!(
+            !text.contains(needle),
+            "{}: a test that cannot run says so and fails",
+            path.display()
+        );
     }
 }

@@ -1,7 +1,10 @@
 //! MeshTLSAuthentications and NetworkAuthentications: who clients are, and where they come from.
 
 use heddle_control_core::inbound::{IdentityMatch, NetworkMatch};
-use heddle_k8s::{network::Network, policy::{MeshTLSAuthentication, NetworkAuthentication}};
+use heddle_k8s::{
+    network::Network,
+    policy::{MeshTLSAuthentication, NetworkAuthentication},
+};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::{Resource, ResourceExt as _};
 
@@ -36,23 +39,41 @@ impl Tracked for MeshTLSAuthentication {
 
     fn facts(&self) -> MeshTlsFacts {
         let own = self.namespace().unwrap_or_default();
-        let accounts = self.spec.identity_refs.iter().filter_map(|reference| match &reference.name {
-            Some(name) if reference.targets_kind::<ServiceAccount>() => {
-                Some(Accounts::One { namespace: reference.namespace_or(&own).to_owned(), name: name.clone() })
-            }
-            None if reference.targets_kind::<ServiceAccount>() => {
-                Some(Accounts::AllOf { namespace: reference.namespace_or(&own).to_owned() })
-            }
-            name if reference.targets_kind::<Namespace>() => {
-                Some(Accounts::AllOf { namespace: name.clone().unwrap_or_else(|| own.clone()) })
-            }
-            _ => {
-                let name = self.name_any();
-                tracing::warn!(namespace = own, name, kind = reference.kind, "A MeshTLSAuthentication refers to what is no ServiceAccount or Namespace: ignored");
-                None
-            }
-        });
-        MeshTlsFacts { identities: self.spec.identities.iter().map(|text| IdentityMatch::parse(text)).collect(), accounts: accounts.collect() }
+        let accounts = self
+            .spec
+            .identity_refs
+            .iter()
+            .filter_map(|reference| match &reference.name {
+                Some(name) if reference.targets_kind::<ServiceAccount>() => Some(Accounts::One {
+                    namespace: reference.namespace_or(&own).to_owned(),
+                    name: name.clone(),
+                }),
+                None if reference.targets_kind::<ServiceAccount>() => Some(Accounts::AllOf {
+                    namespace: reference.namespace_or(&own).to_owned(),
+                }),
+                name if reference.targets_kind::<Namespace>() => Some(Accounts::AllOf {
+                    namespace: name.clone().unwrap_or_else(|| own.clone()),
+                }),
+                _ => {
+                    let name = self.name_any();
+                    tracing::warn!(
+                        namespace = own,
+                        name,
+                        kind = reference.kind,
+                        "A MeshTLSAuthentication refers to what is no ServiceAccount or Namespace: ignored"
+                    );
+                    None
+                }
+            });
+        MeshTlsFacts {
+            identities: self
+                .spec
+                .identities
+                .iter()
+                .map(|text| IdentityMatch::parse(text))
+                .collect(),
+            accounts: accounts.collect(),
+        }
     }
 
     fn table(store: &mut Store) -> &mut Table<MeshTlsFacts> {
@@ -69,7 +90,9 @@ impl Tracked for NetworkAuthentication {
     type Facts = NetworkFacts;
 
     fn facts(&self) -> NetworkFacts {
-        NetworkFacts { networks: networks(self, &self.spec.networks) }
+        NetworkFacts {
+            networks: networks(self, &self.spec.networks),
+        }
     }
 
     fn table(store: &mut Store) -> &mut Table<NetworkFacts> {
@@ -98,10 +121,21 @@ fn all_of(config: &Config, namespace: &str) -> IdentityMatch {
 
 /// Parsed networks; `None`, and a line in the log, when one cannot be read: an exception that is not understood must
 /// not let in what it was to keep out.
-pub(crate) fn networks<K: Resource<DynamicType = ()>>(object: &K, networks: &[Network]) -> Option<Vec<NetworkMatch>> {
+pub(crate) fn networks<K: Resource<DynamicType = ()>>(
+    object: &K,
+    networks: &[Network],
+) -> Option<Vec<NetworkMatch>> {
     let parsed: Result<Vec<_>, _> = networks.iter().map(Network::parse).collect();
     match parsed {
-        Ok(parsed) => Some(parsed.into_iter().map(|network| NetworkMatch { net: network.net, except: network.except }).collect()),
+        Ok(parsed) => Some(
+            parsed
+                .into_iter()
+                .map(|network| NetworkMatch {
+                    net: network.net,
+                    except: network.except,
+                })
+                .collect(),
+        ),
         Err(error) => {
             let kind = K::kind(&());
             tracing::warn!(%kind, namespace = object.namespace(), name = object.name_any(), %error, "Permits nothing until corrected");

@@ -68,7 +68,10 @@ impl Tracked for AuthorizationPolicy {
         if let Err(error) = &body {
             tracing::warn!(namespace, name = self.name_any(), %error, "An AuthorizationPolicy permits nothing until corrected");
         }
-        PolicyFacts { created: super::created(self), body: body.ok() }
+        PolicyFacts {
+            created: super::created(self),
+            body: body.ok(),
+        }
     }
 
     fn table(store: &mut Store) -> &mut Table<PolicyFacts> {
@@ -87,11 +90,16 @@ enum BodyError {
     Reference(#[from] AuthorizationPolicyError),
     #[error("spec.targetRef: Namespace `{0}` is not the policy's own")]
     OtherNamespace(String),
-    #[error("spec.requiredAuthenticationRefs: at most one of MeshTLSAuthentication and ServiceAccount, and one NetworkAuthentication, may be required")]
+    #[error(
+        "spec.requiredAuthenticationRefs: at most one of MeshTLSAuthentication and ServiceAccount, and one NetworkAuthentication, may be required"
+    )]
     TooMany,
 }
 
-fn body(policy: &AuthorizationPolicy, namespace: &str) -> Result<(PolicyTarget, Vec<AuthenticationRef>), BodyError> {
+fn body(
+    policy: &AuthorizationPolicy,
+    namespace: &str,
+) -> Result<(PolicyTarget, Vec<AuthenticationRef>), BodyError> {
     let target = match policy.spec.target()? {
         Target::Server(name) => PolicyTarget::Server(name.to_owned()),
         Target::PolicyHttpRoute(name) => PolicyTarget::Route(RouteKind::PolicyHttp, name.to_owned()),
@@ -118,7 +126,10 @@ fn body(policy: &AuthorizationPolicy, namespace: &str) -> Result<(PolicyTarget, 
             }
         })
         .collect();
-    let networks = references.iter().filter(|reference| matches!(reference, AuthenticationRef::Network(_))).count();
+    let networks = references
+        .iter()
+        .filter(|reference| matches!(reference, AuthenticationRef::Network(_)))
+        .count();
     if networks > 1 || references.len() - networks > 1 {
         return Err(BodyError::TooMany);
     }
@@ -132,10 +143,15 @@ impl Tracked for ServerAuthorization {
         let namespace = self.namespace().unwrap_or_default();
         let client = &self.spec.client;
         let tls = client.mesh_tls.as_ref();
-        let account = |account: &heddle_k8s::policy::server_authorization::ServiceAccountName| ServiceAccountRef {
-            namespace: account.namespace.clone().filter(|ns| !ns.is_empty()).unwrap_or_else(|| namespace.clone()),
-            name: account.name.clone(),
-        };
+        let account =
+            |account: &heddle_k8s::policy::server_authorization::ServiceAccountName| ServiceAccountRef {
+                namespace: account
+                    .namespace
+                    .clone()
+                    .filter(|ns| !ns.is_empty())
+                    .unwrap_or_else(|| namespace.clone()),
+                name: account.name.clone(),
+            };
         ServerAuthorizationFacts {
             created: super::created(self),
             server: match (&self.spec.server.name, &self.spec.server.selector) {
@@ -143,11 +159,19 @@ impl Tracked for ServerAuthorization {
                 (None, Some(selector)) => ServerSelector::Labels(selector.clone()),
                 (None, None) => ServerSelector::Nothing,
             },
-            networks: client.networks.as_ref().map(|networks| super::authentication::networks(self, networks)),
+            networks: client
+                .networks
+                .as_ref()
+                .map(|networks| super::authentication::networks(self, networks)),
             unauthenticated: client.unauthenticated,
             unauthenticated_tls: tls.is_some_and(|tls| tls.unauthenticated_tls),
             identities: tls.and_then(|tls| tls.identities.clone()).unwrap_or_default(),
-            accounts: tls.and_then(|tls| tls.service_accounts.as_ref()).into_iter().flatten().map(account).collect(),
+            accounts: tls
+                .and_then(|tls| tls.service_accounts.as_ref())
+                .into_iter()
+                .flatten()
+                .map(account)
+                .collect(),
         }
     }
 

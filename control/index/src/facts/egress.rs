@@ -22,8 +22,16 @@ impl Tracked for EgressNetwork {
 
     fn facts(&self) -> EgressFacts {
         // Networks that cannot be read are no networks: the rest of the world stays as it is without this object.
-        let networks = self.spec.networks.as_ref().map(|list| super::authentication::networks(self, list).unwrap_or_default());
-        EgressFacts { created: super::created(self), allowed: self.spec.traffic_policy == TrafficPolicy::Allow, networks }
+        let networks = self
+            .spec
+            .networks
+            .as_ref()
+            .map(|list| super::authentication::networks(self, list).unwrap_or_default());
+        EgressFacts {
+            created: super::created(self),
+            allowed: self.spec.traffic_policy == TrafficPolicy::Allow,
+            networks,
+        }
     }
 
     fn table(store: &mut Store) -> &mut Table<EgressFacts> {

@@ -19,7 +19,9 @@ impl Tracked for Node {
     type Facts = NodeFacts;
 
     fn facts(&self) -> NodeFacts {
-        NodeFacts { zone: self.labels().get(label::ZONE).map(|zone| zone.as_str().into()) }
+        NodeFacts {
+            zone: self.labels().get(label::ZONE).map(|zone| zone.as_str().into()),
+        }
     }
 
     fn table(store: &mut Store) -> &mut Table<NodeFacts> {

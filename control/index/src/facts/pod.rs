@@ -55,12 +55,18 @@ impl Tracked for Pod {
     fn facts(&self) -> PodFacts {
         let empty = PodSpec::default();
         let spec = self.spec.as_ref().unwrap_or(&empty);
-        let service_account = spec.service_account_name.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| "default".into());
+        let service_account = spec
+            .service_account_name
+            .clone()
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| "default".into());
         PodFacts {
             labels: self.labels().clone(),
             node: spec.node_name.as_deref().map(Arc::from),
             ips: own_ips(self),
-            ports: tcp_ports(self).map(|(number, name)| (number.get(), name.map(str::to_owned))).collect(),
+            ports: tcp_ports(self)
+                .map(|(number, name)| (number.get(), name.map(str::to_owned)))
+                .collect(),
             probes: probes(spec),
             default_policy: super::annotation(self, annotation::DEFAULT_INBOUND_POLICY),
             opaque_ports: super::annotation(self, annotation::OPAQUE_PORTS),
@@ -97,19 +103,34 @@ impl Tracked for Pod {
 impl PodFacts {
     /// The names that containers give to a port.
     pub(crate) fn port_names(&self, number: u16) -> impl Iterator<Item = &str> {
-        self.ports.iter().filter(move |(port, _)| *port == number).filter_map(|(_, name)| name.as_deref())
+        self.ports
+            .iter()
+            .filter(move |(port, _)| *port == number)
+            .filter_map(|(_, name)| name.as_deref())
     }
 }
 
 fn own_ips(pod: &Pod) -> Vec<IpAddr> {
-    let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
-    let Some(status) = &pod.status else { return Vec::new() };
+    let host_network = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.host_network)
+        .unwrap_or(false);
+    let Some(status) = &pod.status else {
+        return Vec::new();
+    };
     // The addresses of a pod that has ended may by now be another's.
     if host_network || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return Vec::new();
     }
     let many = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
-    let mut ips: Vec<IpAddr> = status.pod_ip.as_deref().into_iter().chain(many).filter_map(|ip| ip.parse().ok()).collect();
+    let mut ips: Vec<IpAddr> = status
+        .pod_ip
+        .as_deref()
+        .into_iter()
+        .chain(many)
+        .filter_map(|ip| ip.parse().ok())
+        .collect();
     let mut seen = BTreeSet::new();
     ips.retain(|ip| seen.insert(*ip));
     ips
@@ -123,14 +144,25 @@ fn probes(spec: &PodSpec) -> BTreeMap<u16, BTreeSet<String>> {
     let mut probes: BTreeMap<u16, BTreeSet<String>> = BTreeMap::new();
     // The proxy's own probes never pass through it.
     for container in containers(spec).filter(|container| container.name != port::PROXY_CONTAINER) {
-        let all = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
-        for get in all.into_iter().filter_map(|probe| probe.as_ref().and_then(|Probe { http_get, .. }| http_get.as_ref())) {
+        let all = [
+            &container.liveness_probe,
+            &container.readiness_probe,
+            &container.startup_probe,
+        ];
+        for get in all.into_iter().filter_map(|probe| {
+            probe
+                .as_ref()
+                .and_then(|Probe { http_get, .. }| http_get.as_ref())
+        }) {
             let number = match &get.port {
                 IntOrString::Int(number) => u16::try_from(*number).ok(),
                 IntOrString::String(name) => named_port(container, name),
             };
             if let Some(number) = number {
-                probes.entry(number).or_default().insert(get.path.clone().unwrap_or_else(|| "/".into()));
+                probes
+                    .entry(number)
+                    .or_default()
+                    .insert(get.path.clone().unwrap_or_else(|| "/".into()));
             }
         }
     }
@@ -138,7 +170,11 @@ fn probes(spec: &PodSpec) -> BTreeMap<u16, BTreeSet<String>> {
 }
 
 fn named_port(container: &Container, name: &str) -> Option<u16> {
-    let port = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(name))?;
+    let port = container
+        .ports
+        .iter()
+        .flatten()
+        .find(|port| port.name.as_deref() == Some(name))?;
     u16::try_from(port.container_port).ok()
 }
 
@@ -146,9 +182,16 @@ fn named_port(container: &Container, name: &str) -> Option<u16> {
 fn skipped_ports(pod: &Pod, spec: &PodSpec) -> PortSet {
     let asked: Option<PortSet> = super::annotation(pod, annotation::SKIP_INBOUND_PORTS);
     let mut ports = asked.unwrap_or_default();
-    let init = spec.init_containers.iter().flatten().find(|container| container.name == port::INIT_CONTAINER);
-    let words: Vec<&str> =
-        init.into_iter().flat_map(|c| c.command.iter().flatten().chain(c.args.iter().flatten())).map(String::as_str).collect();
+    let init = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .find(|container| container.name == port::INIT_CONTAINER);
+    let words: Vec<&str> = init
+        .into_iter()
+        .flat_map(|c| c.command.iter().flatten().chain(c.args.iter().flatten()))
+        .map(String::as_str)
+        .collect();
     let flag = "--inbound-ports-to-ignore";
     for (at, word) in words.iter().enumerate() {
         let value = match word.strip_prefix(flag) {
@@ -156,7 +199,11 @@ fn skipped_ports(pod: &Pod, spec: &PodSpec) -> PortSet {
             Some(rest) => rest.strip_prefix('='),
             None => None,
         };
-        for port in value.and_then(|value| value.parse::<PortSet>().ok()).unwrap_or_default().iter() {
+        for port in value
+            .and_then(|value| value.parse::<PortSet>().ok())
+            .unwrap_or_default()
+            .iter()
+        {
             ports.insert(port);
         }
     }
@@ -168,9 +215,15 @@ fn proxy(pod: &Pod, spec: &PodSpec) -> Option<ProxyFacts> {
     let control_namespace = pod.labels().get(label::CONTROL_PLANE_NS)?.clone();
     let container = containers(spec).find(|container| container.name == port::PROXY_CONTAINER)?;
     let port_of = |name: &str, default: u16| {
-        let variable = container.env.iter().flatten().find(|variable| variable.name == name);
+        let variable = container
+            .env
+            .iter()
+            .flatten()
+            .find(|variable| variable.name == name);
         let value = variable.and_then(|variable| variable.value.as_deref());
-        value.and_then(|value| value.parse::<SocketAddr>().ok()).map_or(default, |addr| addr.port())
+        value
+            .and_then(|value| value.parse::<SocketAddr>().ok())
+            .map_or(default, |addr| addr.port())
     };
     Some(ProxyFacts {
         control_namespace,
@@ -193,10 +246,16 @@ fn metric_labels(pod: &Pod, service_account: &str) -> Labels {
     if let Some(hash) = hash {
         labels.insert("pod_template_hash".into(), hash.clone());
     }
-    let owner = pod.owner_references().iter().find(|owner| owner.controller == Some(true)).or(pod.owner_references().first());
+    let owner = pod
+        .owner_references()
+        .iter()
+        .find(|owner| owner.controller == Some(true))
+        .or(pod.owner_references().first());
     if let Some(owner) = owner {
         // A ReplicaSet made by a Deployment is named after it and the hash of its template, which its pods carry too.
-        let deployment = hash.and_then(|hash| owner.name.strip_suffix(hash.as_str())).and_then(|name| name.strip_suffix('-'));
+        let deployment = hash
+            .and_then(|hash| owner.name.strip_suffix(hash.as_str()))
+            .and_then(|name| name.strip_suffix('-'));
         let (kind, name) = match (owner.kind.as_str(), deployment) {
             ("ReplicaSet", Some(name)) => ("deployment".to_owned(), name.to_owned()),
             (kind, _) => (kind.to_lowercase(), owner.name.clone()),

@@ -27,14 +27,20 @@ impl Tracked for HttpLocalRateLimitPolicy {
         let own = self.namespace().unwrap_or_default();
         let spec = &self.spec;
         let overrides = spec.overrides.iter().map(|one| {
-            let accounts = one.client_refs.iter().filter(|client| client.targets_kind::<ServiceAccount>());
+            let accounts = one
+                .client_refs
+                .iter()
+                .filter(|client| client.targets_kind::<ServiceAccount>());
             let accounts = accounts.map(|client| ServiceAccountRef {
                 namespace: client.namespace_or(&own).to_owned(),
                 name: client.name.clone(),
             });
             (one.requests_per_second.get(), accounts.collect())
         });
-        let target = spec.target_ref.as_ref().filter(|target| target.targets_kind::<Server>());
+        let target = spec
+            .target_ref
+            .as_ref()
+            .filter(|target| target.targets_kind::<Server>());
         RateLimitFacts {
             created: super::created(self),
             server: target.map(|target| target.name.clone()),

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use gateway_api::apis::standard::{grpcroutes::GrpcRoute as GatewayGrpcRoute, httproutes::HttpRoute as GatewayHttpRoute};
+use gateway_api::apis::standard::{
+    grpcroutes::GrpcRoute as GatewayGrpcRoute, httproutes::HttpRoute as GatewayHttpRoute,
+};
 use heddle_control_core::route::{GrpcMatch, HttpMatch};
 use heddle_k8s::policy::HttpRoute as PolicyHttpRoute;
 use kube::{Resource, ResourceExt as _};
@@ -72,7 +74,10 @@ impl RouteKind {
 impl<M> RouteFacts<M> {
     /// Whether it is attached to a Server of its own namespace.
     pub(crate) fn is_for_server(&self, namespace: &str, server: &str) -> bool {
-        let mut parents = self.parents.iter().filter(|parent| parent.kind == ParentKind::Server);
+        let mut parents = self
+            .parents
+            .iter()
+            .filter(|parent| parent.kind == ParentKind::Server);
         parents.any(|parent| parent.namespace == namespace && parent.name == server)
     }
 
@@ -80,7 +85,9 @@ impl<M> RouteFacts<M> {
     pub(crate) fn is_for_port(&self, kind: ParentKind, key: &ObjectKey, port: u16) -> bool {
         let mut parents = self.parents.iter().filter(|parent| parent.kind == kind);
         parents.any(|parent| {
-            parent.namespace == key.namespace && parent.name == key.name && parent.port.is_none_or(|p| p == port)
+            parent.namespace == key.namespace
+                && parent.name == key.name
+                && parent.port.is_none_or(|p| p == port)
         })
     }
 
@@ -101,7 +108,8 @@ where
     M: ReadMatch,
 {
     let namespace = object.namespace().unwrap_or_default();
-    let parse = || -> Result<_, RouteError> { Body::read(serde_json::from_value(serde_json::to_value(spec)?)?) };
+    let parse =
+        || -> Result<_, RouteError> { Body::read(serde_json::from_value(serde_json::to_value(spec)?)?) };
     let (parents, body) = match parse() {
         Ok((parents, body)) => (parents, Some(body)),
         Err(error) => {
@@ -111,7 +119,10 @@ where
     };
     RouteFacts {
         created: super::created(object),
-        parents: parents.into_iter().filter_map(|parent| known_parent(parent, &namespace)).collect(),
+        parents: parents
+            .into_iter()
+            .filter_map(|parent| known_parent(parent, &namespace))
+            .collect(),
         body,
         traffic: traffic_annotations(object.annotations()),
     }
@@ -130,7 +141,12 @@ fn known_parent(parent: ParentRef, namespace: &str) -> Option<Parent> {
     if kind == ParentKind::Server && named.as_deref().is_some_and(|named| named != namespace) {
         return None;
     }
-    Some(Parent { kind, namespace: named.unwrap_or_else(|| namespace.to_owned()), name: parent.name, port: parent.port })
+    Some(Parent {
+        kind,
+        namespace: named.unwrap_or_else(|| namespace.to_owned()),
+        name: parent.name,
+        port: parent.port,
+    })
 }
 
 macro_rules! tracked {

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use heddle_control_core::DefaultPolicy;
 use heddle_k8s::{
-    policy::{Server, server::{AccessPolicy, ProxyProtocol}},
+    policy::{
+        Server,
+        server::{AccessPolicy, ProxyProtocol},
+    },
     port::PortRef,
     selector::LabelSelector,
 };
@@ -60,7 +63,11 @@ impl ServerFacts {
             PortRef::Number(number) => number.get() == port,
             PortRef::Name(name) => pod.port_names(port).any(|theirs| theirs == name),
         };
-        by_port && self.pods.as_ref().is_some_and(|selector| selector.matches(&pod.labels))
+        by_port
+            && self
+                .pods
+                .as_ref()
+                .is_some_and(|selector| selector.matches(&pod.labels))
     }
 
     pub(crate) fn is_opaque(&self) -> bool {
@@ -69,7 +76,10 @@ impl ServerFacts {
 }
 
 fn default_policy(access: AccessPolicy) -> DefaultPolicy {
-    let allow = |authenticated_only, cluster_only| DefaultPolicy::Allow { authenticated_only, cluster_only };
+    let allow = |authenticated_only, cluster_only| DefaultPolicy::Allow {
+        authenticated_only,
+        cluster_only,
+    };
     match access {
         AccessPolicy::AllUnauthenticated => allow(false, false),
         AccessPolicy::AllAuthenticated => allow(true, false),

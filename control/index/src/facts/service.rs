@@ -16,7 +16,12 @@ use crate::{
 };
 
 /// Prefixes of the annotations that say how traffic is treated.
-const TRAFFIC: [&str; 4] = ["retry.linkerd.io/", "timeout.linkerd.io/", "balancer.linkerd.io/", "balancer.alpha.linkerd.io/"];
+const TRAFFIC: [&str; 4] = [
+    "retry.linkerd.io/",
+    "timeout.linkerd.io/",
+    "balancer.linkerd.io/",
+    "balancer.alpha.linkerd.io/",
+];
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServiceFacts {
@@ -46,8 +51,10 @@ impl Tracked for Service {
         let empty = ServiceSpec::default();
         let spec = self.spec.as_ref().unwrap_or(&empty);
         let first = spec.cluster_ip.iter();
-        let mut cluster_ips: Vec<IpAddr> =
-            first.chain(spec.cluster_ips.iter().flatten()).filter_map(|ip| ip.parse().ok()).collect();
+        let mut cluster_ips: Vec<IpAddr> = first
+            .chain(spec.cluster_ips.iter().flatten())
+            .filter_map(|ip| ip.parse().ok())
+            .collect();
         cluster_ips.sort_unstable();
         cluster_ips.dedup();
         ServiceFacts {
@@ -85,7 +92,11 @@ impl Tracked for Service {
 }
 
 fn ports(spec: &ServiceSpec) -> Vec<PortFacts> {
-    let tcp = spec.ports.iter().flatten().filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
+    let tcp = spec
+        .ports
+        .iter()
+        .flatten()
+        .filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
     tcp.filter_map(|port| {
         Some(PortFacts {
             port: u16::try_from(port.port).ok()?,
@@ -99,7 +110,9 @@ fn ports(spec: &ServiceSpec) -> Vec<PortFacts> {
 
 /// The annotations of a service or route that say how its traffic is treated.
 pub(crate) fn traffic_annotations(annotations: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let ours = annotations.iter().filter(|(key, _)| TRAFFIC.iter().any(|prefix| key.starts_with(prefix)));
+    let ours = annotations
+        .iter()
+        .filter(|(key, _)| TRAFFIC.iter().any(|prefix| key.starts_with(prefix)));
     ours.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 

@@ -32,7 +32,12 @@ impl Tracked for ServiceProfile {
 
     fn facts(&self) -> ProfileFacts {
         let complain = |problem: String| {
-            tracing::warn!(namespace = self.namespace(), name = self.name_any(), problem, "Ignored a part of a ServiceProfile");
+            tracing::warn!(
+                namespace = self.namespace(),
+                name = self.name_any(),
+                problem,
+                "Ignored a part of a ServiceProfile"
+            );
         };
         let spec = &self.spec;
         let mut opaque_ports = PortSet::default();
@@ -52,7 +57,10 @@ impl Tracked for ServiceProfile {
         let overrides = spec.dst_overrides.iter().filter_map(|dst| match millis(dst) {
             Some(weight) => Some((dst.authority.trim_end_matches('.').to_owned(), weight)),
             None => {
-                complain(format!("dstOverrides: the weight of {} is no number such as 1 or 500m", dst.authority));
+                complain(format!(
+                    "dstOverrides: the weight of {} is no number such as 1 or 500m",
+                    dst.authority
+                ));
                 None
             }
         });
@@ -85,23 +93,40 @@ impl Tracked for ServiceProfile {
 }
 
 fn route(spec: &RouteSpec) -> Result<ProfileRoute, String> {
-    let timeout: Option<Duration> =
-        spec.timeout.as_deref().map(duration::parse).transpose().map_err(|error| format!("timeout: {error}"))?;
+    let timeout: Option<Duration> = spec
+        .timeout
+        .as_deref()
+        .map(duration::parse)
+        .transpose()
+        .map_err(|error| format!("timeout: {error}"))?;
     let class = |class: &heddle_k8s::service_profile::ResponseClass| {
-        Ok(ResponseClass { condition: response(&class.condition)?, is_failure: class.is_failure })
+        Ok(ResponseClass {
+            condition: response(&class.condition)?,
+            is_failure: class.is_failure,
+        })
     };
     Ok(ProfileRoute {
         name: spec.name.clone(),
         condition: request(&spec.condition)?,
         retryable: spec.is_retryable,
         timeout: timeout.filter(|timeout| !timeout.is_zero()),
-        responses: spec.response_classes.iter().map(class).collect::<Result<_, String>>()?,
+        responses: spec
+            .response_classes
+            .iter()
+            .map(class)
+            .collect::<Result<_, String>>()?,
     })
 }
 
 /// All parts that are given must hold; none at all is a mistake, not a match of everything.
 fn request(spec: &RequestSpec) -> Result<RequestMatch, String> {
-    let RequestSpec { path_regex, method, all, any, not } = spec;
+    let RequestSpec {
+        path_regex,
+        method,
+        all,
+        any,
+        not,
+    } = spec;
     let mut parts = Vec::new();
     if let Some(text) = path_regex {
         // Proxies anchor the expression at both ends.
@@ -109,14 +134,19 @@ fn request(spec: &RequestSpec) -> Result<RequestMatch, String> {
         parts.push(RequestMatch::PathRegex(text.clone()));
     }
     if let Some(text) = method {
-        let method = Method::from_bytes(text.as_bytes()).map_err(|_| format!("method: `{text}` is no method"))?;
+        let method =
+            Method::from_bytes(text.as_bytes()).map_err(|_| format!("method: `{text}` is no method"))?;
         parts.push(RequestMatch::Method(method));
     }
     if !all.is_empty() {
-        parts.push(RequestMatch::All(all.iter().map(request).collect::<Result<_, _>>()?));
+        parts.push(RequestMatch::All(
+            all.iter().map(request).collect::<Result<_, _>>()?,
+        ));
     }
     if !any.is_empty() {
-        parts.push(RequestMatch::Any(any.iter().map(request).collect::<Result<_, _>>()?));
+        parts.push(RequestMatch::Any(
+            any.iter().map(request).collect::<Result<_, _>>()?,
+        ));
     }
     if let Some(inner) = not {
         parts.push(RequestMatch::Not(Box::new(request(inner)?)));
@@ -132,7 +162,12 @@ fn request(spec: &RequestSpec) -> Result<RequestMatch, String> {
 }
 
 fn response(spec: &ResponseSpec) -> Result<ResponseMatch, String> {
-    let ResponseSpec { status, all, any, not } = spec;
+    let ResponseSpec {
+        status,
+        all,
+        any,
+        not,
+    } = spec;
     let mut parts = Vec::new();
     if let Some(range) = status {
         let (min, max) = (range.min.unwrap_or(100), range.max.unwrap_or(599));
@@ -142,10 +177,14 @@ fn response(spec: &ResponseSpec) -> Result<ResponseMatch, String> {
         parts.push(ResponseMatch::Status { min, max });
     }
     if !all.is_empty() {
-        parts.push(ResponseMatch::All(all.iter().map(response).collect::<Result<_, _>>()?));
+        parts.push(ResponseMatch::All(
+            all.iter().map(response).collect::<Result<_, _>>()?,
+        ));
     }
     if !any.is_empty() {
-        parts.push(ResponseMatch::Any(any.iter().map(response).collect::<Result<_, _>>()?));
+        parts.push(ResponseMatch::Any(
+            any.iter().map(response).collect::<Result<_, _>>()?,
+        ));
     }
     if let Some(inner) = not {
         parts.push(ResponseMatch::Not(Box::new(response(inner)?)));

@@ -41,13 +41,28 @@ impl Tracked for EndpointSlice {
         let namespace = self.namespace().unwrap_or_default();
         // A slice of DNS names has no addresses to balance over.
         let by_address = self.address_type != "FQDN";
-        let tcp = self.ports.iter().flatten().filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
+        let tcp = self
+            .ports
+            .iter()
+            .flatten()
+            .filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
         SliceFacts {
             service: self.labels().get(SERVICE).cloned(),
             ports: tcp
-                .filter_map(|port| Some((port.name.clone().unwrap_or_default(), u16::try_from(port.port?).ok()?)))
+                .filter_map(|port| {
+                    Some((
+                        port.name.clone().unwrap_or_default(),
+                        u16::try_from(port.port?).ok()?,
+                    ))
+                })
                 .collect(),
-            endpoints: self.endpoints.iter().flatten().filter(|e| by_address && ready(e)).map(|e| endpoint(e, &namespace)).collect(),
+            endpoints: self
+                .endpoints
+                .iter()
+                .flatten()
+                .filter(|e| by_address && ready(e))
+                .map(|e| endpoint(e, &namespace))
+                .collect(),
         }
     }
 
@@ -65,20 +80,38 @@ impl Tracked for EndpointSlice {
 
 /// Kubernetes: an unknown condition counts as ready.
 fn ready(endpoint: &Endpoint) -> bool {
-    endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
+    endpoint
+        .conditions
+        .as_ref()
+        .and_then(|conditions| conditions.ready)
+        .unwrap_or(true)
 }
 
 fn endpoint(endpoint: &Endpoint, namespace: &str) -> SliceEndpoint {
-    let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+    let pod = endpoint
+        .target_ref
+        .as_ref()
+        .filter(|target| target.kind.as_deref() == Some("Pod"));
     let hints = endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_ref());
     SliceEndpoint {
-        ips: endpoint.addresses.iter().filter_map(|ip| ip.parse().ok()).collect(),
+        ips: endpoint
+            .addresses
+            .iter()
+            .filter_map(|ip| ip.parse().ok())
+            .collect(),
         hostname: endpoint.hostname.clone(),
         node: endpoint.node_name.as_deref().map(Arc::from),
         zone: endpoint.zone.as_deref().map(Arc::from),
-        for_zones: hints.into_iter().flatten().map(|zone| Arc::from(zone.name.as_str())).collect(),
+        for_zones: hints
+            .into_iter()
+            .flatten()
+            .map(|zone| Arc::from(zone.name.as_str()))
+            .collect(),
         pod: pod.and_then(|pod| {
-            Some(ObjectKey::new(pod.namespace.as_deref().unwrap_or(namespace), pod.name.as_deref()?))
+            Some(ObjectKey::new(
+                pod.namespace.as_deref().unwrap_or(namespace),
+                pod.name.as_deref()?,
+            ))
         }),
     }
 }

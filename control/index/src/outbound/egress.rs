@@ -14,18 +14,32 @@ const GLOBAL_NAMESPACE: &str = "linkerd-egress";
 
 /// The EgressNetwork of the client's own namespace, or else the global one: of several the one with the smallest
 /// network around the address, then the oldest, then the first by name.
-pub(super) fn find<'a>(store: &'a Store, client_namespace: &str, ip: IpAddr) -> Option<(ObjectKey, &'a EgressFacts)> {
-    [client_namespace, GLOBAL_NAMESPACE].into_iter().find_map(|namespace| {
-        let matching = store.egress_networks.namespace(namespace).filter_map(|(name, facts)| {
-            let prefix = match &facts.networks {
-                None => 0,
-                Some(networks) => networks.iter().filter(|network| contains(network, ip)).map(|one| one.net.prefix_len()).max()?,
-            };
-            Some((Reverse(prefix), facts.created, name, facts))
-        });
-        let (_, _, name, facts) = matching.min_by_key(|(prefix, created, name, _)| (*prefix, *created, *name))?;
-        Some((ObjectKey::new(namespace, name), facts))
-    })
+pub(super) fn find<'a>(
+    store: &'a Store,
+    client_namespace: &str,
+    ip: IpAddr,
+) -> Option<(ObjectKey, &'a EgressFacts)> {
+    [client_namespace, GLOBAL_NAMESPACE]
+        .into_iter()
+        .find_map(|namespace| {
+            let matching = store
+                .egress_networks
+                .namespace(namespace)
+                .filter_map(|(name, facts)| {
+                    let prefix = match &facts.networks {
+                        None => 0,
+                        Some(networks) => networks
+                            .iter()
+                            .filter(|network| contains(network, ip))
+                            .map(|one| one.net.prefix_len())
+                            .max()?,
+                    };
+                    Some((Reverse(prefix), facts.created, name, facts))
+                });
+            let (_, _, name, facts) =
+                matching.min_by_key(|(prefix, created, name, _)| (*prefix, *created, *name))?;
+            Some((ObjectKey::new(namespace, name), facts))
+        })
 }
 
 fn contains(network: &NetworkMatch, ip: IpAddr) -> bool {

@@ -144,6 +144,11 @@ pub(crate) struct RedirectPathSpec {
 
 impl<M> Default for RuleSpec<M> {
     fn default() -> Self {
-        Self { matches: Vec::new(), filters: Vec::new(), backend_refs: Vec::new(), timeouts: None }
+        Self {
+            matches: Vec::new(),
+            filters: Vec::new(),
+            backend_refs: Vec::new(),
+            timeouts: None,
+        }
     }
 }

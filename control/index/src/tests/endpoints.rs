@@ -20,7 +20,10 @@ fn only(cluster: &Cluster, port: u16) -> Arc<Endpoint> {
 }
 
 fn labels(pairs: &[(&str, &str)]) -> Labels {
-    pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    pairs
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect()
 }
 
 #[test]
@@ -28,16 +31,30 @@ fn a_meshed_pod_is_told_with_identity_hint_and_labels() {
     let cluster = web();
     let expected = Endpoint {
         weight: DEFAULT_WEIGHT,
-        identity: Some("web-0.ns.serviceaccount.identity.linkerd.cluster.local".parse().expect("an identity")),
-        hint: ProtocolHint { protocol: Protocol::H2, opaque_transport: Some(4143) },
-        labels: Arc::new(labels(&[("pod", "web-0"), ("serviceaccount", "web-0"), ("control_plane_ns", "linkerd")])),
+        identity: Some(
+            "web-0.ns.serviceaccount.identity.linkerd.cluster.local"
+                .parse()
+                .expect("an identity"),
+        ),
+        hint: ProtocolHint {
+            protocol: Protocol::H2,
+            opaque_transport: Some(4143),
+        },
+        labels: Arc::new(labels(&[
+            ("pod", "web-0"),
+            ("serviceaccount", "web-0"),
+            ("control_plane_ns", "linkerd"),
+        ])),
         zone: Some("zone-a".into()),
         for_zones: vec![],
         node: Some("node-a".into()),
     };
     assert_eq!(*only(&cluster, 80), expected);
     let watch = cluster.watch_endpoints("ns", "web", 80);
-    assert_eq!(watch.borrow().labels, labels(&[("namespace", "ns"), ("service", "web")]));
+    assert_eq!(
+        watch.borrow().labels,
+        labels(&[("namespace", "ns"), ("service", "web")])
+    );
 }
 
 #[test]
@@ -47,7 +64,10 @@ fn a_pod_without_proxy_or_of_another_mesh_has_no_identity() {
     assert_eq!(only(&cluster, 80).identity, None);
     assert_eq!(only(&cluster, 80).hint, ProtocolHint::default());
     let mut other = meshed();
-    merge(&mut other, j!({"metadata": {"labels": {"linkerd.io/control-plane-ns": "other"}}}));
+    merge(
+        &mut other,
+        j!({"metadata": {"labels": {"linkerd.io/control-plane-ns": "other"}}}),
+    );
     cluster.apply(&mk_pod_with("ns", "web-0", "10.1.0.1", other));
     assert_eq!(only(&cluster, 80).identity, None);
 }
@@ -65,12 +85,18 @@ fn skipped_ports_and_the_proxys_own_have_no_identity() {
     let cluster = web();
     // 4567 by linkerd-init's arguments, 9000 by annotation, 4191 because it is the proxy's.
     let mut pod = meshed();
-    merge(&mut pod, j!({"metadata": {"annotations": {"config.linkerd.io/skip-inbound-ports": "9000"}}}));
+    merge(
+        &mut pod,
+        j!({"metadata": {"annotations": {"config.linkerd.io/skip-inbound-ports": "9000"}}}),
+    );
     cluster.apply(&mk_pod_with("ns", "web-0", "10.1.0.1", pod));
     for port in [4567, 9000, 4191] {
         assert_eq!(only(&cluster, port).identity, None, "port {port}");
     }
-    assert!(only(&cluster, 9001).identity.is_some(), "another undeclared port is met with the proxy");
+    assert!(
+        only(&cluster, 9001).identity.is_some(),
+        "another undeclared port is met with the proxy"
+    );
 }
 
 #[test]
@@ -79,11 +105,17 @@ fn opaque_ports_come_from_pod_namespace_default_or_server() {
     let opaque = |port| only(&cluster, port).hint.protocol == Protocol::Opaque;
     assert!(!opaque(80));
     assert!(opaque(3306), "a default");
-    cluster.apply(&mk_namespace("ns", j!({"config.linkerd.io/opaque-ports": "8080"})));
+    cluster.apply(&mk_namespace(
+        "ns",
+        j!({"config.linkerd.io/opaque-ports": "8080"}),
+    ));
     assert!(opaque(80), "the namespace's annotation");
     assert!(!opaque(3306), "which replaces the defaults");
     let mut pod = meshed();
-    merge(&mut pod, j!({"metadata": {"annotations": {"config.linkerd.io/opaque-ports": "9000"}}}));
+    merge(
+        &mut pod,
+        j!({"metadata": {"annotations": {"config.linkerd.io/opaque-ports": "9000"}}}),
+    );
     cluster.apply(&mk_pod_with("ns", "web-0", "10.1.0.1", pod));
     assert!(!opaque(80), "the pod's annotation comes first");
     let server = j!({"spec": {"podSelector": {}, "port": "http", "proxyProtocol": "opaque"}});
@@ -95,7 +127,10 @@ fn opaque_ports_come_from_pod_namespace_default_or_server() {
 
 #[test]
 fn without_transport_headers_only_opaque_endpoints_name_the_proxys_port() {
-    let cluster = Cluster::new(Config { transport_header: false, ..Config::default() });
+    let cluster = Cluster::new(Config {
+        transport_header: false,
+        ..Config::default()
+    });
     cluster.apply(&mk_service("ns", "web", "10.96.0.1"));
     cluster.apply(&mk_meshed_pod("ns", "web-0", "10.1.0.1"));
     cluster.apply(&mk_slice("ns", "web", &[("web-0", "10.1.0.1")]));
@@ -110,10 +145,18 @@ fn an_open_watch_follows_slices_and_wakes_only_for_real_changes() {
     watch.mark_unchanged();
     cluster.apply(&mk_meshed_pod("ns", "web-1", "10.1.0.2"));
     assert!(!watch.has_changed().expect("open"), "a pod that no slice names");
-    cluster.apply(&mk_slice("ns", "web", &[("web-0", "10.1.0.1"), ("web-1", "10.1.0.2")]));
+    cluster.apply(&mk_slice(
+        "ns",
+        "web",
+        &[("web-0", "10.1.0.1"), ("web-1", "10.1.0.2")],
+    ));
     assert!(watch.has_changed().expect("open"));
     assert_eq!(watch.borrow_and_update().addresses.len(), 2);
-    cluster.apply(&mk_slice("ns", "web", &[("web-0", "10.1.0.1"), ("web-1", "10.1.0.2")]));
+    cluster.apply(&mk_slice(
+        "ns",
+        "web",
+        &[("web-0", "10.1.0.1"), ("web-1", "10.1.0.2")],
+    ));
     cluster.apply(&mk_service("other", "web", "10.96.0.9"));
     assert!(!watch.has_changed().expect("open"));
     cluster.remove::<Slice>("ns", "web-1");
@@ -122,15 +165,26 @@ fn an_open_watch_follows_slices_and_wakes_only_for_real_changes() {
     cluster.remove::<Service>("ns", "web");
     assert!(!watch.borrow_and_update().exists);
     cluster.apply(&mk_service("ns", "web", "10.96.0.1"));
-    assert!(watch.borrow_and_update().exists, "a service that comes back is met by the same watch");
+    assert!(
+        watch.borrow_and_update().exists,
+        "a service that comes back is met by the same watch"
+    );
 }
 
 #[test]
 fn an_endpoint_is_told_only_when_its_pod_is_known() {
     let cluster = web();
     let mut watch = cluster.watch_endpoints("ns", "web", 80);
-    cluster.apply(&mk_slice("ns", "web", &[("web-0", "10.1.0.1"), ("late", "10.1.0.2")]));
-    assert_eq!(watch.borrow_and_update().addresses.len(), 1, "in the clear to a pod that may be meshed: never");
+    cluster.apply(&mk_slice(
+        "ns",
+        "web",
+        &[("web-0", "10.1.0.1"), ("late", "10.1.0.2")],
+    ));
+    assert_eq!(
+        watch.borrow_and_update().addresses.len(),
+        1,
+        "in the clear to a pod that may be meshed: never"
+    );
     cluster.apply(&mk_meshed_pod("ns", "late", "10.1.0.2"));
     assert_eq!(watch.borrow_and_update().addresses.len(), 2);
     cluster.remove::<Pod>("ns", "late");
@@ -155,7 +209,11 @@ fn unchanged_endpoints_keep_their_memory_when_others_change() {
     let before = only(&cluster, 80);
     let mut watch = cluster.watch_endpoints("ns", "web", 80);
     cluster.apply(&mk_meshed_pod("ns", "web-1", "10.1.0.2"));
-    cluster.apply(&mk_slice("ns", "web", &[("web-0", "10.1.0.1"), ("web-1", "10.1.0.2")]));
+    cluster.apply(&mk_slice(
+        "ns",
+        "web",
+        &[("web-0", "10.1.0.1"), ("web-1", "10.1.0.2")],
+    ));
     let after = watch.borrow_and_update().addresses[&socket("10.1.0.1:8080")].clone();
     assert!(Arc::ptr_eq(&before, &after));
 }
@@ -175,7 +233,10 @@ fn addresses_without_pods_are_endpoints_without_identity() {
 fn a_slice_that_names_an_unknown_external_workload_does_no_harm() {
     let cluster = web();
     let mut slice = mk_slice("ns", "web", &[("vm-0", "192.0.2.7")]);
-    let target = slice.endpoints.as_mut().expect("endpoints")[0].target_ref.as_mut().expect("a target");
+    let target = slice.endpoints.as_mut().expect("endpoints")[0]
+        .target_ref
+        .as_mut()
+        .expect("a target");
     target.kind = Some("ExternalWorkload".into());
     cluster.apply(&slice);
     assert_eq!(only(&cluster, 80).identity, None);
@@ -188,22 +249,53 @@ fn one_pod_behind_a_headless_service_is_told_by_its_host_name() {
     cluster.apply(&mk_service("ns", "db", "None"));
     cluster.apply(&mk_meshed_pod("ns", "db-0", "10.1.0.1"));
     cluster.apply(&mk_meshed_pod("ns", "db-1", "10.1.0.2"));
-    cluster.apply(&mk_slice("ns", "db", &[("db-0", "10.1.0.1"), ("db-1", "10.1.0.2")]));
-    let one = ServiceTarget { instance: Some("db-1".into()), ..target("ns", "db", 80) };
+    cluster.apply(&mk_slice(
+        "ns",
+        "db",
+        &[("db-0", "10.1.0.1"), ("db-1", "10.1.0.2")],
+    ));
+    let one = ServiceTarget {
+        instance: Some("db-1".into()),
+        ..target("ns", "db", 80)
+    };
     let watch = cluster.endpoints(&one).expect("the service is there");
-    assert_eq!(watch.borrow().addresses.keys().map(ToString::to_string).collect::<Vec<_>>(), ["10.1.0.2:8080"]);
+    assert_eq!(
+        watch
+            .borrow()
+            .addresses
+            .keys()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["10.1.0.2:8080"]
+    );
     assert_eq!(cluster.addresses("ns", "db", 80).len(), 2);
 }
 
 #[test]
 fn services_that_are_missing_or_elsewhere_are_not_found() {
     let cluster = web();
-    let missing = cluster.endpoints(&target("ns", "nope", 80)).expect_err("no such service");
-    assert_eq!(missing, NotFound::Service { namespace: "ns".into(), name: "nope".into() });
+    let missing = cluster
+        .endpoints(&target("ns", "nope", 80))
+        .expect_err("no such service");
+    assert_eq!(
+        missing,
+        NotFound::Service {
+            namespace: "ns".into(),
+            name: "nope".into()
+        }
+    );
     let external = j!({"spec": {"type": "ExternalName", "externalName": "example.com"}});
     cluster.apply(&mk_service_with("ns", "web", "", external));
-    let external = cluster.endpoints(&target("ns", "web", 80)).expect_err("no endpoints by nature");
-    assert_eq!(external, NotFound::ExternalName { namespace: "ns".into(), name: "web".into() });
+    let external = cluster
+        .endpoints(&target("ns", "web", 80))
+        .expect_err("no endpoints by nature");
+    assert_eq!(
+        external,
+        NotFound::ExternalName {
+            namespace: "ns".into(),
+            name: "web".into()
+        }
+    );
 }
 
 #[test]
@@ -212,7 +304,11 @@ fn named_target_ports_lead_where_the_slice_says() {
     let named = j!({"spec": {"ports": [{"name": "http", "port": 80, "targetPort": "http"}, {"name": "admin", "port": 81, "targetPort": "admin"}]}});
     cluster.apply(&mk_service_with("ns", "web", "10.96.0.1", named));
     assert_eq!(cluster.addresses("ns", "web", 80), ["10.1.0.1:8080"]);
-    assert_eq!(cluster.addresses("ns", "web", 81), [""; 0], "the pods have no such port");
+    assert_eq!(
+        cluster.addresses("ns", "web", 81),
+        [""; 0],
+        "the pods have no such port"
+    );
 }
 
 #[test]
@@ -231,10 +327,13 @@ fn a_dual_stack_pod_is_one_endpoint() {
 fn the_owner_of_a_pod_labels_its_metrics() {
     let cluster = web();
     let mut pod = meshed();
-    merge(&mut pod, j!({"metadata": {
-        "labels": {"pod-template-hash": "5c9f"},
-        "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5c9f", "uid": "u", "controller": true}],
-    }}));
+    merge(
+        &mut pod,
+        j!({"metadata": {
+            "labels": {"pod-template-hash": "5c9f"},
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5c9f", "uid": "u", "controller": true}],
+        }}),
+    );
     cluster.apply(&mk_pod_with("ns", "web-0", "10.1.0.1", pod));
     let labels = only(&cluster, 80).labels.clone();
     assert_eq!(labels.get("deployment").map(String::as_str), Some("web"));
@@ -256,7 +355,9 @@ fn a_relist_is_one_change_and_forgets_what_is_gone() {
 #[test]
 fn a_clients_zone_is_its_nodes() {
     let cluster = web();
-    let node = serde_json::from_value::<Node>(j!({"metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "z"}}}));
+    let node = serde_json::from_value::<Node>(
+        j!({"metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "z"}}}),
+    );
     cluster.apply(&node.expect("a node"));
     assert_eq!(cluster.locate("n").zone.as_deref(), Some("z"));
     assert_eq!(cluster.locate("other").zone, None);
@@ -267,9 +368,18 @@ fn a_burst_of_events_is_one_change_in_order() {
     let cluster = web();
     let mut watch = cluster.watch_endpoints("ns", "web", 80);
     watch.mark_unchanged();
-    let gone = ObjectKey { namespace: "ns".into(), name: "web-0".into() };
-    cluster.apply_all(&[Change::Deleted(gone.clone()), Change::Applied(mk_meshed_pod("ns", "web-0", "10.1.0.1"))]);
+    let gone = ObjectKey {
+        namespace: "ns".into(),
+        name: "web-0".into(),
+    };
+    cluster.apply_all(&[
+        Change::Deleted(gone.clone()),
+        Change::Applied(mk_meshed_pod("ns", "web-0", "10.1.0.1")),
+    ]);
     assert!(!watch.has_changed().expect("open"), "back where it was");
-    cluster.apply_all(&[Change::Applied(mk_pod("ns", "web-0", "10.1.0.1")), Change::<Pod>::Deleted(gone)]);
+    cluster.apply_all(&[
+        Change::Applied(mk_pod("ns", "web-0", "10.1.0.1")),
+        Change::<Pod>::Deleted(gone),
+    ]);
     assert!(watch.borrow_and_update().addresses.is_empty());
 }

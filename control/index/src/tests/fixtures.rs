@@ -4,8 +4,8 @@ use std::{net::SocketAddr, sync::Arc};
 
 use heddle_control_core::{
     discover::{
-        DiscoverEndpoints as _, DiscoverInbound as _, DiscoverOutbound as _, DiscoverProfiles as _, PodName, ServiceName,
-        ServiceTarget, Target, Watched,
+        DiscoverEndpoints as _, DiscoverInbound as _, DiscoverOutbound as _, DiscoverProfiles as _, PodName,
+        ServiceName, ServiceTarget, Target, Watched,
     },
     endpoints::Endpoints,
     inbound::{Authorization, InboundServer},
@@ -20,7 +20,11 @@ use crate::{Cluster, Config, ObjectKey, Tracked};
 pub(super) use serde_json::json as j;
 
 /// An object of kind `K` from JSON, with namespace and name.
-pub(super) fn mk<K: DeserializeOwned + kube::Resource<DynamicType = ()>>(namespace: &str, name: &str, rest: Value) -> K {
+pub(super) fn mk<K: DeserializeOwned + kube::Resource<DynamicType = ()>>(
+    namespace: &str,
+    name: &str,
+    rest: Value,
+) -> K {
     let mut object = json!({
         "apiVersion": K::api_version(&()),
         "kind": K::kind(&()),
@@ -126,7 +130,8 @@ pub(super) fn mk_slice(namespace: &str, service: &str, pods: &[(&str, &str)]) ->
 }
 
 pub(super) fn mk_namespace(name: &str, annotations: Value) -> Namespace {
-    serde_json::from_value(json!({"metadata": {"name": name, "annotations": annotations}})).expect("a namespace")
+    serde_json::from_value(json!({"metadata": {"name": name, "annotations": annotations}}))
+        .expect("a namespace")
 }
 
 pub(super) fn cluster() -> Cluster {
@@ -143,7 +148,14 @@ pub(super) fn web() -> Cluster {
 }
 
 pub(super) fn target(namespace: &str, name: &str, port: u16) -> ServiceTarget {
-    ServiceTarget { service: ServiceName { namespace: namespace.into(), name: name.into() }, port, instance: None }
+    ServiceTarget {
+        service: ServiceName {
+            namespace: namespace.into(),
+            name: name.into(),
+        },
+        port,
+        instance: None,
+    }
 }
 
 pub(super) trait Ask {
@@ -159,11 +171,17 @@ pub(super) trait Ask {
 
 impl Ask for Cluster {
     fn watch_endpoints(&self, namespace: &str, name: &str, port: u16) -> Watched<Endpoints> {
-        self.endpoints(&target(namespace, name, port)).expect("the service is there")
+        self.endpoints(&target(namespace, name, port))
+            .expect("the service is there")
     }
 
     fn addresses(&self, namespace: &str, name: &str, port: u16) -> Vec<String> {
-        self.watch_endpoints(namespace, name, port).borrow().addresses.keys().map(ToString::to_string).collect()
+        self.watch_endpoints(namespace, name, port)
+            .borrow()
+            .addresses
+            .keys()
+            .map(ToString::to_string)
+            .collect()
     }
 
     fn profile_of(&self, target: Target) -> Arc<Profile> {
@@ -171,7 +189,14 @@ impl Ask for Cluster {
     }
 
     fn watch_inbound(&self, namespace: &str, pod: &str, port: u16) -> Watched<InboundServer> {
-        self.inbound(&PodName { namespace: namespace.into(), name: pod.into() }, port).expect("the pod is there")
+        self.inbound(
+            &PodName {
+                namespace: namespace.into(),
+                name: pod.into(),
+            },
+            port,
+        )
+        .expect("the pod is there")
     }
 
     fn inbound_of(&self, namespace: &str, pod: &str, port: u16) -> Arc<InboundServer> {
@@ -183,11 +208,17 @@ impl Ask for Cluster {
     }
 
     fn outbound_of(&self, client: &str, target: Target) -> Arc<OutboundPolicy> {
-        self.outbound(client, &target).expect("the target is known").borrow().clone()
+        self.outbound(client, &target)
+            .expect("the target is known")
+            .borrow()
+            .clone()
     }
 
     fn remove<K: Tracked>(&self, namespace: &str, name: &str) {
-        self.delete::<K>(&ObjectKey { namespace: namespace.into(), name: name.into() });
+        self.delete::<K>(&ObjectKey {
+            namespace: namespace.into(),
+            name: name.into(),
+        });
     }
 }
 

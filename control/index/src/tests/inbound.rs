@@ -4,27 +4,39 @@ use heddle_control_core::{
     DefaultPolicy, NotFound,
     discover::{DiscoverInbound as _, PodName},
     inbound::{
-        Authorization, AuthorizationRef, Clients, IdentityMatch, InboundRoute, InboundServer, NetworkMatch, ProxyProtocol, RateLimit,
-        RateLimitOverride, ServerRef,
+        Authorization, AuthorizationRef, Clients, IdentityMatch, InboundRoute, InboundServer, NetworkMatch,
+        ProxyProtocol, RateLimit, RateLimitOverride, ServerRef,
     },
     route::HttpMatch,
 };
 use heddle_k8s::policy::{
-    AuthorizationPolicy, HttpLocalRateLimitPolicy, MeshTLSAuthentication, NetworkAuthentication, Server, ServerAuthorization,
+    AuthorizationPolicy, HttpLocalRateLimitPolicy, MeshTLSAuthentication, NetworkAuthentication, Server,
+    ServerAuthorization,
 };
 use serde_json::Value;
 
 use super::fixtures::*;
 use crate::{Cluster, Config};
 
-const ALL: DefaultPolicy = DefaultPolicy::Allow { authenticated_only: false, cluster_only: false };
+const ALL: DefaultPolicy = DefaultPolicy::Allow {
+    authenticated_only: false,
+    cluster_only: false,
+};
 
 fn default(policy: DefaultPolicy, networks: Vec<NetworkMatch>, clients: Clients) -> Authorization {
-    Authorization { reference: AuthorizationRef::Default(policy), networks, clients }
+    Authorization {
+        reference: AuthorizationRef::Default(policy),
+        networks,
+        clients,
+    }
 }
 
 fn by_policy(name: &str, networks: Vec<NetworkMatch>, clients: Clients) -> Authorization {
-    Authorization { reference: AuthorizationRef::AuthorizationPolicy(name.into()), networks, clients }
+    Authorization {
+        reference: AuthorizationRef::AuthorizationPolicy(name.into()),
+        networks,
+        clients,
+    }
 }
 
 fn exactly(name: &str) -> Clients {
@@ -38,7 +50,11 @@ fn server(name: &str, more: Value) -> Server {
 }
 
 fn policy(name: &str, target: Value, required: Value) -> AuthorizationPolicy {
-    mk("ns", name, j!({"spec": {"targetRef": target, "requiredAuthenticationRefs": required}}))
+    mk(
+        "ns",
+        name,
+        j!({"spec": {"targetRef": target, "requiredAuthenticationRefs": required}}),
+    )
 }
 
 fn to_server(name: &str) -> Value {
@@ -54,7 +70,11 @@ fn guarded() -> Cluster {
     let cluster = web();
     cluster.apply(&server("web", j!({})));
     cluster.apply(&policy("allow-checkout", to_server("web"), mesh_tls("checkout")));
-    cluster.apply(&mk::<MeshTLSAuthentication>("ns", "checkout", j!({"spec": {"identities": ["checkout.ns.serviceaccount.identity.linkerd.cluster.local"]}})));
+    cluster.apply(&mk::<MeshTLSAuthentication>(
+        "ns",
+        "checkout",
+        j!({"spec": {"identities": ["checkout.ns.serviceaccount.identity.linkerd.cluster.local"]}}),
+    ));
     cluster
 }
 
@@ -63,7 +83,9 @@ fn without_a_server_the_default_policy_holds() {
     let cluster = web();
     let expected = InboundServer {
         reference: ServerRef::Default(ALL),
-        protocol: ProxyProtocol::Detect { timeout: std::time::Duration::from_secs(10) },
+        protocol: ProxyProtocol::Detect {
+            timeout: std::time::Duration::from_secs(10),
+        },
         authorizations: vec![default(ALL, NetworkMatch::all(), Clients::Unauthenticated)],
         http_routes: vec![InboundRoute::default_for(HttpMatch::all())],
         grpc_routes: vec![],
@@ -76,19 +98,35 @@ fn without_a_server_the_default_policy_holds() {
 #[test]
 fn each_default_policy_lets_in_whom_it_names() {
     let any = Clients::Tls(vec![IdentityMatch::Suffix(vec![])]);
-    let inside: Vec<_> = Config::default().cluster_networks.into_iter().map(NetworkMatch::whole).collect();
+    let inside: Vec<_> = Config::default()
+        .cluster_networks
+        .into_iter()
+        .map(NetworkMatch::whole)
+        .collect();
     for (name, expected) in [
-        ("all-unauthenticated", Some((NetworkMatch::all(), Clients::Unauthenticated))),
+        (
+            "all-unauthenticated",
+            Some((NetworkMatch::all(), Clients::Unauthenticated)),
+        ),
         ("all-authenticated", Some((NetworkMatch::all(), any.clone()))),
-        ("cluster-unauthenticated", Some((inside.clone(), Clients::Unauthenticated))),
+        (
+            "cluster-unauthenticated",
+            Some((inside.clone(), Clients::Unauthenticated)),
+        ),
         ("cluster-authenticated", Some((inside, any))),
         ("audit", Some((NetworkMatch::all(), Clients::Unauthenticated))),
         ("deny", None),
     ] {
         let policy: DefaultPolicy = name.parse().expect("a policy");
-        let cluster = Cluster::new(Config { default_policy: policy, ..Config::default() });
+        let cluster = Cluster::new(Config {
+            default_policy: policy,
+            ..Config::default()
+        });
         cluster.apply(&mk_pod("ns", "web-0", "10.1.0.1"));
-        let expected: Vec<_> = expected.into_iter().map(|(networks, clients)| default(policy, networks, clients)).collect();
+        let expected: Vec<_> = expected
+            .into_iter()
+            .map(|(networks, clients)| default(policy, networks, clients))
+            .collect();
         assert_eq!(cluster.authorizations("ns", "web-0", 8080), expected, "{name}");
     }
 }
@@ -97,29 +135,59 @@ fn each_default_policy_lets_in_whom_it_names() {
 fn a_pods_annotation_comes_before_its_namespaces_and_that_before_the_default() {
     let cluster = web();
     let reference = || cluster.inbound_of("ns", "web-0", 8080).reference.clone();
-    cluster.apply(&mk_namespace("ns", j!({"config.linkerd.io/default-inbound-policy": "deny"})));
+    cluster.apply(&mk_namespace(
+        "ns",
+        j!({"config.linkerd.io/default-inbound-policy": "deny"}),
+    ));
     assert_eq!(reference(), ServerRef::Default(DefaultPolicy::Deny));
     let mut pod = meshed();
-    merge(&mut pod, j!({"metadata": {"annotations": {"config.linkerd.io/default-inbound-policy": "audit"}}}));
+    merge(
+        &mut pod,
+        j!({"metadata": {"annotations": {"config.linkerd.io/default-inbound-policy": "audit"}}}),
+    );
     cluster.apply(&mk_pod_with("ns", "web-0", "10.1.0.1", pod));
     assert_eq!(reference(), ServerRef::Default(DefaultPolicy::Audit));
     cluster.apply(&mk_meshed_pod("ns", "web-0", "10.1.0.1"));
-    cluster.apply(&mk_namespace("ns", j!({"config.linkerd.io/default-inbound-policy": "anything"})));
-    assert_eq!(reference(), ServerRef::Default(ALL), "a wrong annotation counts as absent");
+    cluster.apply(&mk_namespace(
+        "ns",
+        j!({"config.linkerd.io/default-inbound-policy": "anything"}),
+    ));
+    assert_eq!(
+        reference(),
+        ServerRef::Default(ALL),
+        "a wrong annotation counts as absent"
+    );
 }
 
 #[test]
 fn opaque_ports_are_not_looked_into() {
     let cluster = web();
-    assert_eq!(cluster.inbound_of("ns", "web-0", 3306).protocol, ProxyProtocol::Opaque);
+    assert_eq!(
+        cluster.inbound_of("ns", "web-0", 3306).protocol,
+        ProxyProtocol::Opaque
+    );
     assert_eq!(cluster.inbound_of("ns", "web-0", 3306).http_routes, []);
 }
 
 #[test]
 fn unknown_pods_are_not_found_and_deleted_ones_end_their_watch() {
     let cluster = web();
-    let error = cluster.inbound(&PodName { namespace: "ns".into(), name: "nope".into() }, 80).expect_err("no such pod");
-    assert_eq!(error, NotFound::Pod { namespace: "ns".into(), name: "nope".into() });
+    let error = cluster
+        .inbound(
+            &PodName {
+                namespace: "ns".into(),
+                name: "nope".into(),
+            },
+            80,
+        )
+        .expect_err("no such pod");
+    assert_eq!(
+        error,
+        NotFound::Pod {
+            namespace: "ns".into(),
+            name: "nope".into()
+        }
+    );
     let watch = cluster.watch_inbound("ns", "web-0", 8080);
     cluster.remove::<Pod>("ns", "web-0");
     assert!(watch.has_changed().is_err(), "closed");
@@ -133,24 +201,40 @@ fn a_server_lets_in_nobody_but_whom_policies_name() {
     assert_eq!(bare.reference, ServerRef::Server("web".into()));
     assert_eq!(bare.protocol, ProxyProtocol::Http2);
     assert_eq!(bare.authorizations, []);
-    assert_eq!(guarded().authorizations("ns", "web-0", 8080), [by_policy(
-        "allow-checkout",
-        NetworkMatch::all(),
-        exactly("checkout.ns.serviceaccount.identity.linkerd.cluster.local")
-    )]);
+    assert_eq!(
+        guarded().authorizations("ns", "web-0", 8080),
+        [by_policy(
+            "allow-checkout",
+            NetworkMatch::all(),
+            exactly("checkout.ns.serviceaccount.identity.linkerd.cluster.local")
+        )]
+    );
 }
 
 #[test]
 fn a_server_selects_by_label_and_by_port_number_or_name() {
     let cluster = web();
-    let is_server = |port| matches!(cluster.inbound_of("ns", "web-0", port).reference, ServerRef::Server(_));
+    let is_server = |port| {
+        matches!(
+            cluster.inbound_of("ns", "web-0", port).reference,
+            ServerRef::Server(_)
+        )
+    };
     cluster.apply(&server("web", j!({"spec": {"port": 9090}})));
     assert!(is_server(9090) && !is_server(8080));
     cluster.apply(&server("web", j!({"spec": {"port": "http"}})));
     assert!(!is_server(9090) && is_server(8080));
-    cluster.apply(&mk::<Server>("ns", "web", j!({"spec": {"podSelector": {"matchLabels": {"app": "other"}}, "port": "http"}})));
+    cluster.apply(&mk::<Server>(
+        "ns",
+        "web",
+        j!({"spec": {"podSelector": {"matchLabels": {"app": "other"}}, "port": "http"}}),
+    ));
     assert!(!is_server(8080));
-    cluster.apply(&mk::<Server>("ns", "web", j!({"spec": {"externalWorkloadSelector": {}, "port": "http"}})));
+    cluster.apply(&mk::<Server>(
+        "ns",
+        "web",
+        j!({"spec": {"externalWorkloadSelector": {}, "port": "http"}}),
+    ));
     assert!(!is_server(8080), "a Server for external workloads selects no pod");
 }
 
@@ -161,7 +245,10 @@ fn access_policy_is_added_to_what_policies_permit() {
     cluster.apply(&server("web", j!({"spec": {"accessPolicy": "audit"}})));
     let all = cluster.authorizations("ns", "web-0", 8080);
     assert_eq!(all.len(), 2);
-    assert_eq!(all[1], default(audit, NetworkMatch::all(), Clients::Unauthenticated));
+    assert_eq!(
+        all[1],
+        default(audit, NetworkMatch::all(), Clients::Unauthenticated)
+    );
 }
 
 #[test]
@@ -171,7 +258,10 @@ fn of_overlapping_servers_the_oldest_then_the_first_by_name_holds() {
     cluster.apply(&server("b", j!({})));
     cluster.apply(&server("c", j!({})));
     assert_eq!(name(), ServerRef::Server("b".into()));
-    cluster.apply(&server("d", j!({"metadata": {"creationTimestamp": "2025-01-01T00:00:00Z"}})));
+    cluster.apply(&server(
+        "d",
+        j!({"metadata": {"creationTimestamp": "2025-01-01T00:00:00Z"}}),
+    ));
     assert_eq!(name(), ServerRef::Server("d".into()));
 }
 
@@ -205,9 +295,23 @@ fn an_open_watch_follows_policies_as_they_come_change_and_go() {
     cluster.apply(&server("web", j!({})));
     assert_eq!(watch.borrow_and_update().authorizations, []);
     cluster.apply(&policy("p", to_server("web"), mesh_tls("m")));
-    assert!(!watch.has_changed().expect("open"), "what it requires does not exist yet");
-    cluster.apply(&mk::<MeshTLSAuthentication>("ns", "m", j!({"spec": {"identities": ["*"]}})));
-    assert_eq!(watch.borrow_and_update().authorizations, [by_policy("p", NetworkMatch::all(), Clients::Tls(vec![IdentityMatch::Suffix(vec![])]))]);
+    assert!(
+        !watch.has_changed().expect("open"),
+        "what it requires does not exist yet"
+    );
+    cluster.apply(&mk::<MeshTLSAuthentication>(
+        "ns",
+        "m",
+        j!({"spec": {"identities": ["*"]}}),
+    ));
+    assert_eq!(
+        watch.borrow_and_update().authorizations,
+        [by_policy(
+            "p",
+            NetworkMatch::all(),
+            Clients::Tls(vec![IdentityMatch::Suffix(vec![])])
+        )]
+    );
     cluster.remove::<AuthorizationPolicy>("ns", "p");
     assert_eq!(watch.borrow_and_update().authorizations, []);
     cluster.remove::<Server>("ns", "web");
@@ -224,14 +328,25 @@ fn authentications_name_service_accounts_and_namespaces() {
         {"kind": "ServiceAccount"},
     ]}});
     cluster.apply(&mk::<MeshTLSAuthentication>("ns", "checkout", refs));
-    let suffix = |ns: &str| IdentityMatch::Suffix([ns, "serviceaccount", "identity", "linkerd", "cluster", "local"].map(str::to_owned).to_vec());
-    let Clients::Tls(identities) = cluster.authorizations("ns", "web-0", 8080)[0].clients.clone() else { panic!("TLS") };
-    assert_eq!(identities, [
-        IdentityMatch::Exact("a.ns.serviceaccount.identity.linkerd.cluster.local".into()),
-        IdentityMatch::Exact("b.other.serviceaccount.identity.linkerd.cluster.local".into()),
-        suffix("third"),
-        suffix("ns"),
-    ]);
+    let suffix = |ns: &str| {
+        IdentityMatch::Suffix(
+            [ns, "serviceaccount", "identity", "linkerd", "cluster", "local"]
+                .map(str::to_owned)
+                .to_vec(),
+        )
+    };
+    let Clients::Tls(identities) = cluster.authorizations("ns", "web-0", 8080)[0].clients.clone() else {
+        panic!("TLS")
+    };
+    assert_eq!(
+        identities,
+        [
+            IdentityMatch::Exact("a.ns.serviceaccount.identity.linkerd.cluster.local".into()),
+            IdentityMatch::Exact("b.other.serviceaccount.identity.linkerd.cluster.local".into()),
+            suffix("third"),
+            suffix("ns"),
+        ]
+    );
 }
 
 #[test]
@@ -242,21 +357,49 @@ fn identity_and_network_are_both_required() {
         {"group": "policy.linkerd.io", "kind": "NetworkAuthentication", "name": "inside"},
     ]);
     cluster.apply(&policy("allow-checkout", to_server("web"), both));
-    assert_eq!(cluster.authorizations("ns", "web-0", 8080), [], "the network is not there yet");
-    let inside = |except: &str| mk::<NetworkAuthentication>("ns", "inside", j!({"spec": {"networks": [{"cidr": "10.0.0.0/8", "except": [except]}]}}));
+    assert_eq!(
+        cluster.authorizations("ns", "web-0", 8080),
+        [],
+        "the network is not there yet"
+    );
+    let inside = |except: &str| {
+        mk::<NetworkAuthentication>(
+            "ns",
+            "inside",
+            j!({"spec": {"networks": [{"cidr": "10.0.0.0/8", "except": [except]}]}}),
+        )
+    };
     cluster.apply(&inside("10.9.0.0/16"));
-    let networks = vec![NetworkMatch { net: "10.0.0.0/8".parse().expect("a net"), except: vec!["10.9.0.0/16".parse().expect("a net")] }];
-    let expected = by_policy("allow-checkout", networks, exactly("a.ns.serviceaccount.identity.linkerd.cluster.local"));
+    let networks = vec![NetworkMatch {
+        net: "10.0.0.0/8".parse().expect("a net"),
+        except: vec!["10.9.0.0/16".parse().expect("a net")],
+    }];
+    let expected = by_policy(
+        "allow-checkout",
+        networks,
+        exactly("a.ns.serviceaccount.identity.linkerd.cluster.local"),
+    );
     assert_eq!(cluster.authorizations("ns", "web-0", 8080), [expected]);
     cluster.apply(&inside("nonsense"));
-    assert_eq!(cluster.authorizations("ns", "web-0", 8080), [], "an exception that is not understood lets nobody in");
+    assert_eq!(
+        cluster.authorizations("ns", "web-0", 8080),
+        [],
+        "an exception that is not understood lets nobody in"
+    );
 }
 
 #[test]
 fn a_policy_without_requirements_lets_everybody_in() {
     let cluster = guarded();
     cluster.apply(&policy("allow-checkout", to_server("web"), j!([])));
-    assert_eq!(cluster.authorizations("ns", "web-0", 8080), [by_policy("allow-checkout", NetworkMatch::all(), Clients::Unauthenticated)]);
+    assert_eq!(
+        cluster.authorizations("ns", "web-0", 8080),
+        [by_policy(
+            "allow-checkout",
+            NetworkMatch::all(),
+            Clients::Unauthenticated
+        )]
+    );
 }
 
 #[test]
@@ -264,7 +407,10 @@ fn a_policy_that_is_not_understood_permits_nothing() {
     let cluster = guarded();
     for (target, required) in [
         (to_server("web"), j!([{"kind": "Secret", "name": "x"}])),
-        (to_server("web"), j!([{"kind": "ServiceAccount", "name": "x"}, {"kind": "ServiceAccount", "name": "y"}])),
+        (
+            to_server("web"),
+            j!([{"kind": "ServiceAccount", "name": "x"}, {"kind": "ServiceAccount", "name": "y"}]),
+        ),
         (j!({"kind": "Namespace", "name": "other"}), j!([])),
         (j!({"group": "apps", "kind": "Deployment", "name": "web"}), j!([])),
         (to_server("other"), j!([])),
@@ -278,9 +424,16 @@ fn a_policy_that_is_not_understood_permits_nothing() {
 fn a_policy_for_the_namespace_covers_its_servers_but_not_default_ports() {
     let cluster = guarded();
     cluster.remove::<AuthorizationPolicy>("ns", "allow-checkout");
-    cluster.apply(&policy("all", j!({"kind": "Namespace", "name": "ns"}), mesh_tls("checkout")));
+    cluster.apply(&policy(
+        "all",
+        j!({"kind": "Namespace", "name": "ns"}),
+        mesh_tls("checkout"),
+    ));
     assert_eq!(cluster.authorizations("ns", "web-0", 8080).len(), 1);
-    assert_eq!(cluster.authorizations("ns", "web-0", 9999), [default(ALL, NetworkMatch::all(), Clients::Unauthenticated)]);
+    assert_eq!(
+        cluster.authorizations("ns", "web-0", 9999),
+        [default(ALL, NetworkMatch::all(), Clients::Unauthenticated)]
+    );
 }
 
 #[test]
@@ -288,23 +441,53 @@ fn server_authorizations_by_name_and_label_are_honoured() {
     let cluster = web();
     cluster.apply(&server("web", j!({"metadata": {"labels": {"team": "a"}}})));
     let clients = |client: Value, server: Value| {
-        cluster.apply(&mk::<ServerAuthorization>("ns", "saz", j!({"spec": {"server": server, "client": client}})));
+        cluster.apply(&mk::<ServerAuthorization>(
+            "ns",
+            "saz",
+            j!({"spec": {"server": server, "client": client}}),
+        ));
         cluster.authorizations("ns", "web-0", 8080)
     };
     let by_label = || j!({"selector": {"matchLabels": {"team": "a"}}});
-    let inside: Vec<_> = Config::default().cluster_networks.into_iter().map(NetworkMatch::whole).collect();
+    let inside: Vec<_> = Config::default()
+        .cluster_networks
+        .into_iter()
+        .map(NetworkMatch::whole)
+        .collect();
     let all = clients(j!({"meshTLS": {"serviceAccounts": [{"name": "x"}]}}), by_label());
-    assert_eq!(all, [Authorization {
-        reference: AuthorizationRef::ServerAuthorization("saz".into()),
-        networks: inside,
-        clients: exactly("x.ns.serviceaccount.identity.linkerd.cluster.local"),
-    }]);
+    assert_eq!(
+        all,
+        [Authorization {
+            reference: AuthorizationRef::ServerAuthorization("saz".into()),
+            networks: inside,
+            clients: exactly("x.ns.serviceaccount.identity.linkerd.cluster.local"),
+        }]
+    );
     let open = clients(j!({"unauthenticated": true}), j!({"name": "web"}));
-    assert_eq!((open[0].networks.clone(), open[0].clients.clone()), (NetworkMatch::all(), Clients::Unauthenticated));
-    assert_eq!(clients(j!({"meshTLS": {"unauthenticatedTLS": true}}), by_label())[0].clients, Clients::TlsUnauthenticated);
+    assert_eq!(
+        (open[0].networks.clone(), open[0].clients.clone()),
+        (NetworkMatch::all(), Clients::Unauthenticated)
+    );
+    assert_eq!(
+        clients(j!({"meshTLS": {"unauthenticatedTLS": true}}), by_label())[0].clients,
+        Clients::TlsUnauthenticated
+    );
     assert_eq!(clients(j!({}), by_label()), [], "names nobody");
-    assert_eq!(clients(j!({"unauthenticated": true}), j!({"selector": {"matchLabels": {"team": "b"}}})), []);
-    assert_eq!(clients(j!({"unauthenticated": true, "networks": [{"cidr": "x"}]}), by_label()), [], "a network that cannot be read");
+    assert_eq!(
+        clients(
+            j!({"unauthenticated": true}),
+            j!({"selector": {"matchLabels": {"team": "b"}}})
+        ),
+        []
+    );
+    assert_eq!(
+        clients(
+            j!({"unauthenticated": true, "networks": [{"cidr": "x"}]}),
+            by_label()
+        ),
+        [],
+        "a network that cannot be read"
+    );
 }
 
 #[test]
@@ -322,14 +505,18 @@ fn relabelling_a_server_updates_an_open_watch() {
 fn the_oldest_rate_limit_of_a_server_holds() {
     let cluster = guarded();
     let limit = |name: &str, created: &str, total: u32| {
-        mk::<HttpLocalRateLimitPolicy>("ns", name, j!({
-            "metadata": {"creationTimestamp": created},
-            "spec": {
-                "targetRef": to_server("web"),
-                "total": {"requestsPerSecond": total},
-                "overrides": [{"requestsPerSecond": 5, "clientRefs": [{"kind": "ServiceAccount", "name": "a"}]}],
-            },
-        }))
+        mk::<HttpLocalRateLimitPolicy>(
+            "ns",
+            name,
+            j!({
+                "metadata": {"creationTimestamp": created},
+                "spec": {
+                    "targetRef": to_server("web"),
+                    "total": {"requestsPerSecond": total},
+                    "overrides": [{"requestsPerSecond": 5, "clientRefs": [{"kind": "ServiceAccount", "name": "a"}]}],
+                },
+            }),
+        )
     };
     cluster.apply(&limit("young", "2026-02-01T00:00:00Z", 10));
     cluster.apply(&limit("old", "2026-01-01T00:00:00Z", 20));
@@ -345,5 +532,9 @@ fn the_oldest_rate_limit_of_a_server_holds() {
     };
     assert_eq!(cluster.inbound_of("ns", "web-0", 8080).rate_limit, Some(expected));
     // The seed's: it limits nothing, and says nothing of a Server.
-    cluster.apply(&mk::<HttpLocalRateLimitPolicy>("ns", "payments-retry", j!({"spec": {}})));
+    cluster.apply(&mk::<HttpLocalRateLimitPolicy>(
+        "ns",
+        "payments-retry",
+        j!({"spec": {}}),
+    ));
 }

@@ -20,7 +20,10 @@ fn a_cluster_ip_is_its_services() {
         ..Profile::unknown(false)
     };
     assert_eq!(*cluster.profile_of(addr("10.96.0.1:80")), expected);
-    assert_eq!(*cluster.profile_of(Target::Service(target("ns", "web", 80))), expected);
+    assert_eq!(
+        *cluster.profile_of(Target::Service(target("ns", "web", 80))),
+        expected
+    );
 }
 
 #[test]
@@ -43,9 +46,18 @@ fn a_pods_address_is_the_pods_own_endpoint() {
 #[test]
 fn strangers_are_opaque_by_port_alone() {
     let cluster = web();
-    assert_eq!(*cluster.profile_of(addr("192.0.2.1:443")), Profile::unknown(false));
-    assert_eq!(*cluster.profile_of(addr("192.0.2.1:3306")), Profile::unknown(true));
-    assert_eq!(*cluster.profile_of(Target::Service(target("ns", "nope", 80))), Profile::unknown(false));
+    assert_eq!(
+        *cluster.profile_of(addr("192.0.2.1:443")),
+        Profile::unknown(false)
+    );
+    assert_eq!(
+        *cluster.profile_of(addr("192.0.2.1:3306")),
+        Profile::unknown(true)
+    );
+    assert_eq!(
+        *cluster.profile_of(Target::Service(target("ns", "nope", 80))),
+        Profile::unknown(false)
+    );
 }
 
 #[test]
@@ -54,7 +66,10 @@ fn an_open_watch_follows_an_address_from_one_owner_to_the_next() {
     let mut watch = cluster.profile("client", &addr("10.96.0.2:80"));
     assert_eq!(**watch.borrow_and_update(), Profile::unknown(false));
     cluster.apply(&mk_service("ns", "late", "10.96.0.2"));
-    assert_eq!(watch.borrow_and_update().fully_qualified_name.as_deref(), Some("late.ns.svc.cluster.local"));
+    assert_eq!(
+        watch.borrow_and_update().fully_qualified_name.as_deref(),
+        Some("late.ns.svc.cluster.local")
+    );
     cluster.remove::<Service>("ns", "late");
     assert_eq!(**watch.borrow_and_update(), Profile::unknown(false));
     cluster.apply(&mk_pod("ns", "p", "10.96.0.2"));
@@ -64,17 +79,37 @@ fn an_open_watch_follows_an_address_from_one_owner_to_the_next() {
 #[test]
 fn a_reused_address_is_the_running_pods() {
     let cluster = web();
-    cluster.apply(&mk_pod_with("ns", "web-0", "10.1.0.1", j!({"status": {"phase": "Succeeded"}})));
+    cluster.apply(&mk_pod_with(
+        "ns",
+        "web-0",
+        "10.1.0.1",
+        j!({"status": {"phase": "Succeeded"}}),
+    ));
     assert_eq!(cluster.profile_of(addr("10.1.0.1:80")).endpoint, None);
     cluster.apply(&mk_pod("other", "new", "10.1.0.1"));
     let profile = cluster.profile_of(addr("10.1.0.1:80"));
-    assert_eq!(profile.endpoint.as_ref().expect("an endpoint").1.labels.get("pod").map(String::as_str), Some("new"));
+    assert_eq!(
+        profile
+            .endpoint
+            .as_ref()
+            .expect("an endpoint")
+            .1
+            .labels
+            .get("pod")
+            .map(String::as_str),
+        Some("new")
+    );
 }
 
 #[test]
 fn pods_on_the_hosts_network_do_not_own_its_address() {
     let cluster = cluster();
-    cluster.apply(&mk_pod_with("ns", "a", "10.0.0.5", j!({"spec": {"hostNetwork": true}})));
+    cluster.apply(&mk_pod_with(
+        "ns",
+        "a",
+        "10.0.0.5",
+        j!({"spec": {"hostNetwork": true}}),
+    ));
     assert_eq!(cluster.profile_of(addr("10.0.0.5:80")).endpoint, None);
 }
 
@@ -94,11 +129,22 @@ fn the_name_of_a_headless_pod_is_that_pods_profile() {
     let cluster = cluster();
     cluster.apply(&mk_service("ns", "db", "None"));
     cluster.apply(&mk_meshed_pod("ns", "db-0", "10.1.0.1"));
-    let named = Target::Service(ServiceTarget { instance: Some("db-0".into()), ..target("ns", "db", 80) });
+    let named = Target::Service(ServiceTarget {
+        instance: Some("db-0".into()),
+        ..target("ns", "db", 80)
+    });
     let mut watch = cluster.profile("client", &named);
     assert!(watch.borrow_and_update().endpoint.is_none(), "not in a slice yet");
     cluster.apply(&mk_slice("ns", "db", &[("db-0", "10.1.0.1")]));
-    assert_eq!(watch.borrow_and_update().endpoint.as_ref().expect("an endpoint").0, socket("10.1.0.1:8080"));
+    assert_eq!(
+        watch
+            .borrow_and_update()
+            .endpoint
+            .as_ref()
+            .expect("an endpoint")
+            .0,
+        socket("10.1.0.1:8080")
+    );
 }
 
 #[test]
@@ -127,13 +173,29 @@ fn a_service_profile_gives_routes_budget_and_split() {
     cluster.apply(&mk::<ServiceProfile>("ns", "web.ns.svc.cluster.local", spec));
     let profile = watch.borrow_and_update().clone();
     assert!(profile.opaque);
-    assert_eq!(profile.retry_budget, RetryBudget { ratio: 0.5, min_per_second: 3, ttl: Duration::from_secs(60) });
-    let split = [("web-v2.ns.svc.cluster.local:80".to_owned(), 500), ("web.ns.svc.cluster.local:81".to_owned(), 1000)];
+    assert_eq!(
+        profile.retry_budget,
+        RetryBudget {
+            ratio: 0.5,
+            min_per_second: 3,
+            ttl: Duration::from_secs(60)
+        }
+    );
+    let split = [
+        ("web-v2.ns.svc.cluster.local:80".to_owned(), 500),
+        ("web.ns.svc.cluster.local:81".to_owned(), 1000),
+    ];
     assert_eq!(profile.overrides, split);
     assert_eq!(profile.routes.len(), 1, "broken routes are left out");
-    let expected = RequestMatch::All(vec![RequestMatch::PathRegex("/a".into()), RequestMatch::Method(http::Method::GET)]);
+    let expected = RequestMatch::All(vec![
+        RequestMatch::PathRegex("/a".into()),
+        RequestMatch::Method(http::Method::GET),
+    ]);
     assert_eq!(profile.routes[0].condition, expected);
-    assert_eq!((profile.routes[0].retryable, profile.routes[0].timeout), (true, Some(Duration::from_millis(300))));
+    assert_eq!(
+        (profile.routes[0].retryable, profile.routes[0].timeout),
+        (true, Some(Duration::from_millis(300)))
+    );
     cluster.remove::<ServiceProfile>("ns", "web.ns.svc.cluster.local");
     assert_eq!(watch.borrow_and_update().routes, []);
 }
@@ -142,8 +204,23 @@ fn a_service_profile_gives_routes_budget_and_split() {
 fn a_clients_own_service_profile_comes_first() {
     let cluster = web();
     let named = |route: &str| j!({"spec": {"routes": [{"name": route, "condition": {"pathRegex": "/"}}]}});
-    cluster.apply(&mk::<ServiceProfile>("ns", "web.ns.svc.cluster.local", named("server")));
-    cluster.apply(&mk::<ServiceProfile>("client", "web.ns.svc.cluster.local", named("client")));
-    let route = |namespace: &str| cluster.profile(namespace, &addr("10.96.0.1:80")).borrow().routes[0].name.clone();
-    assert_eq!((route("client"), route("other")), ("client".to_owned(), "server".to_owned()));
+    cluster.apply(&mk::<ServiceProfile>(
+        "ns",
+        "web.ns.svc.cluster.local",
+        named("server"),
+    ));
+    cluster.apply(&mk::<ServiceProfile>(
+        "client",
+        "web.ns.svc.cluster.local",
+        named("client"),
+    ));
+    let route = |namespace: &str| {
+        cluster.profile(namespace, &addr("10.96.0.1:80")).borrow().routes[0]
+            .name
+            .clone()
+    };
+    assert_eq!(
+        (route("client"), route("other")),
+        ("client".to_owned(), "server".to_owned())
+    );
 }

@@ -1,11 +1,6 @@
 //! Endpoints and profiles as messages.
 
-use std::{
-    collections::VecDeque,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use heddle_control_core::{
     endpoints::{Addresses, ClientLocation, Diff, Endpoint, Endpoints, Protocol},
@@ -45,11 +40,17 @@ impl View {
         match (seen_before, seen.is_empty()) {
             (Some(seen_before), false) => self.steps(endpoints, &Diff::between(&seen_before, &seen)),
             (None, false) => self.steps(endpoints, &Diff::between(&Addresses::new(), &seen)),
-            (Some(seen_before), true) if seen_before.is_empty() && before.as_ref().is_some_and(|b| b.exists == endpoints.exists) => {
+            (Some(seen_before), true)
+                if seen_before.is_empty()
+                    && before.as_ref().is_some_and(|b| b.exists == endpoints.exists) =>
+            {
                 VecDeque::new()
             }
             // A service without endpoints has to be said, or the client waits for the first message in vain.
-            (_, true) => [update(Kind::NoEndpoints(proto::NoEndpoints { exists: endpoints.exists }))].into(),
+            (_, true) => [update(Kind::NoEndpoints(proto::NoEndpoints {
+                exists: endpoints.exists,
+            }))]
+            .into(),
         }
     }
 
@@ -57,12 +58,17 @@ impl View {
     fn steps(&self, endpoints: &Endpoints, diff: &Diff) -> VecDeque<proto::Update> {
         let adds = diff.add.chunks(ADDRESSES_MAX).map(|chunk| {
             update(Kind::Add(proto::WeightedAddrSet {
-                addrs: chunk.iter().map(|(addr, endpoint)| weighted_addr(*addr, endpoint, &self.location)).collect(),
+                addrs: chunk
+                    .iter()
+                    .map(|(addr, endpoint)| weighted_addr(*addr, endpoint, &self.location))
+                    .collect(),
                 metric_labels: endpoints.labels.clone().into_iter().collect(),
             }))
         });
         let removes = diff.remove.chunks(ADDRESSES_MAX).map(|chunk| {
-            update(Kind::Remove(proto::AddrSet { addrs: chunk.iter().map(|addr| TcpAddress::from(*addr)).collect() }))
+            update(Kind::Remove(proto::AddrSet {
+                addrs: chunk.iter().map(|addr| TcpAddress::from(*addr)).collect(),
+            }))
         });
         adds.chain(removes).collect()
     }
@@ -74,7 +80,9 @@ fn update(kind: Kind) -> proto::Update {
 
 fn weighted_addr(addr: SocketAddr, endpoint: &Endpoint, client: &ClientLocation) -> proto::WeightedAddr {
     let identity = endpoint.identity.as_ref().map(|identity| {
-        let name = || proto::tls_identity::DnsLikeIdentity { name: identity.to_string() };
+        let name = || proto::tls_identity::DnsLikeIdentity {
+            name: identity.to_string(),
+        };
         proto::TlsIdentity {
             strategy: Some(proto::tls_identity::Strategy::DnsLikeIdentity(name())),
             server_name: Some(name()),
@@ -84,10 +92,20 @@ fn weighted_addr(addr: SocketAddr, endpoint: &Endpoint, client: &ClientLocation)
     let protocol = match endpoint.hint.protocol {
         Protocol::Unknown => None,
         Protocol::H2 => Some(proto::protocol_hint::Protocol::H2(proto::protocol_hint::H2 {})),
-        Protocol::Opaque => Some(proto::protocol_hint::Protocol::Opaque(proto::protocol_hint::Opaque {})),
+        Protocol::Opaque => Some(proto::protocol_hint::Protocol::Opaque(
+            proto::protocol_hint::Opaque {},
+        )),
     };
-    let opaque_transport = endpoint.hint.opaque_transport.map(|port| proto::protocol_hint::OpaqueTransport { inbound_port: port.into() });
-    let hint = (protocol.is_some() || opaque_transport.is_some()).then_some(proto::ProtocolHint { opaque_transport, protocol });
+    let opaque_transport = endpoint
+        .hint
+        .opaque_transport
+        .map(|port| proto::protocol_hint::OpaqueTransport {
+            inbound_port: port.into(),
+        });
+    let hint = (protocol.is_some() || opaque_transport.is_some()).then_some(proto::ProtocolHint {
+        opaque_transport,
+        protocol,
+    });
     proto::WeightedAddr {
         addr: Some(addr.into()),
         weight: endpoint.weight,
@@ -114,7 +132,16 @@ fn keep_alive() -> proto::Http2ClientParams {
 
 /// A profile as a message.
 pub(super) fn profile(profile: &Profile, client: &ClientLocation) -> proto::DestinationProfile {
-    let Profile { fully_qualified_name, opaque, endpoint, parent, profile, routes, retry_budget, overrides } = profile;
+    let Profile {
+        fully_qualified_name,
+        opaque,
+        endpoint,
+        parent,
+        profile,
+        routes,
+        retry_budget,
+        overrides,
+    } = profile;
     proto::DestinationProfile {
         fully_qualified_name: fully_qualified_name.clone().unwrap_or_default(),
         opaque_protocol: *opaque,
@@ -126,24 +153,41 @@ pub(super) fn profile(profile: &Profile, client: &ClientLocation) -> proto::Dest
         }),
         dst_overrides: overrides
             .iter()
-            .map(|(authority, weight)| proto::WeightedDst { authority: authority.clone(), weight: *weight, backend_ref: None })
+            .map(|(authority, weight)| proto::WeightedDst {
+                authority: authority.clone(),
+                weight: *weight,
+                backend_ref: None,
+            })
             .collect(),
-        endpoint: endpoint.as_ref().map(|(addr, endpoint)| weighted_addr(*addr, endpoint, client)),
+        endpoint: endpoint
+            .as_ref()
+            .map(|(addr, endpoint)| weighted_addr(*addr, endpoint, client)),
         parent_ref: parent.as_ref().map(encode::resource),
         profile_ref: profile.as_ref().map(encode::resource),
     }
 }
 
 fn route(route: &ProfileRoute) -> proto::Route {
-    let ProfileRoute { name, condition, retryable, timeout, responses } = route;
+    let ProfileRoute {
+        name,
+        condition,
+        retryable,
+        timeout,
+        responses,
+    } = route;
     proto::Route {
         condition: Some(request_match(condition)),
         response_classes: responses
             .iter()
-            .map(|ResponseClass { condition, is_failure }| proto::ResponseClass {
-                condition: Some(response_match(condition)),
-                is_failure: *is_failure,
-            })
+            .map(
+                |ResponseClass {
+                     condition,
+                     is_failure,
+                 }| proto::ResponseClass {
+                    condition: Some(response_match(condition)),
+                    is_failure: *is_failure,
+                },
+            )
             .collect(),
         metrics_labels: [("route".to_owned(), name.clone())].into(),
         is_retryable: *retryable,
@@ -153,7 +197,9 @@ fn route(route: &ProfileRoute) -> proto::Route {
 
 fn request_match(condition: &RequestMatch) -> proto::RequestMatch {
     use proto::request_match::{Match, Seq};
-    let seq = |list: &[RequestMatch]| Seq { matches: list.iter().map(request_match).collect() };
+    let seq = |list: &[RequestMatch]| Seq {
+        matches: list.iter().map(request_match).collect(),
+    };
     let kind = match condition {
         RequestMatch::All(list) => Match::All(seq(list)),
         RequestMatch::Any(list) => Match::Any(seq(list)),
@@ -166,7 +212,9 @@ fn request_match(condition: &RequestMatch) -> proto::RequestMatch {
 
 fn response_match(condition: &ResponseMatch) -> proto::ResponseMatch {
     use proto::response_match::{Match, Seq};
-    let seq = |list: &[ResponseMatch]| Seq { matches: list.iter().map(response_match).collect() };
+    let seq = |list: &[ResponseMatch]| Seq {
+        matches: list.iter().map(response_match).collect(),
+    };
     let kind = match condition {
         ResponseMatch::All(list) => Match::All(seq(list)),
         ResponseMatch::Any(list) => Match::Any(seq(list)),
@@ -188,8 +236,15 @@ mod tests {
     fn endpoint(node: &str) -> Arc<Endpoint> {
         Arc::new(Endpoint {
             weight: DEFAULT_WEIGHT,
-            identity: Some("web.ns.serviceaccount.identity.linkerd.cluster.local".parse().expect("an identity")),
-            hint: ProtocolHint { protocol: Protocol::H2, opaque_transport: Some(4143) },
+            identity: Some(
+                "web.ns.serviceaccount.identity.linkerd.cluster.local"
+                    .parse()
+                    .expect("an identity"),
+            ),
+            hint: ProtocolHint {
+                protocol: Protocol::H2,
+                opaque_transport: Some(4143),
+            },
             labels: Arc::new(Labels::new()),
             zone: None,
             for_zones: Vec::new(),
@@ -198,9 +253,16 @@ mod tests {
     }
 
     fn endpoints(exists: bool, local_only: bool, list: &[(&str, &str)]) -> Arc<Endpoints> {
-        let addresses: BTreeMap<_, _> =
-            list.iter().map(|(addr, node)| (addr.parse().expect("an address"), endpoint(node))).collect();
-        Arc::new(Endpoints { exists, labels: Labels::new(), local_only, addresses })
+        let addresses: BTreeMap<_, _> = list
+            .iter()
+            .map(|(addr, node)| (addr.parse().expect("an address"), endpoint(node)))
+            .collect();
+        Arc::new(Endpoints {
+            exists,
+            labels: Labels::new(),
+            local_only,
+            addresses,
+        })
     }
 
     /// Each step's messages on a line.
@@ -213,11 +275,20 @@ mod tests {
             format!("{ip}:{}", addr.port)
         };
         for step in steps {
-            let messages = view.next(step).into_iter().map(|message| match message.update.expect("an update") {
-                Kind::Add(set) => format!("+{:?}", set.addrs.into_iter().map(|a| show(a.addr)).collect::<Vec<_>>()),
-                Kind::Remove(set) => format!("-{:?}", set.addrs.into_iter().map(|a| show(Some(a))).collect::<Vec<_>>()),
-                Kind::NoEndpoints(none) => format!("none, exists: {}", none.exists),
-            });
+            let messages =
+                view.next(step)
+                    .into_iter()
+                    .map(|message| match message.update.expect("an update") {
+                        Kind::Add(set) => format!(
+                            "+{:?}",
+                            set.addrs.into_iter().map(|a| show(a.addr)).collect::<Vec<_>>()
+                        ),
+                        Kind::Remove(set) => format!(
+                            "-{:?}",
+                            set.addrs.into_iter().map(|a| show(Some(a))).collect::<Vec<_>>()
+                        ),
+                        Kind::NoEndpoints(none) => format!("none, exists: {}", none.exists),
+                    });
             let messages: Vec<_> = messages.collect();
             writeln!(text, "{}", messages.join(" ")).expect("a string takes everything");
         }
@@ -237,7 +308,10 @@ mod tests {
             endpoints(false, false, &[]),
             endpoints(true, false, &[a, b]),
         ];
-        check(ClientLocation::default(), &steps, &expect![[r#"
+        check(
+            ClientLocation::default(),
+            &steps,
+            &expect![[r#"
             none, exists: true
 
             +["10.0.0.1:80"]
@@ -246,27 +320,37 @@ mod tests {
             none, exists: true
             none, exists: false
             +["10.0.0.1:80", "10.0.0.2:80"]
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_client_of_a_local_service_hears_of_its_own_node_alone() {
-        let here = ClientLocation { node: Some("here".into()), zone: None };
+        let here = ClientLocation {
+            node: Some("here".into()),
+            zone: None,
+        };
         let steps = [
             endpoints(true, true, &[("10.0.0.1:80", "there")]),
             endpoints(true, true, &[("10.0.0.2:80", "there")]),
             endpoints(true, true, &[("10.0.0.2:80", "there"), ("10.0.0.3:80", "here")]),
         ];
-        check(here, &steps, &expect![[r#"
+        check(
+            here,
+            &steps,
+            &expect![[r#"
             none, exists: true
 
             +["10.0.0.3:80"]
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn large_sets_come_in_several_messages() {
-        let many: Vec<_> = (0..2500).map(|n| (format!("10.0.{}.{}:80", n / 250, n % 250), "n")).collect();
+        let many: Vec<_> = (0..2500)
+            .map(|n| (format!("10.0.{}.{}:80", n / 250, n % 250), "n"))
+            .collect();
         let many: Vec<_> = many.iter().map(|(addr, node)| (addr.as_str(), *node)).collect();
         let messages = View::new(ClientLocation::default()).next(&endpoints(true, false, &many));
         assert_eq!(messages.len(), 3);

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use heddle_control_core::{
     Meta, ResourceRef,
     inbound::{
-        Authorization, AuthorizationRef, Clients, IdentityMatch, InboundRoute, InboundServer, NetworkMatch, ProxyProtocol, RateLimit,
-        ServerRef,
+        Authorization, AuthorizationRef, Clients, IdentityMatch, InboundRoute, InboundServer, NetworkMatch,
+        ProxyProtocol, RateLimit, ServerRef,
     },
     route::{Filter, GrpcMatch, HttpMatch},
 };
@@ -18,23 +18,52 @@ const POLICY_GROUP: &str = "policy.linkerd.io";
 
 pub(super) fn server(server: &InboundServer, namespace: &str) -> proto::Server {
     use proto::proxy_protocol::{Detect, Grpc, Http1, Http2, Kind, Opaque, Tls};
-    let InboundServer { reference, protocol, authorizations, http_routes, grpc_routes, rate_limit, ips } = server;
-    let routes = || http_routes.iter().map(|route| http_route(route, namespace)).collect();
+    let InboundServer {
+        reference,
+        protocol,
+        authorizations,
+        http_routes,
+        grpc_routes,
+        rate_limit,
+        ips,
+    } = server;
+    let routes = || {
+        http_routes
+            .iter()
+            .map(|route| http_route(route, namespace))
+            .collect()
+    };
     let limit = || rate_limit.as_ref().map(local_rate_limit);
     let kind = match protocol {
-        ProxyProtocol::Detect { timeout } => {
-            Kind::Detect(Detect { timeout: encode::duration(*timeout), http_routes: routes(), http_local_rate_limit: limit() })
-        }
-        ProxyProtocol::Http1 => Kind::Http1(Http1 { routes: routes(), local_rate_limit: limit() }),
-        ProxyProtocol::Http2 => Kind::Http2(Http2 { routes: routes(), local_rate_limit: limit() }),
-        ProxyProtocol::Grpc => Kind::Grpc(Grpc { routes: grpc_routes.iter().map(|route| grpc_route(route, namespace)).collect() }),
+        ProxyProtocol::Detect { timeout } => Kind::Detect(Detect {
+            timeout: encode::duration(*timeout),
+            http_routes: routes(),
+            http_local_rate_limit: limit(),
+        }),
+        ProxyProtocol::Http1 => Kind::Http1(Http1 {
+            routes: routes(),
+            local_rate_limit: limit(),
+        }),
+        ProxyProtocol::Http2 => Kind::Http2(Http2 {
+            routes: routes(),
+            local_rate_limit: limit(),
+        }),
+        ProxyProtocol::Grpc => Kind::Grpc(Grpc {
+            routes: grpc_routes
+                .iter()
+                .map(|route| grpc_route(route, namespace))
+                .collect(),
+        }),
         ProxyProtocol::Opaque => Kind::Opaque(Opaque {}),
         ProxyProtocol::Tls => Kind::Tls(Tls {}),
     };
     proto::Server {
         protocol: Some(proto::ProxyProtocol { kind: Some(kind) }),
         server_ips: ips.iter().map(|ip| (*ip).into()).collect(),
-        authorizations: authorizations.iter().map(|authorization| authz(authorization, namespace)).collect(),
+        authorizations: authorizations
+            .iter()
+            .map(|authorization| authz(authorization, namespace))
+            .collect(),
         labels: match reference {
             ServerRef::Default(policy) => labels("", "default", policy.name()),
             ServerRef::Server(name) => labels(POLICY_GROUP, "server", name),
@@ -43,11 +72,18 @@ pub(super) fn server(server: &InboundServer, namespace: &str) -> proto::Server {
 }
 
 fn labels(group: &str, kind: &str, name: &str) -> HashMap<String, String> {
-    [("group", group), ("kind", kind), ("name", name)].into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    [("group", group), ("kind", kind), ("name", name)]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
 }
 
 fn authz(authorization: &Authorization, namespace: &str) -> proto::Authz {
-    let Authorization { reference, networks, clients } = authorization;
+    let Authorization {
+        reference,
+        networks,
+        clients,
+    } = authorization;
     // Proxies insist on both: the labels are for metrics, the metadata is what newer ones read.
     let named = |kind: &'static str, name: &str| {
         let resource = ResourceRef {
@@ -61,36 +97,53 @@ fn authz(authorization: &Authorization, namespace: &str) -> proto::Authz {
         (labels(POLICY_GROUP, kind, name), Meta::Resource(resource))
     };
     let (labels, meta) = match reference {
-        AuthorizationRef::Default(policy) => (labels("", "default", policy.name()), Meta::Default(policy.name())),
+        AuthorizationRef::Default(policy) => {
+            (labels("", "default", policy.name()), Meta::Default(policy.name()))
+        }
         AuthorizationRef::Probe => (labels("", "default", "probe"), Meta::Default("probe")),
         AuthorizationRef::AuthorizationPolicy(name) => named("authorizationpolicy", name),
         AuthorizationRef::ServerAuthorization(name) => named("serverauthorization", name),
     };
     proto::Authz {
         networks: networks.iter().map(network).collect(),
-        authentication: Some(proto::Authn { permit: Some(permit(clients)) }),
+        authentication: Some(proto::Authn {
+            permit: Some(permit(clients)),
+        }),
         labels,
         metadata: Some(encode::metadata(&meta)),
     }
 }
 
 fn network(network: &NetworkMatch) -> proto::Network {
-    proto::Network { net: Some(network.net.into()), except: network.except.iter().map(|net| (*net).into()).collect() }
+    proto::Network {
+        net: Some(network.net.into()),
+        except: network.except.iter().map(|net| (*net).into()).collect(),
+    }
 }
 
 fn permit(clients: &Clients) -> proto::authn::Permit {
     use proto::authn::{Permit, PermitMeshTls, PermitUnauthenticated, permit_mesh_tls};
-    let mesh = |clients| Permit::MeshTls(PermitMeshTls { clients: Some(clients) });
+    let mesh = |clients| {
+        Permit::MeshTls(PermitMeshTls {
+            clients: Some(clients),
+        })
+    };
     match clients {
         Clients::Unauthenticated => Permit::Unauthenticated(PermitUnauthenticated {}),
-        Clients::TlsUnauthenticated => mesh(permit_mesh_tls::Clients::Unauthenticated(PermitUnauthenticated {})),
+        Clients::TlsUnauthenticated => mesh(permit_mesh_tls::Clients::Unauthenticated(
+            PermitUnauthenticated {},
+        )),
         Clients::Tls(identities) => {
             let mut permit = permit_mesh_tls::PermitClientIdentities::default();
             for identity in identities {
                 match identity {
-                    IdentityMatch::Exact(name) => permit.identities.push(proto::Identity { name: name.clone() }),
+                    IdentityMatch::Exact(name) => {
+                        permit.identities.push(proto::Identity { name: name.clone() })
+                    }
                     // A suffix without parts is every identity.
-                    IdentityMatch::Suffix(parts) => permit.suffixes.push(proto::IdentitySuffix { parts: parts.clone() }),
+                    IdentityMatch::Suffix(parts) => permit
+                        .suffixes
+                        .push(proto::IdentitySuffix { parts: parts.clone() }),
                 }
             }
             mesh(permit_mesh_tls::Clients::Identities(permit))
@@ -99,11 +152,19 @@ fn permit(clients: &Clients) -> proto::authn::Permit {
 }
 
 fn http_route(route: &InboundRoute<HttpMatch>, namespace: &str) -> proto::HttpRoute {
-    let InboundRoute { meta, hosts, authorizations, rules } = route;
+    let InboundRoute {
+        meta,
+        hosts,
+        authorizations,
+        rules,
+    } = route;
     proto::HttpRoute {
         metadata: Some(encode::metadata(meta)),
         hosts: hosts.iter().map(encode::host).collect(),
-        authorizations: authorizations.iter().map(|authorization| authz(authorization, namespace)).collect(),
+        authorizations: authorizations
+            .iter()
+            .map(|authorization| authz(authorization, namespace))
+            .collect(),
         rules: rules
             .iter()
             .map(|rule| proto::http_route::Rule {
@@ -127,11 +188,19 @@ fn http_filter(filter: &Filter) -> Option<proto::http_route::Filter> {
 }
 
 fn grpc_route(route: &InboundRoute<GrpcMatch>, namespace: &str) -> proto::GrpcRoute {
-    let InboundRoute { meta, hosts, authorizations, rules } = route;
+    let InboundRoute {
+        meta,
+        hosts,
+        authorizations,
+        rules,
+    } = route;
     proto::GrpcRoute {
         metadata: Some(encode::metadata(meta)),
         hosts: hosts.iter().map(encode::host).collect(),
-        authorizations: authorizations.iter().map(|authorization| authz(authorization, namespace)).collect(),
+        authorizations: authorizations
+            .iter()
+            .map(|authorization| authz(authorization, namespace))
+            .collect(),
         rules: rules
             .iter()
             .map(|rule| proto::grpc_route::Rule {
@@ -155,7 +224,13 @@ fn grpc_filter(filter: &Filter) -> Option<proto::grpc_route::Filter> {
 
 fn local_rate_limit(limit: &RateLimit) -> proto::HttpLocalRateLimit {
     use proto::http_local_rate_limit::{Limit, Override, r#override::ClientIdentities};
-    let RateLimit { namespace, name, total, identity, overrides } = limit;
+    let RateLimit {
+        namespace,
+        name,
+        total,
+        identity,
+        overrides,
+    } = limit;
     let resource = ResourceRef {
         group: POLICY_GROUP,
         kind: "httplocalratelimitpolicy",
@@ -174,7 +249,11 @@ fn local_rate_limit(limit: &RateLimit) -> proto::HttpLocalRateLimit {
             .map(|one| Override {
                 limit: Some(rate(one.requests_per_second)),
                 clients: Some(ClientIdentities {
-                    identities: one.clients.iter().map(|name| proto::Identity { name: name.clone() }).collect(),
+                    identities: one
+                        .clients
+                        .iter()
+                        .map(|name| proto::Identity { name: name.clone() })
+                        .collect(),
                 }),
             })
             .collect(),

@@ -61,7 +61,10 @@ impl Arms {
     pub(crate) fn start(proxy: &Path, init: &Path) -> anyhow::Result<Self> {
         for binary in [proxy, init] {
             if !binary.exists() {
-                bail!("{} is missing: build it with `cargo build --profile image -p heddle-proxy -p heddle-proxy-init`", binary.display());
+                bail!(
+                    "{} is missing: build it with `cargo build --profile image -p heddle-proxy -p heddle-proxy-init`",
+                    binary.display()
+                );
             }
         }
         let files = tempfile::tempdir()?;
@@ -107,17 +110,28 @@ impl Arms {
 
     /// CPU seconds that an arm's two sidecars have used so far, together.
     pub(crate) fn cpu_seconds(&self, arm: Arm) -> anyhow::Result<f64> {
-        self.sidecars(arm).iter().map(|process| usage::cpu_seconds(process.pid())).sum()
+        self.sidecars(arm)
+            .iter()
+            .map(|process| usage::cpu_seconds(process.pid()))
+            .sum()
     }
 
     /// Memory that an arm's two sidecars hold, together.
     pub(crate) fn resident_bytes(&self, arm: Arm) -> anyhow::Result<f64> {
-        self.sidecars(arm).iter().map(|process| usage::resident_bytes(process.pid())).sum()
+        self.sidecars(arm)
+            .iter()
+            .map(|process| usage::resident_bytes(process.pid()))
+            .sum()
     }
 
     /// An arm that died half way has measured nothing.
     pub(crate) fn check_alive(&mut self) -> anyhow::Result<()> {
-        let all = [&mut self.heddle, &mut self.haproxy_h1, &mut self.haproxy_h2, &mut self.others];
+        let all = [
+            &mut self.heddle,
+            &mut self.haproxy_h1,
+            &mut self.haproxy_h2,
+            &mut self.others,
+        ];
         for process in all.into_iter().flatten() {
             if let Some(status) = process.child.try_wait()? {
                 bail!("{} ended during the benchmark: {status}", process.name);
@@ -147,7 +161,10 @@ impl Arms {
     fn start_haproxy(&mut self, dir: &Path) -> anyhow::Result<()> {
         for (h2, (inner, outer)) in [(false, HAPROXY_H1), (true, HAPROXY_H2)] {
             let alpn = if h2 { "h2" } else { "http/1.1" };
-            let tls = format!("ca-file {0}/ca.pem alpn {alpn} ssl-min-ver TLSv1.3 ciphersuites TLS_AES_128_GCM_SHA256 verify required", dir.display());
+            let tls = format!(
+                "ca-file {0}/ca.pem alpn {alpn} ssl-min-ver TLSv1.3 ciphersuites TLS_AES_128_GCM_SHA256 verify required",
+                dir.display()
+            );
             let common = "global\n  maxconn 4096\n  nbthread 1\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  http-reuse always\n";
             let client = format!(
                 "{common}frontend in\n  bind 127.0.0.1:{inner}\n  default_backend out\nbackend out\n  server peer {}:{outer} ssl crt {}/client.pem sni str({SERVER_IDENTITY}) verifyhost {SERVER_IDENTITY} {tls}\n",
@@ -160,14 +177,24 @@ impl Arms {
                 dir.display(),
             );
             let mut pair = Vec::new();
-            for (netns, side, config) in [(&self.netns.client, "client", client), (&self.netns.server, "server", server)] {
+            for (netns, side, config) in [
+                (&self.netns.client, "client", client),
+                (&self.netns.server, "server", server),
+            ] {
                 let path = dir.join(format!("haproxy-{alpn}-{side}.cfg").replace('/', "-"));
                 std::fs::write(&path, config)?;
                 let mut command = netns.command("taskset");
-                command.args(["-c", "1", "haproxy", "-db", "-f"]).arg(&path).stdout(Stdio::null());
+                command
+                    .args(["-c", "1", "haproxy", "-db", "-f"])
+                    .arg(&path)
+                    .stdout(Stdio::null());
                 pair.push(Process::start(format!("haproxy ({alpn}, {side})"), &mut command)?);
             }
-            if h2 { self.haproxy_h2 = pair } else { self.haproxy_h1 = pair }
+            if h2 {
+                self.haproxy_h2 = pair
+            } else {
+                self.haproxy_h1 = pair
+            }
         }
         Ok(())
     }
@@ -192,14 +219,38 @@ impl Arms {
                 &format!("--outbound-ports-to-ignore={direct}"),
             ])?;
             let mut control = netns.command("taskset");
-            control.args(["-c", "0"]).arg(&own).args(["control", "--listen", CONTROL]);
-            control.arg("--ca-cert").arg(dir.join("ca.pem")).arg("--ca-key").arg(dir.join("ca.key"));
-            control.args(["--target", &format!("{}:{APP_MESHED}", Pair::SERVER_IP), "--target-identity", SERVER_IDENTITY]);
-            self.others.push(Process::start(format!("control plane ({side})"), &mut control)?);
+            control
+                .args(["-c", "0"])
+                .arg(&own)
+                .args(["control", "--listen", CONTROL]);
+            control
+                .arg("--ca-cert")
+                .arg(dir.join("ca.pem"))
+                .arg("--ca-key")
+                .arg(dir.join("ca.key"));
+            control.args([
+                "--target",
+                &format!("{}:{APP_MESHED}", Pair::SERVER_IP),
+                "--target-identity",
+                SERVER_IDENTITY,
+            ]);
+            self.others
+                .push(Process::start(format!("control plane ({side})"), &mut control)?);
 
             let mut command = netns.command("taskset");
-            command.args(["-c", "1", "setpriv", "--reuid=2102", "--regid=2102", "--clear-groups"]).arg(&proxy);
-            command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+            command
+                .args([
+                    "-c",
+                    "1",
+                    "setpriv",
+                    "--reuid=2102",
+                    "--regid=2102",
+                    "--clear-groups",
+                ])
+                .arg(&proxy);
+            command
+                .env_clear()
+                .env("PATH", std::env::var_os("PATH").unwrap_or_default());
             command.envs([
                 ("LINKERD2_PROXY_LOG", "warn"),
                 ("LINKERD2_PROXY_CORES", "1"),
@@ -207,7 +258,10 @@ impl Arms {
                 ("LINKERD2_PROXY_DESTINATION_SVC_NAME", SERVER_IDENTITY),
                 ("LINKERD2_PROXY_POLICY_SVC_ADDR", CONTROL),
                 ("LINKERD2_PROXY_POLICY_SVC_NAME", SERVER_IDENTITY),
-                ("LINKERD2_PROXY_POLICY_WORKLOAD", r#"{"ns":"bench","pod":"bench"}"#),
+                (
+                    "LINKERD2_PROXY_POLICY_WORKLOAD",
+                    r#"{"ns":"bench","pod":"bench"}"#,
+                ),
                 ("LINKERD2_PROXY_IDENTITY_SVC_ADDR", CONTROL),
                 ("LINKERD2_PROXY_IDENTITY_SVC_NAME", SERVER_IDENTITY),
                 ("LINKERD2_PROXY_IDENTITY_LOCAL_NAME", identity),
@@ -220,10 +274,16 @@ impl Arms {
                 ("LINKERD2_PROXY_INBOUND_DEFAULT_POLICY", "all-unauthenticated"),
                 ("LINKERD2_PROXY_POLICY_CLUSTER_NETWORKS", "10.0.0.0/8"),
                 ("LINKERD2_PROXY_DESTINATION_PROFILE_NETWORKS", "10.0.0.0/8"),
-                ("LINKERD2_PROXY_DESTINATION_CONTEXT", r#"{"ns":"bench","pod":"bench"}"#),
+                (
+                    "LINKERD2_PROXY_DESTINATION_CONTEXT",
+                    r#"{"ns":"bench","pod":"bench"}"#,
+                ),
             ]);
-            command.env("LINKERD2_PROXY_IDENTITY_DIR", dir).env("LINKERD2_PROXY_IDENTITY_TOKEN_FILE", dir.join("token"));
-            self.heddle.push(Process::start(format!("heddle-proxy ({side})"), &mut command)?);
+            command
+                .env("LINKERD2_PROXY_IDENTITY_DIR", dir)
+                .env("LINKERD2_PROXY_IDENTITY_TOKEN_FILE", dir.join("token"));
+            self.heddle
+                .push(Process::start(format!("heddle-proxy ({side})"), &mut command)?);
         }
         for netns in [&self.netns.client, &self.netns.server] {
             wait_ready(&netns.command("curl"))?;
@@ -238,13 +298,25 @@ fn wait_ready(template: &Command) -> anyhow::Result<()> {
     loop {
         let output = Command::new(template.get_program())
             .args(template.get_args())
-            .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "2", "http://127.0.0.1:4191/ready"])
+            .args([
+                "-s",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                "-m",
+                "2",
+                "http://127.0.0.1:4191/ready",
+            ])
             .output()?;
         if output.stdout == b"200" {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("the proxy is not ready after 20 s: /ready answers {}", String::from_utf8_lossy(&output.stdout));
+            bail!(
+                "the proxy is not ready after 20 s: /ready answers {}",
+                String::from_utf8_lossy(&output.stdout)
+            );
         }
         std::thread::park_timeout(Duration::from_millis(100));
     }
@@ -255,7 +327,9 @@ fn write_certificates(dir: &Path) -> anyhow::Result<()> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.distinguished_name.push(DnType::CommonName, "identity.linkerd.cluster.local");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "identity.linkerd.cluster.local");
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     std::fs::write(dir.join("ca.pem"), ca.pem())?;
     std::fs::write(dir.join("ca.key"), ca.key().serialize_pem())?;

@@ -29,15 +29,32 @@ pub(crate) struct Load {
 pub(crate) fn closed(arms: &Arms, arm: Arm, connections: usize, seconds: u32) -> anyhow::Result<Load> {
     let url = format!("http://{}/", Arms::address(arm));
     let output = arms.netns.client.run(&[
-        "taskset", "-c", "0", "wrk", "-t1", "--latency", &format!("-c{connections}"), &format!("-d{seconds}s"), &url,
+        "taskset",
+        "-c",
+        "0",
+        "wrk",
+        "-t1",
+        "--latency",
+        &format!("-c{connections}"),
+        &format!("-d{seconds}s"),
+        &url,
     ])?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if let Some(line) = text.lines().find(|line| line.contains("Socket errors") || line.contains("Non-2xx")) {
+    if let Some(line) = text
+        .lines()
+        .find(|line| line.contains("Socket errors") || line.contains("Non-2xx"))
+    {
         bail!("{arm}: {}", line.trim());
     }
-    let after = |label: &str| text.lines().find_map(|line| line.trim().strip_prefix(label)).map(str::trim);
+    let after = |label: &str| {
+        text.lines()
+            .find_map(|line| line.trim().strip_prefix(label))
+            .map(str::trim)
+    };
     let missing = || format!("{arm}: wrk printed something unexpected:\n{text}");
-    let rate: f64 = after("Requests/sec:").and_then(|rate| rate.parse().ok()).with_context(missing)?;
+    let rate: f64 = after("Requests/sec:")
+        .and_then(|rate| rate.parse().ok())
+        .with_context(missing)?;
     if rate < 1.0 {
         bail!("{arm}: no request was answered:\n{text}");
     }
@@ -70,12 +87,31 @@ pub(crate) fn open(arms: &Arms, arm: Arm, rate: f64, seconds: u32) -> anyhow::Re
     let own = own.to_str().context("paths are UTF-8")?;
     let address = Arms::address(arm).to_string();
     let output = arms.netns.client.run(&[
-        "taskset", "-c", "0", own, "open-loop", "--address", &address, "--rate", &rate.to_string(), "--seconds",
+        "taskset",
+        "-c",
+        "0",
+        own,
+        "open-loop",
+        "--address",
+        &address,
+        "--rate",
+        &rate.to_string(),
+        "--seconds",
         &seconds.to_string(),
     ])?;
     serde_json::from_slice::<OpenLoop>(&output.stdout)
-        .map(|OpenLoop { rate, p50, p99 }| Load { rate, seconds: f64::from(seconds), p50, p99 })
-        .with_context(|| format!("{arm}: the open loop printed {}", String::from_utf8_lossy(&output.stdout)))
+        .map(|OpenLoop { rate, p50, p99 }| Load {
+            rate,
+            seconds: f64::from(seconds),
+            p50,
+            p99,
+        })
+        .with_context(|| {
+            format!(
+                "{arm}: the open loop printed {}",
+                String::from_utf8_lossy(&output.stdout)
+            )
+        })
 }
 
 #[derive(clap::Args)]
@@ -104,7 +140,11 @@ struct Connection {
 
 /// The open loop itself, one thread over non-blocking sockets: timers of async runtimes tick in milliseconds.
 pub(crate) fn run_open(options: &OpenOptions) -> anyhow::Result<OpenLoop> {
-    let OpenOptions { address, rate, seconds } = *options;
+    let OpenOptions {
+        address,
+        rate,
+        seconds,
+    } = *options;
     if !(1.0..=1e6).contains(&rate) {
         bail!("--rate must be from 1 to 1000000 requests per second, not {rate}");
     }
@@ -114,7 +154,11 @@ pub(crate) fn run_open(options: &OpenOptions) -> anyhow::Result<OpenLoop> {
         let stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        connections.push(Connection { stream, intended: None, received: Vec::with_capacity(4096) });
+        connections.push(Connection {
+            stream,
+            intended: None,
+            received: Vec::with_capacity(4096),
+        });
     }
     let mut idle: VecDeque<usize> = (0..connections.len()).collect();
     let mut latency = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3)?;
@@ -130,25 +174,45 @@ pub(crate) fn run_open(options: &OpenOptions) -> anyhow::Result<OpenLoop> {
             && let Some(index) = idle.pop_front()
         {
             let connection = &mut connections[index];
-            connection.stream.write_all(request.as_bytes()).context("cannot send a request")?;
+            connection
+                .stream
+                .write_all(request.as_bytes())
+                .context("cannot send a request")?;
             connection.intended = Some(next);
             next += gap;
         }
-        let wait = if idle.is_empty() { Duration::from_millis(100) } else { next.saturating_duration_since(Instant::now()) };
-        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.min(Duration::from_millis(100)).subsec_nanos()) };
+        let wait = if idle.is_empty() {
+            Duration::from_millis(100)
+        } else {
+            next.saturating_duration_since(Instant::now())
+        };
+        let timeout = Timespec {
+            tv_sec: 0,
+            tv_nsec: i64::from(wait.min(Duration::from_millis(100)).subsec_nanos()),
+        };
         let ready: Vec<usize> = {
-            let mut fds: Vec<_> = connections.iter().map(|c| PollFd::from_borrowed_fd(c.stream.as_fd(), PollFlags::IN)).collect();
+            let mut fds: Vec<_> = connections
+                .iter()
+                .map(|c| PollFd::from_borrowed_fd(c.stream.as_fd(), PollFlags::IN))
+                .collect();
             match rustix::event::poll(&mut fds, Some(&timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error).context("cannot wait for answers"),
             }
-            fds.iter().enumerate().filter(|(_, fd)| !fd.revents().is_empty()).map(|(index, _)| index).collect()
+            fds.iter()
+                .enumerate()
+                .filter(|(_, fd)| !fd.revents().is_empty())
+                .map(|(index, _)| index)
+                .collect()
         };
         for index in ready {
             let connection = &mut connections[index];
             if receive(connection)? {
                 let done = Instant::now();
-                let intended = connection.intended.take().context("an answer came without a request")?;
+                let intended = connection
+                    .intended
+                    .take()
+                    .context("an answer came without a request")?;
                 if intended >= start + warm_up {
                     latency.record((done - intended).as_nanos().try_into().unwrap_or(u64::MAX).max(1))?;
                     answered += 1;
@@ -161,7 +225,11 @@ pub(crate) fn run_open(options: &OpenOptions) -> anyhow::Result<OpenLoop> {
         bail!("{address}: no request was answered");
     }
     let at = |quantile: f64| latency.value_at_quantile(quantile) as f64 / 1e9;
-    Ok(OpenLoop { rate: answered as f64 / seconds as f64, p50: at(0.5), p99: at(0.99) })
+    Ok(OpenLoop {
+        rate: answered as f64 / seconds as f64,
+        p50: at(0.5),
+        p99: at(0.99),
+    })
 }
 
 /// Reads what has come; true when the answer is whole.
@@ -174,10 +242,15 @@ fn receive(connection: &mut Connection) -> anyhow::Result<bool> {
         Err(error) => return Err(error).context("cannot receive an answer"),
     }
     let received = &connection.received;
-    let Some(head) = received.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(false) };
+    let Some(head) = received.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return Ok(false);
+    };
     let text = std::str::from_utf8(&received[..head]).context("an answer's head is not text")?;
     if !text.starts_with("HTTP/1.1 200") {
-        bail!("an answer was not 200: {}", text.lines().next().unwrap_or_default());
+        bail!(
+            "an answer was not 200: {}",
+            text.lines().next().unwrap_or_default()
+        );
     }
     let length: usize = text
         .lines()

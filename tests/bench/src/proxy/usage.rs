@@ -5,10 +5,18 @@ use anyhow::Context as _;
 /// CPU time of all threads, in seconds. `schedstat` counts nanoseconds, where `stat` counts 10 ms ticks.
 pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let mut ns = 0u64;
-    for entry in std::fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} is gone"))? {
+    for entry in
+        std::fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} is gone"))?
+    {
         // A thread may end between the listing and the reading; its time is then lost, which is no error.
-        let Ok(text) = std::fs::read_to_string(entry?.path().join("schedstat")) else { continue };
-        ns += text.split_whitespace().next().and_then(|first| first.parse::<u64>().ok()).unwrap_or(0);
+        let Ok(text) = std::fs::read_to_string(entry?.path().join("schedstat")) else {
+            continue;
+        };
+        ns += text
+            .split_whitespace()
+            .next()
+            .and_then(|first| first.parse::<u64>().ok())
+            .unwrap_or(0);
     }
     Ok(ns as f64 / 1e9)
 }

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use heddle_tests_cluster::{FIRST_COMMIT, PAYMENTS, PLAIN_TEXT, SECRET_TEXT, audit, capture, metrics, story, workloads};
+use heddle_tests_cluster::{
+    FIRST_COMMIT, PAYMENTS, PLAIN_TEXT, SECRET_TEXT, audit, capture, metrics, story, workloads,
+};
 use serde_json::Value;
 
 use crate::stage::Stage;
@@ -15,10 +17,19 @@ const MINUTES: Duration = Duration::from_secs(240);
 async fn a_commit_becomes_a_running_mesh() -> Result<()> {
     let stage = Stage::take().await?;
     stage.kubectl.apply(PAYMENTS)?;
-    for (namespace, deployment) in [("payments", "payments-api"), ("payments", "checkout"), ("legacy", "batch")] {
+    for (namespace, deployment) in [
+        ("payments", "payments-api"),
+        ("payments", "checkout"),
+        ("legacy", "batch"),
+    ] {
         stage.kubectl.rollout_status(namespace, deployment)?;
     }
-    ensure!(workloads::pods(&stage.kubectl, "payments")?.iter().all(|pod| !pod.meshed), "nothing is meshed yet");
+    ensure!(
+        workloads::pods(&stage.kubectl, "payments")?
+            .iter()
+            .all(|pod| !pod.meshed),
+        "nothing is meshed yet"
+    );
 
     let commit = stage.repository.commit(&FIRST_COMMIT, "A mesh for payments")?;
     story::install_reconciler(&stage.kubectl, &stage.heddle)?;
@@ -38,25 +49,45 @@ async fn a_commit_becomes_a_running_mesh() -> Result<()> {
 
 fn status_names_the_commit(stage: &Stage, commit: &str) -> Result<()> {
     let table = stage.heddle.stdout(&["status"])?;
-    ensure!(table.contains(commit), "heddle status does not name {commit}:\n{table}");
+    ensure!(
+        table.contains(commit),
+        "heddle status does not name {commit}:\n{table}"
+    );
     let json: Value = serde_json::from_str(&stage.heddle.stdout(&["status", "-o", "json"])?)?;
-    ensure!(json.to_string().contains(commit), "heddle status -o json does not name {commit}: {json}");
+    ensure!(
+        json.to_string().contains(commit),
+        "heddle status -o json does not name {commit}: {json}"
+    );
     Ok(())
 }
 
 async fn traffic_is_mutual_tls(stage: &Stage) -> Result<()> {
     story::wait_traffic(&stage.kubectl, Duration::from_secs(60))?;
     let bytes = capture::between_pods(&stage.cluster, Duration::from_secs(4))?;
-    ensure!(capture::contains(&bytes, PLAIN_TEXT), "the capture shows no plaintext at all: it has seen nothing");
-    ensure!(!capture::contains(&bytes, SECRET_TEXT), "the meshed client's text crossed the network in plaintext");
+    ensure!(
+        capture::contains(&bytes, PLAIN_TEXT),
+        "the capture shows no plaintext at all: it has seen nothing"
+    );
+    ensure!(
+        !capture::contains(&bytes, SECRET_TEXT),
+        "the meshed client's text crossed the network in plaintext"
+    );
     Ok(())
 }
 
 fn unmeshed_stay_unmeshed(stage: &Stage) -> Result<()> {
-    ensure!(workloads::pods(&stage.kubectl, "legacy")?.iter().all(|pod| !pod.meshed), "a pod of `legacy` was injected");
+    ensure!(
+        workloads::pods(&stage.kubectl, "legacy")?
+            .iter()
+            .all(|pod| !pod.meshed),
+        "a pod of `legacy` was injected"
+    );
     for namespace in ["linkerd", "heddle-system"] {
         let pods = workloads::pods(&stage.kubectl, namespace)?;
-        ensure!(!pods.is_empty() && pods.iter().all(|pod| !pod.meshed), "a pod of {namespace} was injected: {pods:?}");
+        ensure!(
+            !pods.is_empty() && pods.iter().all(|pod| !pod.meshed),
+            "a pod of {namespace} was injected: {pods:?}"
+        );
     }
     Ok(())
 }
@@ -67,7 +98,11 @@ async fn nothing_changed_writes_nothing(stage: &Stage) -> Result<()> {
     let settled = settle(stage).await?;
     tokio::time::sleep(IDLE).await;
     let after = heddle_writes(stage)?;
-    ensure!(after.len() == settled, "an unchanged commit (interval 1 s) was written: {:#?}", &after[settled..]);
+    ensure!(
+        after.len() == settled,
+        "an unchanged commit (interval 1 s) was written: {:#?}",
+        &after[settled..]
+    );
     Ok(())
 }
 
@@ -89,8 +124,14 @@ async fn settle(stage: &Stage) -> Result<usize> {
 
 fn heddle_writes(stage: &Stage) -> Result<Vec<audit::Write>> {
     let all = audit::writes(&stage.cluster.audit_log_path())?;
-    let own: Vec<_> = all.into_iter().filter(|write| write.user_agent.starts_with("heddle/")).collect();
-    ensure!(!own.is_empty(), "the audit log knows no write of the reconciler at all, so counting them proves nothing");
+    let own: Vec<_> = all
+        .into_iter()
+        .filter(|write| write.user_agent.starts_with("heddle/"))
+        .collect();
+    ensure!(
+        !own.is_empty(),
+        "the audit log knows no write of the reconciler at all, so counting them proves nothing"
+    );
     Ok(own)
 }
 
@@ -102,10 +143,22 @@ async fn plan_is_what_run_does(stage: &Stage) -> Result<()> {
         "{linkerd.io/inject: enabled, config.linkerd.io/proxy-memory-limit: 250Mi}",
     );
     let folder = stage.repository.worktree(&[(path, &changed)])?;
-    let arguments =
-        ["plan", "--repo", folder.path().to_str().context("UTF-8")?, "--path", "clusters/production", "-o", "json"];
+    let arguments = [
+        "plan",
+        "--repo",
+        folder.path().to_str().context("UTF-8")?,
+        "--path",
+        "clusters/production",
+        "-o",
+        "json",
+    ];
     let ended = stage.heddle.run(&arguments)?;
-    ensure!(ended.code == Some(1), "a plan with changes exits 1, not {:?}: {}", ended.code, ended.stderr);
+    ensure!(
+        ended.code == Some(1),
+        "a plan with changes exits 1, not {:?}: {}",
+        ended.code,
+        ended.stderr
+    );
     let plan: Value = serde_json::from_str(&ended.stdout).context("plan -o json prints JSON")?;
     let mut planned = steps(&plan)?;
     planned.sort();
@@ -118,7 +171,9 @@ async fn plan_is_what_run_does(stage: &Stage) -> Result<()> {
 
     let before_writes = heddle_writes(stage)?.len();
     let before_pods = workloads::pods(&stage.kubectl, "payments")?;
-    let commit = stage.repository.commit(&[(path, &changed)], "Give the proxies of payments 250 MiB")?;
+    let commit = stage
+        .repository
+        .commit(&[(path, &changed)], "Give the proxies of payments 250 MiB")?;
     story::wait_applied(&stage.kubectl, &commit, MINUTES).await?;
     story::wait_replaced(&stage.kubectl, "payments", &before_pods, MINUTES).await?;
     settle(stage).await?;
@@ -147,9 +202,17 @@ async fn plan_is_what_run_does(stage: &Stage) -> Result<()> {
 
 /// The plan's steps that change something, as `action Kind [namespace/]name`.
 fn steps(plan: &Value) -> Result<Vec<String>> {
-    let steps = plan["steps"].as_array().with_context(|| format!("a plan has steps: {plan}"))?;
+    let steps = plan["steps"]
+        .as_array()
+        .with_context(|| format!("a plan has steps: {plan}"))?;
     let line = |step: &Value| {
-        let text = |key: &str| step[key].as_str().or_else(|| step["object"][key].as_str()).unwrap_or_default().to_owned();
+        let text = |key: &str| {
+            step[key]
+                .as_str()
+                .or_else(|| step["object"][key].as_str())
+                .unwrap_or_default()
+                .to_owned()
+        };
         let name = match text("namespace").as_str() {
             "" => text("name"),
             namespace => format!("{namespace}/{}", text("name")),
@@ -157,15 +220,34 @@ fn steps(plan: &Value) -> Result<Vec<String>> {
         format!("{} {} {name}", text("action").to_lowercase(), text("kind"))
     };
     let quiet = ["keep", "skip"];
-    Ok(steps.iter().map(line).filter(|line| !quiet.iter().any(|word| line.starts_with(word))).collect())
+    Ok(steps
+        .iter()
+        .map(line)
+        .filter(|line| !quiet.iter().any(|word| line.starts_with(word)))
+        .collect())
 }
 
 async fn edits_by_hand_are_repaired(stage: &Stage) -> Result<()> {
     let deny = r#"{"spec":{"accessPolicy":"deny"}}"#;
     let kubectl = &stage.kubectl;
-    kubectl.run(&["patch", "server.policy.linkerd.io", "payments-api", "-n", "payments", "--type=merge", "-p", deny])?;
+    kubectl.run(&[
+        "patch",
+        "server.policy.linkerd.io",
+        "payments-api",
+        "-n",
+        "payments",
+        "--type=merge",
+        "-p",
+        deny,
+    ])?;
     story::wait_access_policy(kubectl, "all-unauthenticated", Duration::from_secs(30)).await?;
-    kubectl.run(&["delete", "server.policy.linkerd.io", "payments-api", "-n", "payments"])?;
+    kubectl.run(&[
+        "delete",
+        "server.policy.linkerd.io",
+        "payments-api",
+        "-n",
+        "payments",
+    ])?;
     story::wait_access_policy(kubectl, "all-unauthenticated", Duration::from_secs(30)).await
 }
 
@@ -192,7 +274,10 @@ kind: MeshTLSAuthentication
 metadata: {name: checkout-sa, namespace: payments}
 spec: {identities: [checkout.payments.serviceaccount.identity.linkerd.cluster.local]}
 ";
-    let commit = stage.repository.commit(&[(FIRST_COMMIT[1].0, policy)], "Only checkout may call payments-api")?;
+    let commit = stage.repository.commit(
+        &[(FIRST_COMMIT[1].0, policy)],
+        "Only checkout may call payments-api",
+    )?;
     story::wait_applied(&stage.kubectl, &commit, MINUTES).await?;
     let outcome = heddle_tests_harness::wait::until_ok("checkout to be let in and batch to be refused", Duration::from_secs(60), || async {
         let before = decisions(stage)?;
@@ -215,12 +300,17 @@ spec: {identities: [checkout.payments.serviceaccount.identity.linkerd.cluster.lo
 /// What the proxies of payments-api have decided so far. The kubelet's probes are let in without a certificate.
 fn decisions(stage: &Stage) -> Result<BTreeMap<&'static str, f64>> {
     let mut sums = BTreeMap::new();
-    for pod in workloads::pods(&stage.kubectl, "payments")?.iter().filter(|pod| pod.app == "payments-api") {
+    for pod in workloads::pods(&stage.kubectl, "payments")?
+        .iter()
+        .filter(|pod| pod.app == "payments-api")
+    {
         let series = metrics::scrape(&stage.kubectl, "payments", &pod.name)?;
         for one in &series {
             let key = match (one.name.as_str(), one.label("tls"), one.label("authz_name")) {
                 ("inbound_http_authz_allow_total", "true", "payments-api-allow-checkout") => "allowed",
-                ("inbound_http_authz_allow_total", tls, name) if tls != "true" && name == "payments-api-allow-checkout" => {
+                ("inbound_http_authz_allow_total", tls, name)
+                    if tls != "true" && name == "payments-api-allow-checkout" =>
+                {
                     "plaintext allowed"
                 }
                 ("inbound_http_authz_deny_total", _, _) => "denied",

@@ -6,7 +6,10 @@ use heddle_control_core::{
 };
 use linkerd2_proxy_api::outbound::{self as proto, grpc_route as grpc};
 
-use super::{Backend, Distribution, Filter, RETRY_BACKOFF, RETRY_BYTES_MAX, Retry, RetryOn, backend, backoff, encode, timeouts};
+use super::{
+    Backend, Distribution, Filter, RETRY_BACKOFF, RETRY_BYTES_MAX, Retry, RetryOn, backend, backoff, encode,
+    timeouts,
+};
 
 pub(super) fn route(route: &OutboundRoute<GrpcMatch>) -> proto::GrpcRoute {
     let OutboundRoute { meta, hosts, rules } = route;
@@ -18,7 +21,13 @@ pub(super) fn route(route: &OutboundRoute<GrpcMatch>) -> proto::GrpcRoute {
 }
 
 fn rule(rule: &OutboundRule<GrpcMatch>) -> grpc::Rule {
-    let OutboundRule { matches, filters, backends, timeouts: limits, retry: tries } = rule;
+    let OutboundRule {
+        matches,
+        filters,
+        backends,
+        timeouts: limits,
+        retry: tries,
+    } = rule;
     grpc::Rule {
         matches: matches.iter().map(encode::grpc_match).collect(),
         filters: filters.iter().filter_map(filter).collect(),
@@ -32,11 +41,17 @@ fn rule(rule: &OutboundRule<GrpcMatch>) -> grpc::Rule {
 fn distribution(distribution: &Distribution) -> grpc::Distribution {
     use grpc::distribution::{FirstAvailable, Kind, RandomAvailable};
     let kind = match distribution {
-        Distribution::First(one) => Kind::FirstAvailable(FirstAvailable { backends: vec![route_backend(one)] }),
+        Distribution::First(one) => Kind::FirstAvailable(FirstAvailable {
+            backends: vec![route_backend(one)],
+        }),
         Distribution::Weighted(all) => {
-            let weighted =
-                |(one, weight): &(Backend, u32)| grpc::WeightedRouteBackend { backend: Some(route_backend(one)), weight: *weight };
-            Kind::RandomAvailable(RandomAvailable { backends: all.iter().map(weighted).collect() })
+            let weighted = |(one, weight): &(Backend, u32)| grpc::WeightedRouteBackend {
+                backend: Some(route_backend(one)),
+                weight: *weight,
+            };
+            Kind::RandomAvailable(RandomAvailable {
+                backends: all.iter().map(weighted).collect(),
+            })
         }
     };
     grpc::Distribution { kind: Some(kind) }
@@ -62,8 +77,21 @@ fn filter(filter: &Filter) -> Option<grpc::Filter> {
 }
 
 fn retry(retry: &Retry) -> Option<grpc::Retry> {
-    let Retry { limit, timeout, on: RetryOn::Grpc(on) } = retry else { return None };
-    let GrpcRetryOn { cancelled, deadline_exceeded, resource_exhausted, internal, unavailable } = *on;
+    let Retry {
+        limit,
+        timeout,
+        on: RetryOn::Grpc(on),
+    } = retry
+    else {
+        return None;
+    };
+    let GrpcRetryOn {
+        cancelled,
+        deadline_exceeded,
+        resource_exhausted,
+        internal,
+        unavailable,
+    } = *on;
     Some(grpc::Retry {
         max_retries: *limit,
         max_request_bytes: RETRY_BYTES_MAX,

@@ -6,7 +6,10 @@ use heddle_control_core::{
 };
 use linkerd2_proxy_api::outbound::{self as proto, http_route as http};
 
-use super::{Backend, Distribution, Filter, RETRY_BACKOFF, RETRY_BYTES_MAX, Retry, RetryOn, backend, backoff, encode, timeouts};
+use super::{
+    Backend, Distribution, Filter, RETRY_BACKOFF, RETRY_BYTES_MAX, Retry, RetryOn, backend, backoff, encode,
+    timeouts,
+};
 
 pub(super) fn route(route: &OutboundRoute<HttpMatch>) -> proto::HttpRoute {
     let OutboundRoute { meta, hosts, rules } = route;
@@ -18,7 +21,13 @@ pub(super) fn route(route: &OutboundRoute<HttpMatch>) -> proto::HttpRoute {
 }
 
 fn rule(rule: &OutboundRule<HttpMatch>) -> http::Rule {
-    let OutboundRule { matches, filters, backends, timeouts: limits, retry: tries } = rule;
+    let OutboundRule {
+        matches,
+        filters,
+        backends,
+        timeouts: limits,
+        retry: tries,
+    } = rule;
     http::Rule {
         matches: matches.iter().map(encode::http_match).collect(),
         filters: filters.iter().map(filter).collect(),
@@ -32,11 +41,17 @@ fn rule(rule: &OutboundRule<HttpMatch>) -> http::Rule {
 fn distribution(distribution: &Distribution) -> http::Distribution {
     use http::distribution::{FirstAvailable, Kind, RandomAvailable};
     let kind = match distribution {
-        Distribution::First(one) => Kind::FirstAvailable(FirstAvailable { backends: vec![route_backend(one)] }),
+        Distribution::First(one) => Kind::FirstAvailable(FirstAvailable {
+            backends: vec![route_backend(one)],
+        }),
         Distribution::Weighted(all) => {
-            let weighted =
-                |(one, weight): &(Backend, u32)| http::WeightedRouteBackend { backend: Some(route_backend(one)), weight: *weight };
-            Kind::RandomAvailable(RandomAvailable { backends: all.iter().map(weighted).collect() })
+            let weighted = |(one, weight): &(Backend, u32)| http::WeightedRouteBackend {
+                backend: Some(route_backend(one)),
+                weight: *weight,
+            };
+            Kind::RandomAvailable(RandomAvailable {
+                backends: all.iter().map(weighted).collect(),
+            })
         }
     };
     http::Distribution { kind: Some(kind) }
@@ -62,15 +77,26 @@ fn filter(filter: &Filter) -> http::Filter {
 }
 
 fn retry(retry: &Retry) -> Option<http::Retry> {
-    let Retry { limit, timeout, on: RetryOn::Http(ranges) } = retry else { return None };
-    let status_ranges = ranges.iter().map(|(start, end)| http::retry::conditions::StatusRange {
-        start: (*start).into(),
-        end: (*end).into(),
-    });
+    let Retry {
+        limit,
+        timeout,
+        on: RetryOn::Http(ranges),
+    } = retry
+    else {
+        return None;
+    };
+    let status_ranges = ranges
+        .iter()
+        .map(|(start, end)| http::retry::conditions::StatusRange {
+            start: (*start).into(),
+            end: (*end).into(),
+        });
     Some(http::Retry {
         max_retries: *limit,
         max_request_bytes: RETRY_BYTES_MAX,
-        conditions: Some(http::retry::Conditions { status_ranges: status_ranges.collect() }),
+        conditions: Some(http::retry::Conditions {
+            status_ranges: status_ranges.collect(),
+        }),
         timeout: timeout.and_then(encode::duration),
         backoff: Some(backoff(&RETRY_BACKOFF)),
     })
