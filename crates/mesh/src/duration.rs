@@ -39,14 +39,17 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
 /// Prints a duration with the largest unit that keeps it whole; parts below a millisecond are dropped.
 pub fn format(duration: Duration) -> String {
     let ms = duration.as_millis();
-    let (number, unit) = match ms {
-        0 => (0, "s"),
-        _ if ms % 86_400_000 == 0 => (ms / 86_400_000, "d"),
-        _ if ms % 3_600_000 == 0 => (ms / 3_600_000, "h"),
-        _ if ms % 60_000 == 0 => (ms / 60_000, "m"),
-        _ if ms % 1_000 == 0 => (ms / 1_000, "s"),
-        _ => (ms, "ms"),
-    };
+    let units = [
+        (86_400_000, "d"),
+        (3_600_000, "h"),
+        (60_000, "m"),
+        (1_000, "s"),
+        (1, "ms"),
+    ];
+    let whole = units
+        .into_iter()
+        .find(|(size, _)| ms > 0 && ms.is_multiple_of(*size));
+    let (number, unit) = whole.map_or((0, "s"), |(size, unit)| (ms / size, unit));
     format!("{number}{unit}")
 }
 

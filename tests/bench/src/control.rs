@@ -304,7 +304,6 @@ fn one_service() -> OutboundPolicy {
             capacity: 100,
             failfast_timeout: seconds(3),
         }),
-        ..outbound::Backend::default()
     };
     let http = outbound::HttpRoute {
         metadata: default_metadata("http"),

@@ -46,6 +46,9 @@ struct Sample {
     half_load_p99: f64,
 }
 
+/// One of a sample's figures.
+type Figure = fn(&Sample) -> f64;
+
 const CONNECTIONS: usize = 64;
 
 pub(crate) async fn run(options: Options) -> anyhow::Result<Vec<Record>> {
@@ -103,13 +106,13 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Vec<Record>> {
     let busy_rss_haproxy = arms.resident_bytes(Arm::HaproxyH2)?;
     arms.check_alive()?;
 
-    let column = |arm: Arm, figure: fn(&Sample) -> f64| -> Vec<f64> {
+    let column = |arm: Arm, figure: Figure| -> Vec<f64> {
         samples
             .get(&arm)
             .map(|all| all.iter().map(figure).collect())
             .unwrap_or_default()
     };
-    let added = |arm: Arm, figure: fn(&Sample) -> f64| -> Vec<f64> {
+    let added = |arm: Arm, figure: Figure| -> Vec<f64> {
         column(arm, figure)
             .iter()
             .zip(column(Arm::Direct, figure))
@@ -132,7 +135,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<Vec<Record>> {
         &per_core(Arm::Heddle),
         ("haproxy", &better(true, &per_core)),
     )];
-    let figures: [(&str, fn(&Sample) -> f64); 3] = [
+    let figures: [(&str, Figure); 3] = [
         ("added_p50_unloaded", |sample| sample.unloaded_p50),
         ("added_p99_unloaded", |sample| sample.unloaded_p99),
         ("added_p99_half_load", |sample| sample.half_load_p99),
