@@ -4,7 +4,6 @@
 //! seen instead. `cargo xtask demo` tells these steps to a person, the tests here assert them. Nothing in this crate
 //! asks the product's code: it runs `heddle` as users run it, and reads what the API server and the proxies say.
 
-pub mod audit;
 pub mod capture;
 pub mod heddle;
 pub mod kubectl;

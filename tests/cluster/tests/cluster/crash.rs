@@ -6,10 +6,11 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
-use heddle_tests_cluster::{FIRST_COMMIT, PAYMENTS, audit, heddle::Running, story};
+use heddle_tests_cluster::{FIRST_COMMIT, PAYMENTS, heddle::Running, story};
+use heddle_tests_harness::audit::AuditLog;
 use serde_json::Value;
 
-use crate::stage::Stage;
+use crate::{stage::Stage, story::is_own};
 
 /// After how many of its own writes the reconciler is killed; the first apply makes about fifty.
 const KILL_AFTER: [usize; 4] = [1, 9, 38, 47];
@@ -50,9 +51,9 @@ async fn killed_at_any_step_it_ends_in_the_same_state() -> Result<()> {
 
     for kill_after in KILL_AFTER {
         begin(&stage)?;
-        let before = audit::writes(&stage.cluster.audit_log_path())?.len();
+        let audit = AuditLog::from_now(stage.cluster.audit_log_path())?;
         let mut first = start(&format!("killed-after-{kill_after}.log"))?;
-        wait_writes(&stage, before, kill_after, &mut first)?;
+        wait_writes(&audit, kill_after, &mut first)?;
         first.kill()?;
         let second = start(&format!("restarted-after-{kill_after}.log"))?;
         finish(&stage, &commit, &second).await?;
@@ -95,14 +96,10 @@ async fn finish(stage: &Stage, commit: &str, running: &Running) -> Result<()> {
 }
 
 /// Polls quickly: the kill should come at that write, not after the next ones.
-fn wait_writes(stage: &Stage, before: usize, count: usize, running: &mut Running) -> Result<()> {
+fn wait_writes(audit: &AuditLog, count: usize, running: &mut Running) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(120);
     loop {
-        let writes = audit::writes(&stage.cluster.audit_log_path())?;
-        let own = writes[before.min(writes.len())..]
-            .iter()
-            .filter(|write| write.user_agent.starts_with("heddle"))
-            .count();
+        let own = audit.writes()?.iter().filter(|write| is_own(write)).count();
         if own >= count {
             return Ok(());
         }

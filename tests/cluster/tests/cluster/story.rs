@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use heddle_tests_cluster::{
-    FIRST_COMMIT, PAYMENTS, PLAIN_TEXT, SECRET_TEXT, audit, capture, metrics, story, workloads,
+    FIRST_COMMIT, PAYMENTS, PLAIN_TEXT, SECRET_TEXT, capture, metrics, story, workloads,
 };
+use heddle_tests_harness::audit::{AuditLog, Write};
 use serde_json::Value;
 
 use crate::stage::Stage;
@@ -122,17 +123,20 @@ async fn settle(stage: &Stage) -> Result<usize> {
     anyhow::bail!("the reconciler has not come to rest in 60 s: {last} writes so far")
 }
 
-fn heddle_writes(stage: &Stage) -> Result<Vec<audit::Write>> {
-    let all = audit::writes(&stage.cluster.audit_log_path())?;
-    let own: Vec<_> = all
-        .into_iter()
-        .filter(|write| write.user_agent.starts_with("heddle/"))
-        .collect();
+/// What the reconciler has written so far. Dry runs store nothing.
+fn heddle_writes(stage: &Stage) -> Result<Vec<Write>> {
+    let all = AuditLog::from_start(stage.cluster.audit_log_path()).writes()?;
+    let own: Vec<_> = all.into_iter().filter(is_own).collect();
     ensure!(
         !own.is_empty(),
         "the audit log knows no write of the reconciler at all, so counting them proves nothing"
     );
     Ok(own)
+}
+
+/// Whether a write is the reconciler's, and one that stores something.
+pub(crate) fn is_own(write: &Write) -> bool {
+    write.user_agent.starts_with("heddle/") && !write.is_dry_run()
 }
 
 /// Must show 3: the plan of a second commit lists exactly what `run` then does; a second plan is empty.
