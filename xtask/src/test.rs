@@ -10,6 +10,7 @@ use heddle_tests_harness::{
     cluster::{Cluster, ClusterOptions, Mode},
     host,
     progress::Progress,
+    tools::{Program, Tools},
     workspace_root,
 };
 
@@ -44,6 +45,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     );
     packages::ensure(host::CLUSTER_PACKAGES, Progress::Shown)?;
     packages::ensure(host::BUILD_PACKAGES, Progress::Shown)?;
+    // A long build, told here: the test that needs it would only seem to hang.
+    Tools::ensure(&[Program::CertManager], Progress::Shown)?;
     // The test programs run the built binaries, so these must be there, and current, first.
     lint::cargo(&["build", "--workspace", "--bins"])?;
     Cluster::down(CLUSTER).await?;

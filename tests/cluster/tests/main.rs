@@ -6,6 +6,8 @@
 
 #[path = "cluster/bad_input.rs"]
 mod bad_input;
+#[path = "cluster/cert_manager.rs"]
+mod cert_manager;
 #[path = "cluster/crash.rs"]
 mod crash;
 #[path = "cluster/reference.rs"]
