@@ -42,6 +42,7 @@ pub const CLUSTER_PACKAGES: &[Package] = &[
 /// What building images and serving Git needs besides.
 pub const BUILD_PACKAGES: &[Package] = &[
     program("git", "git", "serving test repositories"),
+    program("nftables", "nft", "comparing redirect rules with what nft reads"),
     program("gcc", "cc", "linking Rust programs"),
     program("tcpdump", "tcpdump", "looking at pods' traffic"),
     Package {
