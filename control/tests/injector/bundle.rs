@@ -62,8 +62,17 @@ async fn replicas_share_one_certificate_and_what_is_broken_is_mended() -> anyhow
     let version = |world: &World| {
         let (configurations, secrets) = (world.configurations(), world.api::<Secret>("linkerd"));
         async move {
-            let configuration = configurations.get(CONFIGURATION).await?.resource_version();
-            Ok::<_, kube::Error>((configuration, secrets.get(SECRET).await?.resource_version()))
+            // Not the resource version: the API server sorts managedFields by time, so the reconciler's second apply may
+            // reorder them, and store that, though nobody has changed anything.
+            let metadata = configurations.get(CONFIGURATION).await?.metadata;
+            let fields = metadata.managed_fields.into_iter().flatten();
+            let mine = fields.filter(|entry| entry.manager.as_deref() == Some("heddle-injector"));
+            let written: Vec<_> = mine.map(|entry| entry.time).collect();
+            Ok::<_, kube::Error>((
+                metadata.generation,
+                written,
+                secrets.get(SECRET).await?.resource_version(),
+            ))
         }
     };
     let before = version(&world).await?;

@@ -136,7 +136,10 @@ impl World {
     }
 
     pub(crate) fn write_config(&self, text: &str) -> anyhow::Result<()> {
-        Ok(std::fs::write(self.files.path().join("values"), text)?)
+        // Replaced in one step, as the kubelet does it: a file caught between truncation and writing is an empty one.
+        let next = self.files.path().join("values.next");
+        std::fs::write(&next, text)?;
+        Ok(std::fs::rename(next, self.files.path().join("values"))?)
     }
 
     /// The configuration as the reconciler applies it: without a caBundle.
@@ -218,7 +221,7 @@ impl World {
             .arg(flag("config-file", &file("values")))
             .arg(flag("trust-roots", &file("ca-bundle.crt")))
             .arg(flag("kubeconfig", &self.cluster.kubeconfig_path()))
-            .args(["--log-level", "info,heddle_control=debug"])
+            .args(["--log-level", "warn"])
             .stdout(Stdio::null())
             .spawn()
             .context("failed to start heddle-control")?;
