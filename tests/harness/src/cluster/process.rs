@@ -57,7 +57,7 @@ impl Daemon {
 
     /// Whether it runs; an error with the end of its log if not.
     pub(super) fn check(&self, layout: &Layout) -> Result<()> {
-        if self.find(layout).is_empty() {
+        if self.find(layout).is_empty() && !self.is_starting(layout) {
             bail!(
                 "{} ended; the end of {}:\n{}",
                 self.name,
@@ -66,6 +66,16 @@ impl Daemon {
             );
         }
         Ok(())
+    }
+
+    /// Whether the process started last is alive and in the middle of `exec`: until the kernel has mapped the new
+    /// program, which takes a while when that comes from disk, its environment reads as empty.
+    fn is_starting(&self, layout: &Layout) -> bool {
+        let pid = fs::read_to_string(layout.at(&format!("run/{}.pid", self.name)));
+        let pid = pid.ok().and_then(|text| text.trim().parse().ok());
+        pid.is_some_and(|pid: u32| {
+            is_alive(pid) && fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| environ.is_empty())
+        })
     }
 
     /// The last lines it logged.
