@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use heddle_tests_harness::{
+    audit::AuditLog,
     cluster::{Cluster, ClusterOptions, Mode},
     command,
     git::{GitServer, GitServerOptions, Repository},
@@ -155,15 +156,16 @@ async fn measure(cluster: &Cluster, commits: usize, objects: usize, heddle: &Pat
         to_ready.push(ready);
     }
 
-    let before = audit_lines(cluster)?;
+    let audit = AuditLog::from_now(cluster.audit_log_path())?;
     let noop = repository.commit("Nothing for the mesh", &[("README.md", "not under the path\n")])?;
     trigger().await?;
     wait_applied(&client, &noop).await?;
-    let noop_writes = audit_lines(cluster)?.split_off(before.len());
+    let written = audit.writes()?;
     // That there is a new revision is told once, in the status and by an Event; nothing else may be written.
-    let object_writes = noop_writes
+    let object_writes = written
         .iter()
-        .filter(|line| !line.contains("/status") && !line.contains("/events"))
+        .filter(|write| write.user_agent.starts_with("heddle") && !write.is_dry_run())
+        .filter(|write| !write.uri.contains("/status") && !write.uri.contains("/events"))
         .count();
     let rss = crate::proxy::resident_bytes(running.0.id())?;
     Ok(vec![
@@ -290,13 +292,4 @@ async fn trigger() -> Result<()> {
         command::run_args("curl", ["-fsS", "-m", "5", "-X", "POST", &url]).map(drop)
     })
     .await?
-}
-
-fn audit_lines(cluster: &Cluster) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(cluster.audit_log_path())?;
-    Ok(text
-        .lines()
-        .filter(|line| line.contains("\"userAgent\":\"heddle") && !line.contains("dryRun=All"))
-        .map(str::to_owned)
-        .collect())
 }

@@ -110,10 +110,13 @@ async fn nothing_changed_writes_nothing(stage: &Stage) -> Result<()> {
 /// How long nothing must be written; several of the Mesh's intervals. This is the thing observed, not a wait for it.
 const IDLE: Duration = Duration::from_secs(8);
 
+/// Apart by this much, two equal counts say that nothing was written between them; two decisions' counts, what was decided.
+const BETWEEN_COUNTS: Duration = Duration::from_secs(3);
+
 async fn settle(stage: &Stage) -> Result<usize> {
     let mut last = heddle_writes(stage)?.len();
     for _ in 0..20 {
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        tokio::time::sleep(BETWEEN_COUNTS).await;
         let now = heddle_writes(stage)?.len();
         if now == last {
             return Ok(now);
@@ -285,12 +288,12 @@ spec: {identities: [checkout.payments.serviceaccount.identity.linkerd.cluster.lo
     story::wait_applied(&stage.kubectl, &commit, MINUTES).await?;
     let outcome = heddle_tests_harness::wait::until_ok("checkout to be let in and batch to be refused", Duration::from_secs(60), || async {
         let before = decisions(stage)?;
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        tokio::time::sleep(BETWEEN_COUNTS).await;
         let after = decisions(stage)?;
         let grown = |key: &str| after.get(key).unwrap_or(&0.0) - before.get(key).unwrap_or(&0.0);
         ensure!(
             grown("allowed") > 0.0 && grown("denied") > 0.0 && grown("plaintext allowed") == 0.0,
-            "in two seconds {:.0} requests of checkout were allowed, {:.0} requests denied, {:.0} of others allowed",
+            "between two counts {:.0} requests of checkout were allowed, {:.0} requests denied, {:.0} of others allowed",
             grown("allowed"),
             grown("denied"),
             grown("plaintext allowed"),
