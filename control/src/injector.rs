@@ -1,22 +1,13 @@
 //! The injector: a webhook that puts proxies into pods.
 //!
 //! In go AdmissionReviews, namespaces (watched), the settings and the trust anchors (files); out come JSON patches.
-//! `heddle_inject::decide` decides; this module serves it. It keeps its own serving certificate and tells the API
-//! server what to trust. It never knows endpoints or policies.
+//! `heddle_inject::decide` decides; this module serves it, by [`crate::webhook`]. It never knows endpoints or policies.
 
 mod admit;
-mod ca_bundle;
-mod certificate;
 mod events;
 mod files;
 mod metrics;
 mod owners;
-mod review;
-mod secret;
-mod server;
-
-#[cfg(test)]
-mod tests;
 
 use std::{
     net::SocketAddr,
@@ -32,19 +23,20 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use futures_util::StreamExt as _;
 use heddle_daemon::{Admin, process, report, signal};
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Namespace};
 use kube::{
     Api, Client,
     runtime::{WatchStreamExt as _, reflector, watcher},
 };
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{net::TcpListener, task::JoinSet};
 use tracing::{error, warn};
 
-use self::{
-    admit::Admission, certificate::Serving, files::Files, metrics::Metrics, owners::Owners, server::Server,
+use self::{admit::Admission, files::Files, metrics::Metrics, owners::Owners};
+use crate::{
+    args::Common,
+    webhook::{Presence, Webhook, server::Server},
 };
-use crate::args::Common;
 
 /// Flags of the injector.
 #[derive(Clone, Debug, clap::Args)]
@@ -124,14 +116,16 @@ pub(crate) async fn run(args: Args, common: Common) -> anyhow::Result<()> {
     let listener = TcpListener::bind(listen_addr).await;
     let listener = listener.with_context(|| format!("failed to listen on {listen_addr}"))?;
 
-    let parts = Parts {
-        client,
+    let webhook = Webhook {
+        manager: "heddle-injector",
+        component: "proxy-injector",
         control_namespace: common.control_namespace,
         cluster_domain: common.cluster_domain,
-        service,
+        services: vec![service],
         secret,
-        webhook_configuration,
+        configurations: vec![webhook_configuration],
     };
+    let parts = Parts { client, webhook };
     let (drain, trigger) = (shutdown.watch(), shutdown.trigger());
     let serving = tokio::spawn(async move {
         let settings = first_settings(&files).await;
@@ -171,14 +165,10 @@ async fn first_settings(files: &Files) -> files::Settings {
     }
 }
 
-/// Names of things in the cluster, and how to reach it.
+/// How to reach the cluster, and how to be reached.
 struct Parts {
     client: Client,
-    control_namespace: String,
-    cluster_domain: String,
-    service: String,
-    secret: String,
-    webhook_configuration: String,
+    webhook: Webhook,
 }
 
 impl Parts {
@@ -190,43 +180,18 @@ impl Parts {
         metrics: Metrics,
         ready: &Ready,
         tasks: &mut JoinSet<()>,
-    ) -> Server {
-        let Self {
-            client,
-            control_namespace,
-            cluster_domain,
-            service,
-            secret,
-            webhook_configuration,
-        } = self;
+    ) -> Server<Admission> {
+        let Self { client, webhook } = self;
         let settings = Arc::new(ArcSwap::from_pointee(settings));
         tasks.spawn(files.follow(Arc::clone(&settings), metrics.settings_failures.clone()));
 
-        let host = format!("{service}.{control_namespace}.svc");
-        let names = vec![host.clone(), format!("{host}.{cluster_domain}")];
-        let (keeper, newest) = secret::Keeper::new(
-            Api::namespaced(client.clone(), &control_namespace),
-            &secret,
-            names,
-        );
-        tasks.spawn(keeper.run());
-        let (presented, presenting) = watch::channel(None);
-        let (state, bundle) = watch::channel(ca_bundle::State::Unknown);
-        let keeper = ca_bundle::Keeper {
-            api: Api::all(client.clone()),
-            name: webhook_configuration,
-            service: (service, control_namespace),
-            newest,
-            presented,
-            state,
-            catch_up: ca_bundle::API_SERVERS_CATCH_UP,
-        };
-        tasks.spawn(keeper.run());
+        let presence = webhook.keep::<MutatingWebhookConfiguration>(&client, tasks);
+        let presenting = presence.presenting.clone();
 
         let (namespaces, writer) = reflector::store();
         tasks.spawn(follow_namespaces(client.clone(), writer));
         let synced = namespaces.clone();
-        ready.begin(presenting.clone(), bundle);
+        ready.begin(presence);
         let ready = ready.clone();
         tasks.spawn(async move {
             if synced.wait_until_ready().await.is_ok() {
@@ -274,56 +239,21 @@ async fn follow_namespaces(client: Client, writer: reflector::store::Writer<Name
     }
 }
 
-/// What the API server said: the client's own text repeats it with the whole status.
-fn said(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => format!("{} ({} {})", status.message, status.code, status.reason),
-        other => report::chain(other),
-    }
-}
-
 /// Whether the webhook may be asked.
 #[derive(Clone, Debug, Default)]
 struct Ready {
     namespaces: Arc<AtomicBool>,
-    /// Once the bundle was in place, an edit by hand is mended in a moment and no reason to send requests elsewhere.
-    bundle_seen: Arc<AtomicBool>,
-    watched: Arc<OnceLock<Watched>>,
-}
-
-/// What is known once the parts run.
-#[derive(Debug)]
-struct Watched {
-    presenting: watch::Receiver<Option<Arc<Serving>>>,
-    bundle: watch::Receiver<ca_bundle::State>,
+    /// Known once the parts run.
+    presence: Arc<OnceLock<Presence>>,
 }
 
 impl Ready {
-    fn begin(
-        &self,
-        presenting: watch::Receiver<Option<Arc<Serving>>>,
-        bundle: watch::Receiver<ca_bundle::State>,
-    ) {
-        self.watched
-            .set(Watched { presenting, bundle })
-            .expect("parts are started once");
+    fn begin(&self, presence: Presence) {
+        self.presence.set(presence).expect("parts are started once");
     }
 
-    /// Namespaces are known, a certificate is presented, and the API server trusts it, if there is a configuration
-    /// that makes it ask: that one may well be applied only when the injector is ready.
+    /// Namespaces are known, and API servers trust the certificate.
     fn is_ready(&self) -> bool {
-        let Some(Watched { presenting, bundle }) = self.watched.get() else {
-            return false;
-        };
-        let in_place = match *bundle.borrow() {
-            ca_bundle::State::InPlace | ca_bundle::State::Absent => true,
-            ca_bundle::State::Differs => self.bundle_seen.load(Ordering::Acquire),
-            ca_bundle::State::Unknown => false,
-        };
-        let ready = in_place && presenting.borrow().is_some() && self.namespaces.load(Ordering::Acquire);
-        if ready {
-            self.bundle_seen.store(true, Ordering::Release);
-        }
-        ready
+        self.namespaces.load(Ordering::Acquire) && self.presence.get().is_some_and(Presence::is_ready)
     }
 }

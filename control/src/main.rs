@@ -9,6 +9,7 @@ mod injector;
 mod metrics;
 mod serve;
 mod watches;
+mod webhook;
 
 use std::process::ExitCode;
 

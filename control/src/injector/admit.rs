@@ -20,8 +20,12 @@ use super::{
     files::Settings,
     metrics::{Metrics, RequestLabels, ResponseLabels, owner_kind},
     owners::Owners,
-    review::{self, Answer, Request, ReviewError},
+};
+use crate::webhook::{
+    metrics::HttpMetrics,
+    review::{self, Answer, Audit, Request, ReviewError},
     said,
+    server::Review,
 };
 
 const NAMESPACE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -48,9 +52,10 @@ pub(super) enum AdmitError {
     NamespaceTimeout { name: String },
 }
 
-impl Admission {
-    /// Answers one AdmissionReview.
-    pub(super) async fn answer(&self, body: &[u8]) -> Result<Vec<u8>, AdmitError> {
+impl Review for Admission {
+    type Error = AdmitError;
+
+    async fn answer(&self, body: &[u8]) -> Result<Vec<u8>, AdmitError> {
         let request = Request::read(body)?;
         let core =
             request.kind.group.is_empty() && request.kind.version == "v1" && request.operation == "CREATE";
@@ -69,6 +74,16 @@ impl Admission {
         Ok(answer.to_json(&request.uid))
     }
 
+    fn is_bad_request(error: &AdmitError) -> bool {
+        matches!(error, AdmitError::Review(_))
+    }
+
+    fn metrics(&self) -> &HttpMetrics {
+        &self.metrics.http
+    }
+}
+
+impl Admission {
     async fn pod(&self, request: &Request, body: &[u8]) -> Result<Answer, AdmitError> {
         let pod: Pod = review::object(body, "Pod")?;
         let namespace = self.namespace(&request.namespace).await?;
@@ -131,7 +146,8 @@ impl Admission {
         Answer {
             patch: Some(injection.patch(anchors)),
             warnings: injection.warnings().to_vec(),
-            audit: Some(format!("injected, stamp {stamp}")),
+            audit: audit(format!("injected, stamp {stamp}")),
+            ..Answer::default()
         }
     }
 
@@ -146,9 +162,9 @@ impl Admission {
             debug!(namespace = request.namespace, pod, %reason, "Not injected");
         }
         Answer {
-            patch: None,
             warnings,
-            audit: Some(format!("skipped: {}", reason.key())),
+            audit: audit(format!("skipped: {}", reason.key())),
+            ..Answer::default()
         }
     }
 
@@ -195,6 +211,13 @@ impl Admission {
             }),
         }
     }
+}
+
+fn audit(text: String) -> Option<Audit> {
+    Some(Audit {
+        key: "injection",
+        text,
+    })
 }
 
 fn view<'a>(name: &'a str, namespace: &'a Namespace) -> heddle_inject::Namespace<'a> {

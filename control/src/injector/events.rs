@@ -14,7 +14,8 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::{sync::mpsc, time::Instant};
 use tracing::warn;
 
-use super::{owners::Owners, said};
+use super::owners::Owners;
+use crate::webhook::said;
 
 /// A burst of admissions: some hundred workloads that roll at once.
 const QUEUE_CAPACITY: usize = 512;

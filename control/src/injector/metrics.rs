@@ -2,17 +2,18 @@
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
-    registry::{Registry, Unit},
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
 };
+
+use crate::webhook::metrics::HttpMetrics;
 
 /// Counters of admissions and of what can go wrong beside them.
 #[derive(Clone, Debug)]
 pub(super) struct Metrics {
     pub(super) requests: Family<RequestLabels, Counter>,
     pub(super) responses: Family<ResponseLabels, Counter>,
-    pub(super) refused: Family<RefusedLabels, Counter>,
-    pub(super) seconds: Histogram,
+    pub(super) http: HttpMetrics,
     pub(super) events_dropped: Counter,
     pub(super) settings_failures: Counter,
 }
@@ -31,29 +32,19 @@ pub(super) struct ResponseLabels {
     pub(super) skip_reason: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct RefusedLabels {
-    pub(super) status: u16,
-}
-
-/// From half a millisecond: an admission is some parsing and no waiting.
-const BUCKETS: [f64; 11] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
-
 impl Metrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             requests: Family::default(),
             responses: Family::default(),
-            refused: Family::default(),
-            seconds: Histogram::new(BUCKETS),
+            http: HttpMetrics::register(registry, "proxy_inject"),
             events_dropped: Counter::default(),
             settings_failures: Counter::default(),
         };
         let Self {
             requests,
             responses,
-            refused,
-            seconds,
+            http: _,
             events_dropped,
             settings_failures,
         } = &metrics;
@@ -66,18 +57,6 @@ impl Metrics {
             "proxy_inject_admission_responses",
             "Admission responses",
             responses.clone(),
-        );
-        registry.register(
-            "proxy_inject_refused_requests",
-            "Requests that got an HTTP error",
-            refused.clone(),
-        );
-        let help = "Time from a request's first byte to its answer";
-        registry.register_with_unit(
-            "proxy_inject_admission_duration",
-            help,
-            Unit::Seconds,
-            seconds.clone(),
         );
         let help = "Events that were not recorded: too many, or the API server refused them";
         registry.register("proxy_inject_events_dropped", help, events_dropped.clone());

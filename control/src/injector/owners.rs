@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::said;
+use crate::webhook::said;
 
 /// An admission must not wait long for a label.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);

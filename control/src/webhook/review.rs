@@ -16,39 +16,48 @@ const WARNINGS_MAX: usize = 8;
 /// The question without the object.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Request {
-    pub(super) uid: String,
-    pub(super) kind: Kind,
+pub(crate) struct Request {
+    pub(crate) uid: String,
+    pub(crate) kind: Kind,
     #[serde(default)]
-    pub(super) namespace: String,
+    pub(crate) namespace: String,
     #[serde(default)]
-    pub(super) name: String,
-    pub(super) operation: String,
+    pub(crate) name: String,
+    pub(crate) operation: String,
     #[serde(default)]
-    pub(super) dry_run: Option<bool>,
+    pub(crate) dry_run: Option<bool>,
 }
 
 /// The object's type.
 #[derive(Debug, Deserialize)]
-pub(super) struct Kind {
+pub(crate) struct Kind {
     #[serde(default)]
-    pub(super) group: String,
-    pub(super) version: String,
-    pub(super) kind: String,
+    pub(crate) group: String,
+    pub(crate) version: String,
+    pub(crate) kind: String,
 }
 
-/// The answer; an object is never refused.
+/// The answer.
 #[derive(Debug, Default)]
-pub(super) struct Answer {
-    pub(super) patch: Option<Patch>,
-    pub(super) warnings: Vec<String>,
+pub(crate) struct Answer {
+    /// Why the object is refused; admitted without.
+    pub(crate) denied: Option<String>,
+    pub(crate) patch: Option<Patch>,
+    pub(crate) warnings: Vec<String>,
     /// What goes into the API server's audit log.
-    pub(super) audit: Option<String>,
+    pub(crate) audit: Option<Audit>,
+}
+
+/// An annotation in the audit log.
+#[derive(Debug)]
+pub(crate) struct Audit {
+    pub(crate) key: &'static str,
+    pub(crate) text: String,
 }
 
 /// Why a body is no question.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ReviewError {
+pub(crate) enum ReviewError {
     #[error("the body is not an AdmissionReview in JSON")]
     Json(#[source] serde_json::Error),
     #[error("the body is {kind} of {api_version}: expected {KIND} of {API_VERSION}")]
@@ -66,7 +75,7 @@ pub(super) enum ReviewError {
 
 impl Request {
     /// Reads the question, and leaves the object for later: its type is not known before.
-    pub(super) fn read(body: &[u8]) -> Result<Self, ReviewError> {
+    pub(crate) fn read(body: &[u8]) -> Result<Self, ReviewError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Review<R> {
@@ -102,7 +111,7 @@ impl Request {
 }
 
 /// Reads the object that the question is about.
-pub(super) fn object<T: DeserializeOwned>(body: &[u8], kind: &'static str) -> Result<T, ReviewError> {
+pub(crate) fn object<T: DeserializeOwned>(body: &[u8], kind: &'static str) -> Result<T, ReviewError> {
     #[derive(Deserialize)]
     struct Review<T> {
         request: Inner<T>,
@@ -118,9 +127,12 @@ pub(super) fn object<T: DeserializeOwned>(body: &[u8], kind: &'static str) -> Re
 
 impl Answer {
     /// The answer as the API server reads it.
-    pub(super) fn to_json(&self, uid: &str) -> Vec<u8> {
+    pub(crate) fn to_json(&self, uid: &str) -> Vec<u8> {
         use base64::Engine as _;
-        let mut response = json!({"uid": uid, "allowed": true});
+        let mut response = json!({"uid": uid, "allowed": self.denied.is_none()});
+        if let Some(denied) = &self.denied {
+            response["status"] = json!({"code": 422, "reason": "Invalid", "message": denied});
+        }
         if let Some(patch) = &self.patch {
             let text = serde_json::to_vec(patch).expect("a patch has text keys");
             response["patchType"] = json!("JSONPatch");
@@ -135,8 +147,8 @@ impl Answer {
                 .collect();
             response["warnings"] = json!(warnings);
         }
-        if let Some(audit) = &self.audit {
-            response["auditAnnotations"] = json!({"injection": audit});
+        if let Some(Audit { key, text }) = &self.audit {
+            response["auditAnnotations"] = json!({*key: text});
         }
         let review = json!({"apiVersion": API_VERSION, "kind": KIND, "response": response});
         serde_json::to_vec(&review).expect("a review has text keys")

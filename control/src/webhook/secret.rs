@@ -27,19 +27,30 @@ use super::{
 
 /// On the Secret: who made it. What others made is served, and never overwritten.
 const MADE_BY: &str = "heddle.dev/made-by";
-const OURS: &str = "heddle-injector";
 const TYPE: &str = "kubernetes.io/tls";
 
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(60 * 60);
 const RETRY: Duration = Duration::from_secs(5);
 
+/// Whose Secret it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner {
+    /// Field manager, and value of the annotation and the label that tell who made it.
+    pub(crate) manager: &'static str,
+    /// Value of the label `linkerd.io/control-plane-component`.
+    pub(crate) component: &'static str,
+}
+
 /// Keeps the Secret and publishes what it holds.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(crate) struct Keeper {
     api: Api<Secret>,
+    owner: Owner,
     name: String,
-    /// Names that the certificate is for; the first is what the API server calls the service.
-    names: Vec<String>,
+    /// What API servers call the webhook's services.
+    hosts: Vec<String>,
+    /// Besides them, their names in the cluster's domain.
+    aliases: Vec<String>,
     lifetime_clock: fn() -> SystemTime,
     published: watch::Sender<Option<Serving>>,
 }
@@ -60,17 +71,25 @@ enum Verdict {
 }
 
 impl Keeper {
-    pub(super) fn new(
+    pub(crate) fn new(
         api: Api<Secret>,
+        owner: Owner,
         name: &str,
-        names: Vec<String>,
+        hosts: Vec<String>,
+        cluster_domain: &str,
     ) -> (Self, watch::Receiver<Option<Serving>>) {
         let (published, receiver) = watch::channel(None);
+        let aliases = hosts
+            .iter()
+            .map(|host| format!("{host}.{cluster_domain}"))
+            .collect();
         (
             Self {
                 api,
+                owner,
                 name: name.to_owned(),
-                names,
+                hosts,
+                aliases,
                 lifetime_clock: SystemTime::now,
                 published,
             },
@@ -79,13 +98,13 @@ impl Keeper {
     }
 
     #[cfg(test)]
-    pub(super) fn clock(mut self, now: fn() -> SystemTime) -> Self {
+    pub(crate) fn clock(mut self, now: fn() -> SystemTime) -> Self {
         self.lifetime_clock = now;
         self
     }
 
     /// Runs until dropped.
-    pub(super) async fn run(self) {
+    pub(crate) async fn run(self) {
         let only = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
         let mut events = watcher::watcher(self.api.clone(), only).default_backoff().boxed();
         let mut secret = None;
@@ -138,7 +157,7 @@ impl Keeper {
             Verdict::Foreign(problem) => {
                 error!(
                     secret = self.name, error = %report::chain(&problem),
-                    "The webhook's certificate cannot be served; whoever made the Secret must mend it, or delete it to let the injector make one"
+                    "The webhook's certificate cannot be served; whoever made the Secret must mend it, or delete it to have one made"
                 );
                 return RETRY;
             }
@@ -160,9 +179,8 @@ impl Keeper {
         let ours = secret
             .annotations()
             .get(MADE_BY)
-            .is_some_and(|value| value == OURS);
-        let name = self.names.first().map_or("", String::as_str);
-        match certificate::check(&material(secret), name, now) {
+            .is_some_and(|value| value == self.owner.manager);
+        match certificate::check(&material(secret), &self.hosts, now) {
             Ok(serving) if now >= serving.renew_at && ours => {
                 Verdict::Renew(serving, Box::new(secret.clone()))
             }
@@ -190,11 +208,14 @@ impl Keeper {
         previous: Option<&str>,
         now: SystemTime,
     ) -> Result<(), WriteError> {
-        let material = certificate::issue(&self.names, previous, now).map_err(WriteError::Certificate)?;
+        let authority = format!("linkerd-{} webhook CA", self.owner.component);
+        let names: Vec<_> = self.hosts.iter().chain(&self.aliases).cloned().collect();
+        let material =
+            certificate::issue(&authority, &names, previous, now).map_err(WriteError::Certificate)?;
         let renewal = old.is_some();
         let secret = self.secret(old, material);
         let params = PostParams {
-            field_manager: Some(OURS.to_owned()),
+            field_manager: Some(self.owner.manager.to_owned()),
             ..PostParams::default()
         };
         let result = match renewal {
@@ -230,14 +251,15 @@ impl Keeper {
         let data = [("ca.crt", ca_bundle), ("tls.crt", certificate), ("tls.key", key)];
         let data = data.map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes())));
         let text = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+        let Owner { manager, component } = self.owner;
         let labels = [
-            (heddle_mesh::label::CONTROL_PLANE_COMPONENT, "proxy-injector"),
-            (heddle_mesh::label::MANAGED_BY, OURS),
+            (heddle_mesh::label::CONTROL_PLANE_COMPONENT, component),
+            (heddle_mesh::label::MANAGED_BY, manager),
         ];
         let metadata = ObjectMeta {
             name: Some(self.name.clone()),
             resource_version: old.and_then(|old| old.metadata.resource_version),
-            annotations: Some([(MADE_BY, OURS)].map(text).into()),
+            annotations: Some([(MADE_BY, manager)].map(text).into()),
             labels: Some(labels.map(text).into()),
             ..ObjectMeta::default()
         };

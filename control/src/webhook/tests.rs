@@ -34,12 +34,16 @@ fn options(name: &str) -> ClusterOptions {
 
 fn keeper(client: &Client) -> (secret::Keeper, watch::Receiver<Option<certificate::Serving>>) {
     let api = Api::namespaced(client.clone(), "linkerd");
-    secret::Keeper::new(api, SECRET, vec![HOST.to_owned()])
+    let owner = secret::Owner {
+        manager: "heddle-injector",
+        component: "proxy-injector",
+    };
+    secret::Keeper::new(api, owner, SECRET, vec![HOST.to_owned()], "cluster.local")
 }
 
 #[tokio::test]
 async fn a_certificate_is_renewed_and_presented_once_it_is_trusted() -> anyhow::Result<()> {
-    let cluster = ScopedCluster::up(options("injector-renew")).await?;
+    let cluster = ScopedCluster::up(options("webhook-renew")).await?;
     let client = cluster.client().await?;
     let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": "linkerd"}}))?;
     Api::all(client.clone())
@@ -104,8 +108,10 @@ async fn a_certificate_is_renewed_and_presented_once_it_is_trusted() -> anyhow::
     let (state, mut states) = watch::channel(ca_bundle::State::Unknown);
     let keeper = ca_bundle::Keeper {
         api: configurations.clone(),
-        name: "webhook".to_owned(),
-        service: ("injector".to_owned(), "linkerd".to_owned()),
+        manager: "heddle-injector",
+        names: vec!["webhook".to_owned()],
+        services: vec!["injector".to_owned()],
+        namespace: "linkerd".to_owned(),
         newest,
         presented,
         state,
@@ -163,14 +169,14 @@ async fn a_certificate_is_renewed_and_presented_once_it_is_trusted() -> anyhow::
 
 #[tokio::test]
 async fn what_others_made_is_served_and_never_overwritten() -> anyhow::Result<()> {
-    let cluster = ScopedCluster::up(options("injector-foreign")).await?;
+    let cluster = ScopedCluster::up(options("webhook-foreign")).await?;
     let client = cluster.client().await?;
     let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": "linkerd"}}))?;
     Api::all(client.clone())
         .create(&PostParams::default(), &namespace)
         .await?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), "linkerd");
-    let material = certificate::issue(&[HOST.to_owned()], None, SystemTime::now())?;
+    let material = certificate::issue("webhook CA", &[HOST.to_owned()], None, SystemTime::now())?;
     let data =
         json!({"ca.crt": material.ca_bundle, "tls.crt": material.certificate, "tls.key": material.key});
     let theirs = json!({"metadata": {"name": SECRET}, "type": "kubernetes.io/tls", "stringData": data});
@@ -188,7 +194,7 @@ async fn what_others_made_is_served_and_never_overwritten() -> anyhow::Result<()
     assert_eq!(served.ca_bundle, material.ca_bundle);
 
     // Their rotation is taken over; their mistakes are not ours to mend.
-    let next = certificate::issue(&[HOST.to_owned()], None, SystemTime::now())?;
+    let next = certificate::issue("webhook CA", &[HOST.to_owned()], None, SystemTime::now())?;
     let data =
         json!({"stringData": {"ca.crt": next.ca_bundle, "tls.crt": next.certificate, "tls.key": next.key}});
     secrets

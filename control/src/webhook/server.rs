@@ -21,9 +21,8 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use super::{
-    admit::{Admission, AdmitError},
     certificate::Serving,
-    metrics::RefusedLabels,
+    metrics::{HttpMetrics, RefusedLabels},
 };
 
 /// The API server takes objects of up to 3 MiB; a review holds one of them and a little more.
@@ -44,15 +43,29 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Reply = Response<Full<Bytes>>;
 
-/// The listener and what it serves.
-pub(super) struct Server {
-    pub(super) admission: Arc<Admission>,
-    pub(super) presented: watch::Receiver<Option<Arc<Serving>>>,
-    pub(super) linger: Duration,
+/// Who answers the reviews.
+pub(crate) trait Review: Send + Sync + 'static {
+    /// Why there is no answer.
+    type Error: std::error::Error + Send + 'static;
+
+    /// Answers one AdmissionReview, from bytes to bytes.
+    fn answer(&self, body: &[u8]) -> impl Future<Output = Result<Vec<u8>, Self::Error>> + Send;
+
+    /// Whether what was asked is at fault, rather than who should answer.
+    fn is_bad_request(error: &Self::Error) -> bool;
+
+    fn metrics(&self) -> &HttpMetrics;
 }
 
-impl Server {
-    pub(super) fn new(admission: Arc<Admission>, presented: watch::Receiver<Option<Arc<Serving>>>) -> Self {
+/// The listener and what it serves.
+pub(crate) struct Server<R> {
+    pub(crate) admission: Arc<R>,
+    pub(crate) presented: watch::Receiver<Option<Arc<Serving>>>,
+    pub(crate) linger: Duration,
+}
+
+impl<R: Review> Server<R> {
+    pub(crate) fn new(admission: Arc<R>, presented: watch::Receiver<Option<Arc<Serving>>>) -> Self {
         Self {
             admission,
             presented,
@@ -61,7 +74,7 @@ impl Server {
     }
 
     /// Serves until `drain` is signalled, a little longer, and until what is in flight has ended.
-    pub(super) async fn run(self, listener: TcpListener, drain: heddle_daemon::Watch) {
+    pub(crate) async fn run(self, listener: TcpListener, drain: heddle_daemon::Watch) {
         info!(addr = ?listener.local_addr().ok(), "Serving admissions");
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let reviews = Arc::new(Semaphore::new(REVIEWS_MAX));
@@ -115,13 +128,13 @@ impl Server {
     }
 }
 
-struct Connection {
-    admission: Arc<Admission>,
+struct Connection<R> {
+    admission: Arc<R>,
     reviews: Arc<Semaphore>,
     peer: SocketAddr,
 }
 
-impl Connection {
+impl<R: Review> Connection<R> {
     async fn serve(
         self,
         stream: TcpStream,
@@ -163,10 +176,8 @@ impl Connection {
         let start = Instant::now();
         match self.review(request).await {
             Ok(body) => {
-                self.admission
-                    .metrics
-                    .seconds
-                    .observe(start.elapsed().as_secs_f64());
+                let seconds = start.elapsed().as_secs_f64();
+                self.admission.metrics().seconds.observe(seconds);
                 let mut reply = Response::new(Full::from(body));
                 reply
                     .headers_mut()
@@ -176,13 +187,10 @@ impl Connection {
             Err(refusal) => {
                 let (status, text) = refusal.status();
                 warn!(peer = %self.peer, status = status.as_u16(), reason = text, "Refused a request");
-                self.admission
-                    .metrics
-                    .refused
-                    .get_or_create(&RefusedLabels {
-                        status: status.as_u16(),
-                    })
-                    .inc();
+                let labels = RefusedLabels {
+                    status: status.as_u16(),
+                };
+                self.admission.metrics().refused.get_or_create(&labels).inc();
                 let mut reply = Response::new(Full::from(format!("{text}\n")));
                 *reply.status_mut() = status;
                 let plain = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -192,7 +200,7 @@ impl Connection {
         }
     }
 
-    async fn review(&self, request: Request<Incoming>) -> Result<Vec<u8>, Refusal> {
+    async fn review(&self, request: Request<Incoming>) -> Result<Vec<u8>, Refusal<R::Error>> {
         if request.method() != Method::POST {
             return Err(Refusal::Method);
         }
@@ -220,21 +228,27 @@ impl Connection {
             Ok(Err(error)) => return Err(Refusal::Body(error.to_string())),
             Err(_) => return Err(Refusal::Slow),
         };
-        self.admission.answer(&body).await.map_err(Refusal::Admit)
+        self.admission
+            .answer(&body)
+            .await
+            .map_err(|error| Refusal::Admit {
+                bad_request: R::is_bad_request(&error),
+                error,
+            })
     }
 }
 
 /// Why a request gets no answer.
-enum Refusal {
+enum Refusal<E> {
     Method,
     ContentType(String),
     TooLarge,
     Slow,
     Body(String),
-    Admit(AdmitError),
+    Admit { bad_request: bool, error: E },
 }
 
-impl Refusal {
+impl<E: std::error::Error + 'static> Refusal<E> {
     /// The one place that turns refusals into HTTP.
     fn status(&self) -> (StatusCode, String) {
         match self {
@@ -255,8 +269,13 @@ impl Refusal {
                 StatusCode::BAD_REQUEST,
                 format!("the body cannot be read: {problem}"),
             ),
-            Self::Admit(error @ AdmitError::Review(_)) => (StatusCode::BAD_REQUEST, report::chain(error)),
-            Self::Admit(error) => (StatusCode::INTERNAL_SERVER_ERROR, report::chain(error)),
+            Self::Admit { bad_request, error } => {
+                let status = match bad_request {
+                    true => StatusCode::BAD_REQUEST,
+                    false => StatusCode::INTERNAL_SERVER_ERROR,
+                };
+                (status, report::chain(error))
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ use rustls::{
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// A year, as Linkerd's; but renewed by itself.
-pub(super) const LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+pub(crate) const LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// The API server's clock may be behind.
 const BACKDATED: Duration = Duration::from_secs(5 * 60);
 /// The newest authority and the one before: older ones have signed nothing that is still served.
@@ -29,31 +29,31 @@ const AUTHORITIES_MAX: usize = 2;
 
 /// What the Secret holds, PEM.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Material {
+pub(crate) struct Material {
     /// The authorities to trust, the newest first.
-    pub(super) ca_bundle: String,
+    pub(crate) ca_bundle: String,
     /// The serving certificate.
-    pub(super) certificate: String,
+    pub(crate) certificate: String,
     /// Its key.
-    pub(super) key: String,
+    pub(crate) key: String,
 }
 
 /// A certificate that can be served.
 #[derive(Clone, Debug)]
-pub(super) struct Serving {
+pub(crate) struct Serving {
     /// For the listener.
-    pub(super) config: Arc<ServerConfig>,
+    pub(crate) config: Arc<ServerConfig>,
     /// What the API server must trust, PEM.
-    pub(super) ca_bundle: String,
+    pub(crate) ca_bundle: String,
     /// When it ends.
-    pub(super) not_after: SystemTime,
+    pub(crate) not_after: SystemTime,
     /// When two thirds of its life are over.
-    pub(super) renew_at: SystemTime,
+    pub(crate) renew_at: SystemTime,
 }
 
 /// Why a certificate cannot be made or served.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CertificateError {
+pub(crate) enum CertificateError {
     #[error("failed to make a certificate")]
     Make(#[source] rcgen::Error),
     #[error("the certificate's time is out of range")]
@@ -73,8 +73,10 @@ pub(super) enum CertificateError {
     Unusable(#[source] rustls::Error),
 }
 
-/// Makes a certificate for `names` by a new authority; `previous` is the bundle that it replaces.
-pub(super) fn issue(
+/// Makes a certificate for `names` by a new authority that goes by `authority_name`; `previous` is the bundle that it
+/// replaces.
+pub(crate) fn issue(
+    authority_name: &str,
     names: &[String],
     previous: Option<&str>,
     now: SystemTime,
@@ -93,10 +95,7 @@ pub(super) fn issue(
     let since_epoch = now
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_err(|_| CertificateError::Time)?;
-    authority.distinguished_name = subject(format!(
-        "linkerd-proxy-injector webhook CA {}",
-        since_epoch.as_secs()
-    ));
+    authority.distinguished_name = subject(format!("{authority_name} {}", since_epoch.as_secs()));
     authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     (authority.not_before, authority.not_after) = (not_before, not_after);
@@ -128,8 +127,12 @@ pub(super) fn issue(
     })
 }
 
-/// Checks that `material` can be served as `name` now.
-pub(super) fn check(material: &Material, name: &str, now: SystemTime) -> Result<Serving, CertificateError> {
+/// Checks that `material` can be served as each of `names` now.
+pub(crate) fn check(
+    material: &Material,
+    names: &[String],
+    now: SystemTime,
+) -> Result<Serving, CertificateError> {
     let authorities = certificates("ca.crt", &material.ca_bundle)?;
     let chain = certificates("tls.crt", &material.certificate)?;
     let [leaf, intermediates @ ..] = &chain[..] else {
@@ -142,29 +145,32 @@ pub(super) fn check(material: &Material, name: &str, now: SystemTime) -> Result<
         })?;
 
     let mut roots = RootCertStore::empty();
-    let untrusted = |source| CertificateError::Untrusted {
+    let untrusted = |name: &str, source| CertificateError::Untrusted {
         name: name.to_owned(),
         source,
     };
+    let first = names.first().map_or("", String::as_str);
     for authority in authorities {
-        roots.add(authority).map_err(untrusted)?;
+        roots.add(authority).map_err(|error| untrusted(first, error))?;
     }
-    let server_name = ServerName::try_from(name)
-        .map_err(|_| untrusted(rustls::Error::General("the name is not a DNS name".to_owned())))?;
     let since_epoch = now
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_err(|_| CertificateError::Time)?;
-    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), heddle_tls::provider())
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), heddle_tls::provider())
         .build()
-        .map_err(|error| untrusted(rustls::Error::General(error.to_string())))?
-        .verify_server_cert(
-            leaf,
-            intermediates,
-            &server_name,
-            &[],
-            UnixTime::since_unix_epoch(since_epoch),
-        )
-        .map_err(untrusted)?;
+        .map_err(|error| untrusted(first, rustls::Error::General(error.to_string())))?;
+    for name in names {
+        let server_name = ServerName::try_from(name.as_str()).map_err(|_| {
+            untrusted(
+                name,
+                rustls::Error::General("the name is not a DNS name".to_owned()),
+            )
+        })?;
+        let now = UnixTime::since_unix_epoch(since_epoch);
+        verifier
+            .verify_server_cert(leaf, intermediates, &server_name, &[], now)
+            .map_err(|error| untrusted(name, error))?;
+    }
 
     let (not_before, not_after) = validity("tls.crt", leaf)?;
     let life = not_after.duration_since(not_before).unwrap_or_default();
@@ -184,12 +190,12 @@ pub(super) fn check(material: &Material, name: &str, now: SystemTime) -> Result<
 }
 
 /// The first certificate of a bundle: the authority of the certificate that goes with it.
-pub(super) fn newest_authority(ca_bundle: &str) -> Option<CertificateDer<'static>> {
+pub(crate) fn newest_authority(ca_bundle: &str) -> Option<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(ca_bundle.as_bytes()).next()?.ok()
 }
 
 /// Whether `bundle` holds `authority`.
-pub(super) fn trusts(bundle: &[u8], authority: &CertificateDer<'_>) -> bool {
+pub(crate) fn trusts(bundle: &[u8], authority: &CertificateDer<'_>) -> bool {
     CertificateDer::pem_slice_iter(bundle)
         .flatten()
         .any(|known| known == *authority)
@@ -271,7 +277,11 @@ mod tests {
     }
 
     fn mk_material(previous: Option<&str>, now: SystemTime) -> Material {
-        issue(&[NAME.to_owned()], previous, now).expect("can be made")
+        issue("test webhook CA", &[NAME.to_owned()], previous, now).expect("can be made")
+    }
+
+    fn check(material: &Material, name: &str, now: SystemTime) -> Result<Serving, CertificateError> {
+        super::check(material, &[name.to_owned()], now)
     }
 
     #[test]
