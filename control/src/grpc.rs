@@ -1,62 +1,46 @@
 //! The proxy API: questions in, streams of the newest answers out.
 //!
 //! Here and nowhere else do answers become messages. Nothing here knows Kubernetes: whatever implements the `Discover`
-//! traits can be served.
+//! traits can be served. A message is encoded once for all clients that see it alike ([`shared`]).
 
 mod destination;
 mod encode;
+mod frame;
 mod inbound;
 mod outbound;
+mod rpc;
+mod shared;
 mod stream;
 mod target;
 #[cfg(test)]
 mod tests;
 
-use linkerd2_proxy_api::{
-    destination::destination_server::DestinationServer,
-    inbound::inbound_server_policies_server::InboundServerPoliciesServer,
-    outbound::outbound_policies_server::OutboundPoliciesServer,
-};
-use tokio::sync::watch;
+use std::sync::Arc;
 
 use heddle_control_core::discover::NotFound;
 use heddle_control_index::Cluster;
 use tonic::Status;
 
+use self::rpc::Served;
 use crate::metrics::GrpcMetrics;
 
 pub(crate) use self::{destination::Destination, inbound::Inbound, outbound::Outbound};
 
-/// Requests are names and addresses; nothing larger is meant well.
-const REQUEST_BYTES_MAX: usize = 16 * 1024;
-
 /// The destination service.
-pub(crate) fn destination(
-    cluster: Cluster,
-    metrics: GrpcMetrics,
-    closed: watch::Receiver<bool>,
-) -> DestinationServer<Destination<Cluster>> {
+pub(crate) fn destination(cluster: Cluster, metrics: GrpcMetrics) -> Served<Destination<Cluster>> {
     let domain = cluster.config().cluster_domain.clone();
-    DestinationServer::new(Destination::new(cluster, domain, metrics, closed))
-        .max_decoding_message_size(REQUEST_BYTES_MAX)
+    Served(Arc::new(Destination::new(cluster, domain, metrics)))
 }
 
 /// The policy services, inbound and outbound.
 pub(crate) fn policy(
     cluster: Cluster,
     metrics: GrpcMetrics,
-    closed: watch::Receiver<bool>,
-) -> (
-    InboundServerPoliciesServer<Inbound<Cluster>>,
-    OutboundPoliciesServer<Outbound<Cluster>>,
-) {
+) -> (Served<Inbound<Cluster>>, Served<Outbound<Cluster>>) {
     let domain = cluster.config().cluster_domain.clone();
-    let inbound = Inbound::new(cluster.clone(), metrics.clone(), closed.clone());
-    let outbound = Outbound::new(cluster, domain, metrics, closed);
-    (
-        InboundServerPoliciesServer::new(inbound).max_decoding_message_size(REQUEST_BYTES_MAX),
-        OutboundPoliciesServer::new(outbound).max_decoding_message_size(REQUEST_BYTES_MAX),
-    )
+    let inbound = Inbound::new(cluster.clone(), metrics.clone());
+    let outbound = Outbound::new(cluster, domain, metrics);
+    (Served(Arc::new(inbound)), Served(Arc::new(outbound)))
 }
 
 /// What a proxy is told when there is nothing to watch.

@@ -13,6 +13,7 @@ use prometheus_client::{
 pub(crate) struct GrpcMetrics {
     open: Family<Method, Gauge>,
     updates: Family<Method, Counter>,
+    encoded: Family<Method, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -40,6 +41,11 @@ impl GrpcMetrics {
             "Messages sent on gRPC streams",
             metrics.updates.clone(),
         );
+        registry.register(
+            "grpc_updates_encoded",
+            "Messages encoded for gRPC streams: one for all streams that it fits",
+            metrics.encoded.clone(),
+        );
         metrics
     }
 
@@ -51,6 +57,13 @@ impl GrpcMetrics {
             open,
             updates: self.updates.get_or_create(&method).clone(),
         }
+    }
+}
+
+impl GrpcMetrics {
+    /// Counts the messages that are encoded for a method.
+    pub(crate) fn encoded(&self, method: &'static str) -> Counter {
+        self.encoded.get_or_create(&Method { method }).clone()
     }
 }
 

@@ -14,7 +14,7 @@ use heddle_tls::{
     serve::{self, Limits, Server},
 };
 use prometheus_client::registry::Registry;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::task::JoinSet;
 use tonic::service::Routes;
 use tracing::{error, info, warn};
 
@@ -64,27 +64,22 @@ pub(crate) async fn run(common: Common, plan: Plan) -> anyhow::Result<()> {
     let admin = Admin::new(plan.admin_addr, registry).ready(ready);
     let admin = admin.spawn().await.context("failed to start the admin server")?;
 
-    // Streams end when this turns true, so that their clients go to another replica at once.
-    let (closing, closed) = watch::channel(false);
     let mut services = Vec::new();
     if let Some(listen) = plan.destination {
         services.push((
             listen,
-            Routes::new(grpc::destination(
-                cluster.clone(),
-                grpc_metrics.clone(),
-                closed.clone(),
-            )),
+            Routes::new(grpc::destination(cluster.clone(), grpc_metrics.clone())),
         ));
     }
     if let Some(listen) = plan.policy {
-        let (inbound, outbound) = grpc::policy(cluster.clone(), grpc_metrics.clone(), closed.clone());
+        let (inbound, outbound) = grpc::policy(cluster.clone(), grpc_metrics.clone());
         services.push((listen, Routes::new(inbound).add_service(outbound)));
     }
     let (drain, trigger) = (shutdown.watch(), shutdown.trigger());
     tasks.spawn(async move {
         let release = drain.signaled().await;
-        closing.send_replace(true);
+        // Streams end with their values, so that their clients go to another replica at once.
+        cluster.close();
         drop(release);
     });
     let drain = shutdown.watch();

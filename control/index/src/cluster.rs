@@ -154,6 +154,22 @@ impl Cluster {
         }
     }
 
+    /// Ends all watches: each is told that its value is gone for good. Those that begin later end after their first value.
+    pub fn close(&self) {
+        let mut state = self.state.write();
+        let State {
+            store: _,
+            endpoints,
+            profiles,
+            inbound,
+            outbound,
+        } = &mut *state;
+        endpoints.close();
+        profiles.close();
+        inbound.close();
+        outbound.close();
+    }
+
     /// How large the index is.
     pub fn sizes(&self) -> Sizes {
         let state = self.state.read();
@@ -273,6 +289,10 @@ impl DiscoverProfiles for Cluster {
 
 impl DiscoverInbound for Cluster {
     fn inbound(&self, pod: &PodName, port: u16) -> Result<Watched<InboundServer>, NotFound> {
+        let watch = (pod.clone(), port);
+        if let Some(watched) = self.state.read().inbound.find(&watch) {
+            return Ok(watched);
+        }
         let mut state = self.state.write();
         let State { store, inbound, .. } = &mut *state;
         let key = ObjectKey::new(&pod.namespace, &pod.name);
@@ -280,15 +300,19 @@ impl DiscoverInbound for Cluster {
             let PodName { namespace, name } = pod.clone();
             return Err(NotFound::Pod { namespace, name });
         };
-        Ok(inbound.subscribe(&(pod.clone(), port), || first))
+        Ok(inbound.subscribe(&watch, || first))
     }
 }
 
 impl DiscoverOutbound for Cluster {
     fn outbound(&self, client_namespace: &str, target: &Target) -> Result<Watched<OutboundPolicy>, NotFound> {
+        let watch = (client_namespace.to_owned(), target.clone());
+        if let Some(watched) = self.state.read().outbound.find(&watch) {
+            return Ok(watched);
+        }
         let mut state = self.state.write();
         let State { store, outbound, .. } = &mut *state;
         let first = outbound::compute(store, &self.config, client_namespace, target)?;
-        Ok(outbound.subscribe(&(client_namespace.to_owned(), target.clone()), || first))
+        Ok(outbound.subscribe(&watch, || first))
     }
 }

@@ -2,15 +2,22 @@
 
 mod message;
 
-use heddle_control_core::discover::{DiscoverInbound, Watched};
-use heddle_control_core::inbound::InboundServer;
-use linkerd2_proxy_api::inbound::{PortSpec, Server, inbound_server_policies_server::InboundServerPolicies};
-use tokio::sync::watch;
-use tonic::{Request, Response, Status};
+use std::sync::Arc;
+
+use heddle_control_core::{
+    discover::{DiscoverInbound, Watched},
+    inbound::InboundServer,
+};
+use http::Request;
+use linkerd2_proxy_api::inbound::{PortSpec, inbound_server_policies_server::SERVICE_NAME};
+use tonic::{Status, body::Body};
 
 use super::{
+    frame::{Frames, frame},
     not_found,
-    stream::{Messages, follow},
+    rpc::{self, Answer, Methods},
+    shared::Shared,
+    stream::Follow,
     target,
 };
 use crate::metrics::GrpcMetrics;
@@ -20,19 +27,20 @@ use crate::metrics::GrpcMetrics;
 pub(crate) struct Inbound<D> {
     discover: D,
     metrics: GrpcMetrics,
-    closed: watch::Receiver<bool>,
+    /// By namespace: pods of a namespace that are let in alike share a value.
+    servers: Arc<Shared<InboundServer, Arc<str>>>,
 }
 
 impl<D: DiscoverInbound> Inbound<D> {
-    pub(crate) fn new(discover: D, metrics: GrpcMetrics, closed: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(discover: D, metrics: GrpcMetrics) -> Self {
         Self {
             discover,
+            servers: Arc::new(Shared::new(metrics.encoded("WatchPort"))),
             metrics,
-            closed,
         }
     }
 
-    fn lookup(&self, spec: &PortSpec) -> Result<(Watched<InboundServer>, String), Status> {
+    pub(super) fn lookup(&self, spec: &PortSpec) -> Result<(Watched<InboundServer>, Arc<str>), Status> {
         let pod = target::parse_pod(&spec.workload)?;
         let port = u16::try_from(spec.port).ok().filter(|port| *port > 0);
         let port = port.ok_or_else(|| {
@@ -42,29 +50,39 @@ impl<D: DiscoverInbound> Inbound<D> {
             .discover
             .inbound(&pod, port)
             .map_err(|error| not_found(&error))?;
-        Ok((server, pod.namespace))
+        tracing::debug!(workload = spec.workload, port, "Inbound policy");
+        Ok((server, pod.namespace.into()))
     }
 }
 
-#[tonic::async_trait]
-impl<D: DiscoverInbound> InboundServerPolicies for Inbound<D> {
-    type WatchPortStream = Messages<Server>;
+/// The messages of a port's policy.
+pub(super) fn encode(
+    servers: &Shared<InboundServer, Arc<str>>,
+    server: &Arc<InboundServer>,
+    namespace: &Arc<str>,
+) -> Frames {
+    servers.update(None, server, namespace.clone(), || {
+        vec![frame(&message::server(server, namespace))]
+    })
+}
 
-    async fn get_port(&self, request: Request<PortSpec>) -> Result<Response<Server>, Status> {
-        let (server, namespace) = self.lookup(request.get_ref())?;
-        let server = server.borrow().clone();
-        Ok(Response::new(message::server(&server, &namespace)))
-    }
+impl<D: DiscoverInbound> Methods for Inbound<D> {
+    const NAME: &'static str = SERVICE_NAME;
 
-    async fn watch_port(
-        &self,
-        request: Request<PortSpec>,
-    ) -> Result<Response<Self::WatchPortStream>, Status> {
-        let spec = request.into_inner();
-        let (server, namespace) = self.lookup(&spec)?;
-        tracing::debug!(workload = spec.workload, port = spec.port, "WatchPort");
-        let open = self.metrics.open("WatchPort");
-        let encode = move |server: &std::sync::Arc<_>| [message::server(server, &namespace)].into();
-        Ok(Response::new(follow(server, self.closed.clone(), open, encode)))
+    async fn call(&self, method: &str, request: Request<Body>) -> Answer {
+        match method {
+            "GetPort" => {
+                let (server, namespace) = self.lookup(&rpc::read(request).await?)?;
+                let server = server.borrow().clone();
+                rpc::once(&encode(&self.servers, &server, &namespace))
+            }
+            "WatchPort" => {
+                let (server, namespace) = self.lookup(&rpc::read(request).await?)?;
+                let servers = self.servers.clone();
+                let step = move |server: &Arc<InboundServer>| encode(&servers, server, &namespace);
+                rpc::streaming(Follow::new(server, self.metrics.open("WatchPort"), step))
+            }
+            _ => rpc::unimplemented(method),
+        }
     }
 }

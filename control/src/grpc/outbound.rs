@@ -2,21 +2,25 @@
 
 mod message;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use heddle_control_core::{
     discover::{DiscoverOutbound, Target, Watched},
     outbound::OutboundPolicy as Policy,
 };
-use linkerd2_proxy_api::outbound::{
-    OutboundPolicy, TrafficSpec, outbound_policies_server::OutboundPolicies, traffic_spec,
-};
-use tokio::sync::watch;
-use tonic::{Request, Response, Status};
+use http::Request;
+use linkerd2_proxy_api::outbound::{TrafficSpec, outbound_policies_server::SERVICE_NAME, traffic_spec};
+use tonic::{Status, body::Body};
 
 use super::{
+    frame::{Frames, frame},
     not_found,
-    stream::{Messages, follow},
+    rpc::{self, Answer, Methods},
+    shared::Shared,
+    stream::Follow,
     target,
 };
 use crate::metrics::GrpcMetrics;
@@ -27,25 +31,20 @@ pub(crate) struct Outbound<D> {
     discover: D,
     cluster_domain: String,
     metrics: GrpcMetrics,
-    closed: watch::Receiver<bool>,
+    policies: Arc<Shared<Policy, ()>>,
 }
 
 impl<D: DiscoverOutbound> Outbound<D> {
-    pub(crate) fn new(
-        discover: D,
-        cluster_domain: String,
-        metrics: GrpcMetrics,
-        closed: watch::Receiver<bool>,
-    ) -> Self {
+    pub(crate) fn new(discover: D, cluster_domain: String, metrics: GrpcMetrics) -> Self {
         Self {
             discover,
             cluster_domain,
+            policies: Arc::new(Shared::new(metrics.encoded("Watch"))),
             metrics,
-            closed,
         }
     }
 
-    fn lookup(&self, spec: TrafficSpec) -> Result<Watched<Policy>, Status> {
+    pub(super) fn lookup(&self, spec: TrafficSpec) -> Result<Watched<Policy>, Status> {
         let TrafficSpec {
             source_workload,
             target,
@@ -78,23 +77,27 @@ fn socket_addr(addr: linkerd2_proxy_api::net::TcpAddress) -> Result<SocketAddr, 
     Ok(SocketAddr::new(ip, port))
 }
 
-#[tonic::async_trait]
-impl<D: DiscoverOutbound> OutboundPolicies for Outbound<D> {
-    type WatchStream = Messages<OutboundPolicy>;
+/// The messages of a policy: the same for every client in its namespace.
+pub(super) fn encode(policies: &Shared<Policy, ()>, policy: &Arc<Policy>) -> Frames {
+    policies.update(None, policy, (), || vec![frame(&message::policy(policy))])
+}
 
-    async fn get(&self, request: Request<TrafficSpec>) -> Result<Response<OutboundPolicy>, Status> {
-        let policy = self.lookup(request.into_inner())?.borrow().clone();
-        Ok(Response::new(message::policy(&policy)))
-    }
+impl<D: DiscoverOutbound> Methods for Outbound<D> {
+    const NAME: &'static str = SERVICE_NAME;
 
-    async fn watch(&self, request: Request<TrafficSpec>) -> Result<Response<Self::WatchStream>, Status> {
-        let policy = self.lookup(request.into_inner())?;
-        let open = self.metrics.open("Watch");
-        Ok(Response::new(follow(
-            policy,
-            self.closed.clone(),
-            open,
-            |policy| [message::policy(policy)].into(),
-        )))
+    async fn call(&self, method: &str, request: Request<Body>) -> Answer {
+        match method {
+            "Get" => {
+                let policy = self.lookup(rpc::read(request).await?)?.borrow().clone();
+                rpc::once(&encode(&self.policies, &policy))
+            }
+            "Watch" => {
+                let policy = self.lookup(rpc::read(request).await?)?;
+                let policies = self.policies.clone();
+                let step = move |policy: &Arc<Policy>| encode(&policies, policy);
+                rpc::streaming(Follow::new(policy, self.metrics.open("Watch"), step))
+            }
+            _ => rpc::unimplemented(method),
+        }
     }
 }

@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 
-use futures_util::StreamExt as _;
 use gateway_api::apis::standard::{grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute};
 use heddle_control_index::{Cluster, Config, Tracked};
 use heddle_k8s::policy::{
@@ -11,38 +10,37 @@ use heddle_k8s::policy::{
     NetworkAuthentication, Server,
 };
 use heddle_proxy_policy::{Client, ClientPolicy, ClientTls, Endpoint, EndpointSet, Profile, ServerPolicy};
+use http_body_util::{BodyExt as _, Full};
 use k8s_openapi::api::{
     core::v1::{Pod, Service},
     discovery::v1::EndpointSlice,
 };
 use linkerd2_proxy_api::{
-    destination::{GetDestination, destination_server::Destination as _},
-    inbound::{PortSpec, inbound_server_policies_server::InboundServerPolicies as _},
-    outbound::{TrafficSpec, outbound_policies_server::OutboundPolicies as _, traffic_spec},
+    destination::{DestinationProfile, GetDestination},
+    inbound::PortSpec,
+    outbound::{OutboundPolicy, TrafficSpec, traffic_spec},
 };
+use prost::Message;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::watch;
-use tonic::Request;
+use tonic::body::Body;
 
-use super::{Destination, Inbound, Outbound};
+use super::{
+    Destination, Inbound, Outbound,
+    frame::{frame, unframe},
+    rpc::Methods,
+};
 use crate::metrics::GrpcMetrics;
 
 struct World {
     cluster: Cluster,
-    /// Kept so that streams do not end.
-    _closing: watch::Sender<bool>,
-    closed: watch::Receiver<bool>,
 }
 
 impl World {
     /// A service `web` of `ns`, and a meshed pod `web-0` behind it.
     fn new() -> Self {
-        let (closing, closed) = watch::channel(false);
         let world = Self {
             cluster: Cluster::new(Config::default()),
-            _closing: closing,
-            closed,
         };
         world.apply::<Service>("web", json!({"spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}}));
         world.apply::<Pod>("web-0", json!({
@@ -76,35 +74,26 @@ impl World {
     }
 
     async fn server(&self, port: u16) -> ServerPolicy {
-        let service = Inbound::new(self.cluster.clone(), GrpcMetrics::default(), self.closed.clone());
         let spec = PortSpec {
             workload: "ns:web-0".into(),
             port: port.into(),
         };
-        let message = service
-            .get_port(Request::new(spec))
-            .await
-            .expect("the pod is known")
-            .into_inner();
+        let service = Inbound::new(self.cluster.clone(), GrpcMetrics::default());
+        let message: linkerd2_proxy_api::inbound::Server = ask(service, "GetPort", spec).await;
         ServerPolicy::try_from(message).expect("the proxy takes the message")
     }
 
     async fn client(&self, target: traffic_spec::Target) -> ClientPolicy {
-        let service = Outbound::new(
-            self.cluster.clone(),
-            "cluster.local".into(),
-            GrpcMetrics::default(),
-            self.closed.clone(),
-        );
         let spec = TrafficSpec {
             source_workload: "client:p".into(),
             target: Some(target),
         };
-        let message = service
-            .get(Request::new(spec))
-            .await
-            .expect("the target is known")
-            .into_inner();
+        let service = Outbound::new(
+            self.cluster.clone(),
+            "cluster.local".into(),
+            GrpcMetrics::default(),
+        );
+        let message: OutboundPolicy = ask(service, "Get", spec).await;
         ClientPolicy::try_from(message).expect("the proxy takes the message")
     }
 
@@ -113,9 +102,17 @@ impl World {
             self.cluster.clone(),
             "cluster.local".into(),
             GrpcMetrics::default(),
-            self.closed.clone(),
         )
     }
+}
+
+/// Calls a method as a client would, and reads the first message of the answer.
+async fn ask<M: Methods, T: Message + Default>(service: M, method: &str, message: impl Message) -> T {
+    let body = Body::new(Full::new(frame(&message)));
+    let answer = service.call(method, http::Request::new(body)).await;
+    let mut body = answer.expect("what is asked for is known").into_body();
+    let first = body.frame().await.expect("a message").expect("no error");
+    unframe(&first.into_data().expect("a message comes first"))
 }
 
 fn addr(text: &str) -> traffic_spec::Target {
@@ -356,19 +353,11 @@ fn full_rule(filter: &str) -> Value {
 #[tokio::test]
 async fn endpoints_and_profiles_are_read() {
     let world = World::new();
-    let get = |path: &str| {
-        Request::new(GetDestination {
-            path: path.into(),
-            ..GetDestination::default()
-        })
+    let get = |path: &str| GetDestination {
+        path: path.into(),
+        ..GetDestination::default()
     };
-    let mut updates = world
-        .destination()
-        .get(get("web.ns.svc.cluster.local:80"))
-        .await
-        .expect("a stream")
-        .into_inner();
-    let update = updates.next().await.expect("a first message").expect("a message");
+    let update = ask(world.destination(), "Get", get("web.ns.svc.cluster.local:80")).await;
     let mut set = EndpointSet::default();
     let refused = set.apply(update, true).expect("the proxy takes the message");
     assert_eq!(refused, []);
@@ -386,17 +375,7 @@ async fn endpoints_and_profiles_are_read() {
         "192.0.2.1:443",
         "web.ns.svc.cluster.local:80",
     ] {
-        let mut profiles = world
-            .destination()
-            .get_profile(get(path))
-            .await
-            .expect("a stream")
-            .into_inner();
-        let profile = profiles
-            .next()
-            .await
-            .expect("a first message")
-            .expect("a message");
+        let profile: DestinationProfile = ask(world.destination(), "GetProfile", get(path)).await;
         Profile::try_from(profile).expect("the proxy takes the message");
     }
 }

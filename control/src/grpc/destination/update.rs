@@ -1,6 +1,6 @@
 //! Endpoints and profiles as messages.
 
-use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use heddle_control_core::{
     endpoints::{Addresses, ClientLocation, Diff, Endpoint, Endpoints, Protocol},
@@ -20,58 +20,60 @@ const ADDRESSES_MAX: usize = 1000;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What one client has been told of a service's endpoints: a snapshot that it shares with the other clients.
-#[derive(Debug)]
-pub(super) struct View {
-    location: ClientLocation,
-    told: Option<Arc<Endpoints>>,
+/// What distinguishes clients that see a change of endpoints differently: their zone, and their node where it decides
+/// what they may use.
+pub(super) fn class(
+    before: Option<&Endpoints>,
+    after: &Endpoints,
+    client: &ClientLocation,
+) -> ClientLocation {
+    let by_node = after.local_only || before.is_some_and(|before| before.local_only);
+    ClientLocation {
+        node: client.node.clone().filter(|_| by_node),
+        zone: client.zone.clone(),
+    }
 }
 
-impl View {
-    pub(super) fn new(location: ClientLocation) -> Self {
-        Self { location, told: None }
-    }
-
-    /// The messages that bring the client up to date; none when nothing changed for it.
-    pub(super) fn next(&mut self, endpoints: &Arc<Endpoints>) -> VecDeque<proto::Update> {
-        let before = self.told.replace(endpoints.clone());
-        let seen = endpoints.seen_from(&self.location);
-        let seen_before = before.as_ref().map(|before| before.seen_from(&self.location));
-        match (seen_before, seen.is_empty()) {
-            (Some(seen_before), false) => self.steps(endpoints, &Diff::between(&seen_before, &seen)),
-            (None, false) => self.steps(endpoints, &Diff::between(&Addresses::new(), &seen)),
-            (Some(seen_before), true)
-                if seen_before.is_empty()
-                    && before.as_ref().is_some_and(|b| b.exists == endpoints.exists) =>
-            {
-                VecDeque::new()
-            }
-            // A service without endpoints has to be said, or the client waits for the first message in vain.
-            (_, true) => [update(Kind::NoEndpoints(proto::NoEndpoints {
-                exists: endpoints.exists,
-            }))]
-            .into(),
+/// The messages that bring a client up to date that has been told `before`; none when nothing changed for it.
+pub(super) fn between(
+    before: Option<&Endpoints>,
+    after: &Endpoints,
+    client: &ClientLocation,
+) -> Vec<proto::Update> {
+    let seen = after.seen_from(client);
+    let seen_before = before.map(|before| before.seen_from(client));
+    match (seen_before, seen.is_empty()) {
+        (Some(seen_before), false) => steps(after, &Diff::between(&seen_before, &seen), client),
+        (None, false) => steps(after, &Diff::between(&Addresses::new(), &seen), client),
+        (Some(seen_before), true)
+            if seen_before.is_empty() && before.is_some_and(|before| before.exists == after.exists) =>
+        {
+            Vec::new()
         }
+        // A service without endpoints has to be said, or the client waits for the first message in vain.
+        (_, true) => vec![update(Kind::NoEndpoints(proto::NoEndpoints {
+            exists: after.exists,
+        }))],
     }
+}
 
-    /// Additions first, so that a complete exchange of endpoints leaves the client none without any.
-    fn steps(&self, endpoints: &Endpoints, diff: &Diff) -> VecDeque<proto::Update> {
-        let adds = diff.add.chunks(ADDRESSES_MAX).map(|chunk| {
-            update(Kind::Add(proto::WeightedAddrSet {
-                addrs: chunk
-                    .iter()
-                    .map(|(addr, endpoint)| weighted_addr(*addr, endpoint, &self.location))
-                    .collect(),
-                metric_labels: endpoints.labels.clone().into_iter().collect(),
-            }))
-        });
-        let removes = diff.remove.chunks(ADDRESSES_MAX).map(|chunk| {
-            update(Kind::Remove(proto::AddrSet {
-                addrs: chunk.iter().map(|addr| TcpAddress::from(*addr)).collect(),
-            }))
-        });
-        adds.chain(removes).collect()
-    }
+/// Additions first, so that a complete exchange of endpoints leaves the client none without any.
+fn steps(endpoints: &Endpoints, diff: &Diff, client: &ClientLocation) -> Vec<proto::Update> {
+    let adds = diff.add.chunks(ADDRESSES_MAX).map(|chunk| {
+        update(Kind::Add(proto::WeightedAddrSet {
+            addrs: chunk
+                .iter()
+                .map(|(addr, endpoint)| weighted_addr(*addr, endpoint, client))
+                .collect(),
+            metric_labels: endpoints.labels.clone().into_iter().collect(),
+        }))
+    });
+    let removes = diff.remove.chunks(ADDRESSES_MAX).map(|chunk| {
+        update(Kind::Remove(proto::AddrSet {
+            addrs: chunk.iter().map(|addr| TcpAddress::from(*addr)).collect(),
+        }))
+    });
+    adds.chain(removes).collect()
 }
 
 fn update(kind: Kind) -> proto::Update {
@@ -127,6 +129,14 @@ fn keep_alive() -> proto::Http2ClientParams {
             while_idle: true,
         }),
         internals: None,
+    }
+}
+
+/// What distinguishes clients that see a profile differently: their zone, where there is an endpoint to be near to.
+pub(super) fn profile_class(profile: &Profile, client: &ClientLocation) -> ClientLocation {
+    ClientLocation {
+        node: None,
+        zone: client.zone.clone().filter(|_| profile.endpoint.is_some()),
     }
 }
 
@@ -226,7 +236,7 @@ fn response_match(condition: &ResponseMatch) -> proto::ResponseMatch {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, fmt::Write as _};
+    use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
     use expect_test::{Expect, expect};
     use heddle_control_core::endpoints::{DEFAULT_WEIGHT, Labels, ProtocolHint};
@@ -252,22 +262,22 @@ mod tests {
         })
     }
 
-    fn endpoints(exists: bool, local_only: bool, list: &[(&str, &str)]) -> Arc<Endpoints> {
+    fn endpoints(exists: bool, local_only: bool, list: &[(&str, &str)]) -> Endpoints {
         let addresses: BTreeMap<_, _> = list
             .iter()
             .map(|(addr, node)| (addr.parse().expect("an address"), endpoint(node)))
             .collect();
-        Arc::new(Endpoints {
+        Endpoints {
             exists,
             labels: Labels::new(),
             local_only,
             addresses,
-        })
+        }
     }
 
     /// Each step's messages on a line.
-    fn check(location: ClientLocation, steps: &[Arc<Endpoints>], expected: &Expect) {
-        let mut view = View::new(location);
+    fn check(location: &ClientLocation, steps: &[Endpoints], expected: &Expect) {
+        let mut told = None;
         let mut text = String::new();
         let show = |addr: Option<TcpAddress>| {
             let addr = addr.expect("an address");
@@ -276,7 +286,7 @@ mod tests {
         };
         for step in steps {
             let messages =
-                view.next(step)
+                between(told.replace(step), step, location)
                     .into_iter()
                     .map(|message| match message.update.expect("an update") {
                         Kind::Add(set) => format!(
@@ -309,7 +319,7 @@ mod tests {
             endpoints(true, false, &[a, b]),
         ];
         check(
-            ClientLocation::default(),
+            &ClientLocation::default(),
             &steps,
             &expect![[r#"
             none, exists: true
@@ -336,7 +346,7 @@ mod tests {
             endpoints(true, true, &[("10.0.0.2:80", "there"), ("10.0.0.3:80", "here")]),
         ];
         check(
-            here,
+            &here,
             &steps,
             &expect![[r#"
             none, exists: true
@@ -352,7 +362,7 @@ mod tests {
             .map(|n| (format!("10.0.{}.{}:80", n / 250, n % 250), "n"))
             .collect();
         let many: Vec<_> = many.iter().map(|(addr, node)| (addr.as_str(), *node)).collect();
-        let messages = View::new(ClientLocation::default()).next(&endpoints(true, false, &many));
+        let messages = between(None, &endpoints(true, false, &many), &ClientLocation::default());
         assert_eq!(messages.len(), 3);
     }
 }
