@@ -4,12 +4,20 @@
 //! reconciler from the object that it rendered: one type, one meaning. Names are Linkerd's Helm values where it has
 //! them. Unknown keys are errors; a missing or null key is the default.
 
-use std::net::IpAddr;
+mod beside;
+mod forms;
 
 use heddle_mesh::{PortSet, TrustDomain, port};
 use k8s_openapi::api::core::v1::EnvVar;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
+pub use self::beside::{Cni, Collector, DebugContainer, DebugImage, MeshIdentity, NetworkValidator, Tracing};
+pub(crate) use self::forms::parse_networks;
+use self::forms::{
+    networks, networks_or_none, or_default, or_default_cluster_domain, or_default_control_namespace,
+    or_default_image_name, or_default_log_level, or_default_uid, or_default_version, or_true, ports,
+    ports_or_opaque, ports_or_skipped, timeout_or_1s, timeout_or_5s, timeout_or_90s, timeout_or_100ms,
+};
 use crate::{
     Quantity,
     setting::{AccessLog, InboundPolicy, LogFormat, LogHttpHeaders, PullPolicy, Timeout},
@@ -37,6 +45,15 @@ pub struct ProxyDefaults {
     /// The init container that redirects the pod's traffic.
     #[serde(deserialize_with = "or_default")]
     pub proxy_init: InitValues,
+    /// Whether a CNI plugin redirects pods' traffic, rather than an init container.
+    #[serde(deserialize_with = "or_default")]
+    pub cni: Cni,
+    /// With a CNI plugin: the init container that checks that it has done its work.
+    #[serde(deserialize_with = "or_default")]
+    pub network_validator: NetworkValidator,
+    /// The container that `config.linkerd.io/enable-debug-sidecar` adds.
+    #[serde(deserialize_with = "or_default")]
+    pub debug_container: DebugContainer,
 }
 
 /// Settings of container `linkerd-proxy`.
@@ -124,6 +141,9 @@ pub struct ProxyValues {
     /// IPv4 only: no IPv6 listeners and no IPv6 redirection.
     #[serde(rename = "disableIPv6", deserialize_with = "or_true")]
     pub disable_ipv6: bool,
+    /// Where the proxy sends its spans.
+    #[serde(deserialize_with = "or_default")]
+    pub tracing: Tracing,
 }
 
 /// Settings of container `linkerd-init`.
@@ -141,6 +161,9 @@ pub struct InitValues {
     /// Networks (CIDR) whose traffic to the pod bypasses the proxy.
     #[serde(deserialize_with = "networks_or_none")]
     pub skip_subnets: Vec<String>,
+    /// How long the kernel remembers half-closed connections of the pod; none: the kernel's own time. Setting it
+    /// needs a privileged init container.
+    pub close_wait_timeout: Option<Timeout>,
     /// Requests and limits.
     #[serde(deserialize_with = "or_default")]
     pub resources: Resources,
@@ -297,6 +320,12 @@ impl ProxyDefaults {
         if let Some(problem) = self.proxy_init.resources.problem() {
             return invalid("proxyInit.resources", problem);
         }
+        if let Some(problem) = self.proxy.tracing.problem() {
+            return invalid("proxy.tracing", problem);
+        }
+        if let Some(problem) = self.network_validator.problem() {
+            return invalid("networkValidator", problem);
+        }
         if self.control_namespace.is_empty() || self.cluster_domain.is_empty() {
             return invalid("controlNamespace, clusterDomain", "must not be empty".into());
         }
@@ -355,6 +384,9 @@ impl Default for ProxyDefaults {
             cluster_networks: default_networks(),
             proxy: ProxyValues::default(),
             proxy_init: InitValues::default(),
+            cni: Cni::default(),
+            network_validator: NetworkValidator::default(),
+            debug_container: DebugContainer::default(),
         }
     }
 }
@@ -390,6 +422,7 @@ impl Default for ProxyValues {
             additional_env: Vec::new(),
             control_streams: ControlStreams::default(),
             disable_ipv6: true,
+            tracing: Tracing::default(),
         }
     }
 }
@@ -446,140 +479,4 @@ const CLUSTER_NETWORKS: [&str; 5] = [
 
 fn default_networks() -> Vec<String> {
     CLUSTER_NETWORKS.map(str::to_owned).to_vec()
-}
-
-// === Fields that may be null, and sets that may be text, numbers or lists ===
-
-fn or<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D, default: T) -> Result<T, D::Error> {
-    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or(default))
-}
-
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
-}
-
-fn or_true<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    or(deserializer, true)
-}
-
-fn or_default_uid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    or(deserializer, port::PROXY_UID)
-}
-
-fn or_default_control_namespace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    or(deserializer, heddle_mesh::CONTROL_NAMESPACE.to_owned())
-}
-
-fn or_default_cluster_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    or(deserializer, CLUSTER_DOMAIN.to_owned())
-}
-
-fn or_default_log_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    or(deserializer, LOG_LEVEL.to_owned())
-}
-
-fn or_default_image_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    or(deserializer, IMAGE_NAME.to_owned())
-}
-
-fn or_default_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    or(deserializer, heddle_mesh::VERSION.to_owned())
-}
-
-fn timeout_or_1s<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timeout, D::Error> {
-    or(deserializer, Timeout::from_ms(1_000))
-}
-
-fn timeout_or_100ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timeout, D::Error> {
-    or(deserializer, Timeout::from_ms(100))
-}
-
-fn timeout_or_5s<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timeout, D::Error> {
-    or(deserializer, Timeout::from_ms(5_000))
-}
-
-fn timeout_or_90s<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timeout, D::Error> {
-    or(deserializer, Timeout::from_ms(90_000))
-}
-
-/// A port, a comma-separated text, or a list of either.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum TextOrList {
-    Number(u16),
-    Text(String),
-    List(Vec<TextOrList>),
-}
-
-impl TextOrList {
-    fn join(self) -> String {
-        match self {
-            Self::Number(number) => number.to_string(),
-            Self::Text(text) => text,
-            Self::List(items) => items.into_iter().map(Self::join).collect::<Vec<_>>().join(","),
-        }
-    }
-}
-
-fn ports_or<'de, D: Deserializer<'de>>(deserializer: D, default: PortSet) -> Result<PortSet, D::Error> {
-    match Option::<TextOrList>::deserialize(deserializer)? {
-        None => Ok(default),
-        Some(given) => given.join().parse().map_err(serde::de::Error::custom),
-    }
-}
-
-fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortSet, D::Error> {
-    ports_or(deserializer, PortSet::default())
-}
-
-fn ports_or_opaque<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortSet, D::Error> {
-    ports_or(deserializer, PortSet::from_iter(port::DEFAULT_OPAQUE))
-}
-
-fn ports_or_skipped<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SkippedPorts, D::Error> {
-    ports_or(deserializer, SkippedPorts::default().0).map(SkippedPorts)
-}
-
-fn networks_or<'de, D: Deserializer<'de>>(
-    deserializer: D,
-    default: fn() -> Vec<String>,
-) -> Result<Vec<String>, D::Error> {
-    match Option::<TextOrList>::deserialize(deserializer)? {
-        None => Ok(default()),
-        Some(given) => parse_networks(&given.join())
-            .map_err(|expected| serde::de::Error::custom(format!("expected {expected}"))),
-    }
-}
-
-fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    networks_or(deserializer, default_networks)
-}
-
-fn networks_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    networks_or(deserializer, Vec::new)
-}
-
-/// Reads comma-separated networks, each `ADDRESS/LENGTH` or a lone address; kept as written.
-pub(crate) fn parse_networks(text: &str) -> Result<Vec<String>, String> {
-    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-    items
-        .map(|item| match is_network(item) {
-            true => Ok(item.to_owned()),
-            false => Err(format!("networks such as 10.0.0.0/8, not `{item}`")),
-        })
-        .collect()
-}
-
-fn is_network(text: &str) -> bool {
-    let (address, length) = text
-        .split_once('/')
-        .map_or((text, None), |(address, length)| (address, Some(length)));
-    let bits = match address.parse() {
-        Ok(IpAddr::V4(_)) => 32,
-        Ok(IpAddr::V6(_)) => 128,
-        Err(_) => return false,
-    };
-    length.is_none_or(|length| length.parse::<u8>().is_ok_and(|length| length <= bits))
 }

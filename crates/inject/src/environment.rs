@@ -4,10 +4,11 @@ use heddle_mesh::env;
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector};
 
 use crate::{
+    defaults::MeshIdentity,
     ports::ContainerPorts,
     setting::LogHttpHeaders,
     settings::Settings,
-    sidecar::{END_ENTITY_DIR, TOKEN_DIR, TOKEN_FILE},
+    sidecar::{END_ENTITY_DIR, POD_INFO_DIR, POD_LABELS_FILE, TOKEN_DIR, TOKEN_FILE},
 };
 
 /// Linkerd's names that crates/mesh does not list, because Heddle's own proxy has its own defaults for them.
@@ -145,14 +146,10 @@ pub(crate) fn of(settings: &Settings, ports: &ContainerPorts, trust_anchors_pem:
 
     // The application's ports.
     vars.field(env::INBOUND_IPS, "status.podIPs");
+    let inbound = ports.with(&settings.pod_inbound_ports);
     vars.set(
         env::INBOUND_PORTS,
-        ports
-            .inbound
-            .iter()
-            .map(u16::to_string)
-            .collect::<Vec<_>>()
-            .join(","),
+        inbound.iter().map(u16::to_string).collect::<Vec<_>>().join(","),
     );
     vars.set(
         env::INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION,
@@ -208,12 +205,82 @@ pub(crate) fn of(settings: &Settings, ports: &ContainerPorts, trust_anchors_pem:
         );
     }
 
+    if values.tracing.enabled {
+        tracing(&mut vars, settings);
+    }
+
     values
         .additional_env
         .iter()
         .cloned()
         .for_each(|var| vars.put(var));
     vars.0
+}
+
+/// Where spans go and what they say about the pod. Values with `$(…)` are filled in by the kubelet.
+fn tracing(vars: &mut Env, settings: &Settings) {
+    let Settings {
+        control_namespace,
+        trust_domain,
+        ..
+    } = settings;
+    let values = &settings.proxy.tracing;
+    let MeshIdentity {
+        service_account_name,
+        namespace,
+    } = &values.collector.mesh_identity;
+    let attributes = [
+        ("k8s.container.name", heddle_mesh::port::PROXY_CONTAINER),
+        ("k8s.namespace.name", "$(_pod_ns)"),
+        ("k8s.node.name", "$(_pod_nodeName)"),
+        ("k8s.pod.name", "$(_pod_name)"),
+        ("k8s.pod.uid", "$(_pod_uid)"),
+    ];
+    vars.set(env::TRACE_COLLECTOR_SVC_ADDR, values.collector.endpoint.clone());
+    vars.set(
+        env::TRACE_COLLECTOR_SVC_NAME,
+        format!(
+            "{service_account_name}.{namespace}.serviceaccount.identity.{control_namespace}.{trust_domain}"
+        ),
+    );
+    vars.set(env::TRACE_SERVICE_NAME, values.trace_service_name.clone());
+    vars.set(
+        env::TRACE_ATTRIBUTES_PATH,
+        format!("{POD_INFO_DIR}/{POD_LABELS_FILE}"),
+    );
+    // The mesh's own attributes come first, so that its settings may say otherwise.
+    let labels = values.labels.iter().map(|(key, value)| (&key[..], &value[..]));
+    let lines: Vec<String> = attributes
+        .into_iter()
+        .filter(|(key, _)| !values.labels.contains_key(*key))
+        .chain(labels)
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    vars.set(env::TRACE_EXTRA_ATTRIBUTES, lines.join("\n"));
+    let annotated = &settings.span_attributes;
+    let known = attributes
+        .into_iter()
+        .filter(|(key, _)| !annotated.contains_key(*key))
+        .map(|(key, value)| format!("{key}={value}"));
+    let given = annotated
+        .iter()
+        .map(|(key, value)| format!("{key}={}", percent_encoded(value)));
+    let pairs: Vec<String> = known.chain(given).collect();
+    vars.set(env::OTEL_RESOURCE_ATTRIBUTES, pairs.join(","));
+}
+
+/// As the W3C's baggage wants values. A `$` is encoded, too, so that a pod's author cannot refer to variables here.
+fn percent_encoded(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {
+                text.push(char::from(byte));
+            }
+            _ => text.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    text
 }
 
 /// Variables in order; a name set again takes the first one's place, so that references to it still resolve.

@@ -26,8 +26,8 @@ use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 
 pub use annotations::{AnnotationError, Holder};
 pub use defaults::{
-    Amount, ConfigError, ControlStreams, Cpu, Image, InitValues, Ports, ProxyDefaults, ProxyValues,
-    Resources, SkippedPorts,
+    Amount, Cni, Collector, ConfigError, ControlStreams, Cpu, DebugContainer, DebugImage, Image, InitValues,
+    MeshIdentity, NetworkValidator, Ports, ProxyDefaults, ProxyValues, Resources, SkippedPorts, Tracing,
 };
 pub use owner::Owner;
 pub use patch::{Injection, trust_root_sha256};
@@ -105,6 +105,8 @@ fn try_inject(
         return Err(SkipReason::Invalid(errors));
     }
 
+    settings.span_attributes = annotations::span_attributes(on_pod);
+
     let stamp = ProxyStamp::of(&settings, &in_force);
     let mut warnings: Vec<String> = on_pod
         .into_iter()
@@ -119,7 +121,7 @@ fn try_inject(
     }));
     Ok(Injection {
         labels: patch::labels(&settings, namespace.name, owner),
-        annotations: pod_annotations(&settings, &ports, &stamp, namespace, on_pod),
+        annotations: pod_annotations(&settings, &ports, &stamp, namespace, pod),
         shape: patch::Shape::of(pod),
         settings,
         ports,
@@ -135,8 +137,9 @@ fn pod_annotations(
     ports: &ports::ContainerPorts,
     stamp: &ProxyStamp,
     namespace: &Namespace<'_>,
-    on_pod: Option<&BTreeMap<String, String>>,
+    pod: &Pod,
 ) -> BTreeMap<String, String> {
+    let on_pod = pod.metadata.annotations.as_ref();
     let has = |name: &str| on_pod.is_some_and(|all| all.contains_key(name));
     let mut written: BTreeMap<String, String> = annotations::inherited()
         .chain([annotation::INJECT])
@@ -146,13 +149,20 @@ fn pod_annotations(
     // Where nobody says which ports are opaque, the pod says which of the defaults concern it, as Linkerd's do.
     if !has(annotation::OPAQUE_PORTS) && !written.contains_key(annotation::OPAQUE_PORTS) {
         let opaque = ports
-            .inbound
-            .iter()
-            .filter(|port| settings.proxy.opaque_ports.contains(**port));
-        let opaque: Vec<String> = opaque.map(u16::to_string).collect();
+            .with(&settings.pod_inbound_ports)
+            .into_iter()
+            .filter(|port| settings.proxy.opaque_ports.contains(*port));
+        let opaque: Vec<String> = opaque.map(|port| port.to_string()).collect();
         if !opaque.is_empty() {
             written.insert(annotation::OPAQUE_PORTS.to_owned(), opaque.join(","));
         }
+    }
+    // A plain sidecar that comes first would be the one that `kubectl logs` and `kubectl exec` take.
+    let app = pod.spec.as_ref().and_then(|spec| spec.containers.first());
+    if let Some(app) =
+        app.filter(|_| settings.proxy_is_first_container() && !has(annotation::DEFAULT_CONTAINER))
+    {
+        written.insert(annotation::DEFAULT_CONTAINER.to_owned(), app.name.clone());
     }
     written.insert(
         annotation::CREATED_BY.to_owned(),

@@ -59,7 +59,7 @@ impl Injection {
         let mut patch = Operations::default();
         let (init, proxy) = self.containers(trust_anchors_pem);
 
-        let volumes = sidecar::volumes();
+        let volumes = sidecar::volumes(&self.settings);
         match &self.shape.volumes {
             None => patch.add(&["spec", "volumes"], &volumes),
             Some(names) => {
@@ -86,10 +86,23 @@ impl Injection {
             patch.add(&["spec", "initContainers"], &first);
         }
         if !native {
+            // The kubelet starts containers in order, and holds the next back until the hook of this one returns.
+            let place = if self.settings.proxy_is_first_container() {
+                "0"
+            } else {
+                "-"
+            };
             if self.shape.containers {
-                patch.add(&["spec", "containers", "0"], &proxy);
+                patch.add(&["spec", "containers", place], &proxy);
             } else {
                 patch.add(&["spec", "containers"], &[&proxy]);
+            }
+        }
+        if let Some(debug) = sidecar::debug(&self.settings) {
+            if native && !self.shape.containers {
+                patch.add(&["spec", "containers"], &[&debug]);
+            } else {
+                patch.add(&["spec", "containers", "-"], &debug);
             }
         }
 
@@ -103,10 +116,10 @@ impl Injection {
         Patch(patch.0)
     }
 
-    /// The init container and the proxy's, with the given trust anchors.
+    /// The init container that comes first and the proxy's, with the given trust anchors.
     pub fn containers(&self, trust_anchors_pem: &str) -> (Container, Container) {
         (
-            sidecar::init(&self.settings),
+            sidecar::first(&self.settings),
             sidecar::proxy(&self.settings, &self.ports, trust_anchors_pem),
         )
     }

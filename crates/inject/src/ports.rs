@@ -32,6 +32,11 @@ impl ContainerPorts {
         ports
     }
 
+    /// The inbound ports and those that the pod's author names.
+    pub(crate) fn with(&self, named: &PortSet) -> BTreeSet<u16> {
+        self.inbound.iter().copied().chain(named.iter()).collect()
+    }
+
     fn add(&mut self, container: &Container) {
         for declared in container.ports.iter().flatten() {
             // The API server fills in TCP where nothing is said.

@@ -3,20 +3,24 @@
 //! A pure function of the settings, the pod's ports and the trust anchors. Names, ports, mounts and environment are
 //! Linkerd's, so that its control plane, its tools and its own proxy find what they expect.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use heddle_mesh::port;
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, ContainerPort, EmptyDirVolumeSource, ExecAction, HTTPGetAction, Lifecycle,
-        LifecycleHandler, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile,
-        SecurityContext, ServiceAccountTokenProjection, SleepAction, Volume, VolumeMount, VolumeProjection,
+        Capabilities, Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource,
+        EmptyDirVolumeSource, ExecAction, HTTPGetAction, Lifecycle, LifecycleHandler, ObjectFieldSelector,
+        Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecurityContext,
+        ServiceAccountTokenProjection, SleepAction, Volume, VolumeMount, VolumeProjection,
     },
     apimachinery::pkg::{api::resource::Quantity as K8sQuantity, util::intstr::IntOrString},
 };
 
 use crate::{
-    defaults::{Image, Resources},
+    defaults::{DebugImage, Image, NetworkValidator, Resources},
     environment,
     ports::ContainerPorts,
     quantity::Quantity,
@@ -28,11 +32,87 @@ pub(crate) const TOKEN_DIR: &str = "/var/run/secrets/tokens";
 pub(crate) const TOKEN_FILE: &str = "linkerd-identity-token";
 pub(crate) const END_ENTITY_VOLUME: &str = "linkerd-identity-end-entity";
 pub(crate) const END_ENTITY_DIR: &str = "/var/run/linkerd/identity/end-entity";
+pub(crate) const POD_INFO_VOLUME: &str = "linkerd-podinfo";
+pub(crate) const POD_INFO_DIR: &str = "/var/run/linkerd/podinfo";
+pub(crate) const POD_LABELS_FILE: &str = "labels";
+/// Addresses that no pod has: connecting to them shows whether connections are redirected. Linkerd's.
+const NOWHERE: &str = "1.1.1.1:20001";
+const NOWHERE_IPV6: &str = "[fd00::1]:20001";
+/// The user without rights.
+const NOBODY: i64 = 65_534;
 /// A token lives a day, as Linkerd's; the kubelet renews it at four fifths.
 const TOKEN_SECONDS: i64 = 86_400;
 
+/// The init container that comes before the proxy: it redirects the pod's traffic, or checks that a CNI plugin did.
+pub(crate) fn first(settings: &Settings) -> Container {
+    match &settings.validator {
+        None => init(settings),
+        Some(values) => validator(settings, values),
+    }
+}
+
+/// Proves that connections to nowhere arrive at the proxy's outbound port.
+fn validator(settings: &Settings, values: &NetworkValidator) -> Container {
+    let (nowhere, any) = match settings.proxy.disable_ipv6 {
+        true => (NOWHERE, IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+        false => (NOWHERE_IPV6, IpAddr::from(Ipv6Addr::UNSPECIFIED)),
+    };
+    let NetworkValidator {
+        log_level,
+        log_format,
+        connect_addr,
+        listen_addr,
+        timeout,
+    } = values;
+    let connect = connect_addr.map_or_else(|| nowhere.to_owned(), |addr| addr.to_string());
+    let listen = listen_addr.unwrap_or_else(|| (any, settings.proxy.ports.outbound).into());
+    let args = [
+        ("--log-format", log_format.to_string()),
+        ("--log-level", log_level.clone()),
+        ("--connect-addr", connect),
+        ("--listen-addr", listen.to_string()),
+        ("--timeout", timeout.to_string()),
+    ];
+    Container {
+        name: port::NETWORK_VALIDATOR_CONTAINER.to_owned(),
+        command: Some(vec!["/heddle-init".to_owned(), "validate".to_owned()]),
+        args: Some(
+            args.into_iter()
+                .flat_map(|(flag, value)| [flag.to_owned(), value])
+                .collect(),
+        ),
+        resources: resources(&settings.init.resources),
+        security_context: Some(SecurityContext {
+            run_as_group: Some(NOBODY),
+            run_as_user: Some(NOBODY),
+            ..unprivileged()
+        }),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        ..container(&settings.init_image)
+    }
+}
+
+/// The container with tools, where it is asked for. It has no probes: its image may be any.
+pub(crate) fn debug(settings: &Settings) -> Option<Container> {
+    let DebugImage {
+        name,
+        version,
+        pull_policy,
+    } = &settings.debug_image;
+    let image = Image {
+        name: name.clone(),
+        version: version.clone(),
+        pull_policy: pull_policy.unwrap_or(settings.proxy.image.pull_policy),
+    };
+    settings.debug.then(|| Container {
+        name: port::DEBUG_CONTAINER.to_owned(),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        ..container(&image)
+    })
+}
+
 /// The init container that redirects the pod's traffic.
-pub(crate) fn init(settings: &Settings) -> Container {
+fn init(settings: &Settings) -> Container {
     let ports = &settings.proxy.ports;
     let ranges = |set: &heddle_mesh::PortSet| set.to_string();
     let mut ignored_inbound = format!("{},{}", ports.control, ports.admin);
@@ -67,24 +147,31 @@ pub(crate) fn init(settings: &Settings) -> Container {
         ]);
     }
     args.push(format!("--ipv6={}", !settings.proxy.disable_ipv6));
+    // The kernel's settings are read-only to containers without privileges.
+    let privileged = settings.init.close_wait_timeout.is_some();
+    if let Some(timeout) = settings.init.close_wait_timeout {
+        args.extend([
+            "--timeout-close-wait-secs".to_owned(),
+            timeout.0.as_secs().to_string(),
+        ]);
+    }
     Container {
         name: port::INIT_CONTAINER.to_owned(),
         command: Some(vec!["/heddle-init".to_owned()]),
         args: Some(args),
         resources: resources(&settings.init.resources),
         security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
+            // The API server refuses privileges that may not be used.
+            allow_privilege_escalation: Some(privileged),
             capabilities: Some(Capabilities {
                 add: Some(vec!["NET_ADMIN".to_owned(), "NET_RAW".to_owned()]),
                 drop: Some(vec!["ALL".to_owned()]),
             }),
-            privileged: Some(false),
-            read_only_root_filesystem: Some(true),
+            privileged: Some(privileged),
             run_as_group: Some(0),
             run_as_non_root: Some(false),
             run_as_user: Some(0),
-            seccomp_profile: Some(runtime_default()),
-            ..SecurityContext::default()
+            ..unprivileged()
         }),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..container(&settings.init_image)
@@ -102,6 +189,13 @@ pub(crate) fn proxy(settings: &Settings, ports: &ContainerPorts, trust_anchors_p
     };
     let native = values.native_sidecar;
     let gated = native && values.await_ready;
+    let mut mounts = vec![
+        mount(END_ENTITY_VOLUME, END_ENTITY_DIR),
+        mount(TOKEN_VOLUME, TOKEN_DIR),
+    ];
+    if values.tracing.enabled {
+        mounts.push(mount(POD_INFO_VOLUME, POD_INFO_DIR));
+    }
     Container {
         name: port::PROXY_CONTAINER.to_owned(),
         env: Some(environment::of(settings, ports, trust_anchors_pem)),
@@ -122,17 +216,9 @@ pub(crate) fn proxy(settings: &Settings, ports: &ContainerPorts, trust_anchors_p
         resources: resources(&values.resources),
         restart_policy: native.then(|| "Always".to_owned()),
         security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities {
-                drop: Some(vec!["ALL".to_owned()]),
-                ..Capabilities::default()
-            }),
-            read_only_root_filesystem: Some(true),
             run_as_group: values.gid.map(i64::from),
-            run_as_non_root: Some(true),
             run_as_user: Some(values.uid.into()),
-            seccomp_profile: Some(runtime_default()),
-            ..SecurityContext::default()
+            ..unprivileged()
         }),
         // A native sidecar that must be ready first holds the pod's other containers back by its startup probe.
         startup_probe: gated.then(|| Probe {
@@ -141,22 +227,19 @@ pub(crate) fn proxy(settings: &Settings, ports: &ContainerPorts, trust_anchors_p
             ..probe("/ready", values.ports.admin)
         }),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        volume_mounts: Some(vec![
-            mount(END_ENTITY_VOLUME, END_ENTITY_DIR),
-            mount(TOKEN_VOLUME, TOKEN_DIR),
-        ]),
+        volume_mounts: Some(mounts),
         ..container(&values.image)
     }
 }
 
 /// The volumes that the proxy mounts.
-pub(crate) fn volumes() -> [Volume; 2] {
+pub(crate) fn volumes(settings: &Settings) -> Vec<Volume> {
     let token = ServiceAccountTokenProjection {
         audience: Some(heddle_mesh::IDENTITY_TOKEN_AUDIENCE.to_owned()),
         expiration_seconds: Some(TOKEN_SECONDS),
         path: TOKEN_FILE.to_owned(),
     };
-    [
+    let mut volumes = vec![
         Volume {
             name: END_ENTITY_VOLUME.to_owned(),
             empty_dir: Some(EmptyDirVolumeSource {
@@ -178,7 +261,26 @@ pub(crate) fn volumes() -> [Volume; 2] {
             }),
             ..Volume::default()
         },
-    ]
+    ];
+    if settings.proxy.tracing.enabled {
+        let labels = DownwardAPIVolumeFile {
+            field_ref: Some(ObjectFieldSelector {
+                field_path: "metadata.labels".to_owned(),
+                ..ObjectFieldSelector::default()
+            }),
+            path: POD_LABELS_FILE.to_owned(),
+            ..DownwardAPIVolumeFile::default()
+        };
+        volumes.push(Volume {
+            name: POD_INFO_VOLUME.to_owned(),
+            downward_api: Some(DownwardAPIVolumeSource {
+                items: Some(vec![labels]),
+                ..DownwardAPIVolumeSource::default()
+            }),
+            ..Volume::default()
+        });
+    }
+    volumes
 }
 
 /// A plain sidecar is the first container, and the kubelet starts the next one when its postStart hook returns: this
@@ -241,10 +343,21 @@ fn mount(name: &str, path: &str) -> VolumeMount {
     }
 }
 
-fn runtime_default() -> SeccompProfile {
-    SeccompProfile {
-        type_: "RuntimeDefault".to_owned(),
-        ..SeccompProfile::default()
+/// What Kubernetes' restricted profile for pods asks of a container, except for a user.
+fn unprivileged() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".to_owned()]),
+            ..Capabilities::default()
+        }),
+        read_only_root_filesystem: Some(true),
+        run_as_non_root: Some(true),
+        seccomp_profile: Some(SeccompProfile {
+            type_: "RuntimeDefault".to_owned(),
+            ..SeccompProfile::default()
+        }),
+        ..SecurityContext::default()
     }
 }
 

@@ -188,6 +188,7 @@ fn sidecar(spec: &PodSpec) -> Option<&Container> {
     let names = [
         port::PROXY_CONTAINER,
         port::INIT_CONTAINER,
+        port::NETWORK_VALIDATOR_CONTAINER,
         "istio-proxy",
         "istio-init",
     ];

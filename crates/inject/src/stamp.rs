@@ -39,14 +39,16 @@ impl ProxyStamp {
         {
             neutral.proxy.opaque_ports = heddle_mesh::PortSet::default();
         }
-        let annotations: Vec<_> = in_force.iter().map(|set| (set.name, set.value.trim())).collect();
+        let mut annotations: Vec<_> = in_force.iter().map(|set| (set.name, set.value.trim())).collect();
+        annotations.sort_by_key(|(name, _)| *name);
         let none = ContainerPorts::default();
         // Serialized straight to text: the order of a JSON map's keys would depend on how serde_json was built, and
         // the injector and the reconciler are different programs.
         let parts = (
-            sidecar::init(&neutral),
+            sidecar::first(&neutral),
             sidecar::proxy(&neutral, &none, ""),
-            sidecar::volumes(),
+            sidecar::debug(&neutral),
+            sidecar::volumes(&neutral),
             &neutral.proxy.opaque_ports,
             annotations,
         );

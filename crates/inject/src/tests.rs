@@ -1,6 +1,7 @@
 //! Stories about decisions. Builders first; the stories are in the modules below.
 
 mod annotation;
+mod beside;
 mod golden;
 mod stamp;
 mod truth;

@@ -25,6 +25,10 @@ pub const CONFIG_PREFIX: &str = "config.linkerd.io/";
 pub const CONFIG_ALPHA_PREFIX: &str = "config.alpha.linkerd.io/";
 /// Prefix of settings that Linkerd calls beta.
 pub const CONFIG_BETA_PREFIX: &str = "config.beta.linkerd.io/";
+/// Prefix of the annotations that become attributes of a pod's spans.
+pub const RESOURCE_ATTRIBUTE_PREFIX: &str = "resource.opentelemetry.io/";
+/// Kubernetes' own: the container that `kubectl logs` and `kubectl exec` take when none is named.
+pub const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 /// Ports that carry bytes the proxy must not look into; on pods, namespaces and services.
 pub const OPAQUE_PORTS: &str = "config.linkerd.io/opaque-ports";
 /// Policy for connections that no Server selects.

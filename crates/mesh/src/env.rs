@@ -86,6 +86,16 @@ names! {
     CORES_MAX = "CORES_MAX";
     /// At most this share of the machine's cores.
     CORES_MAX_RATIO = "CORES_MAX_RATIO";
+    /// File with attributes of all spans, a line each: the pod's labels.
+    TRACE_ATTRIBUTES_PATH = "TRACE_ATTRIBUTES_PATH";
+    /// The name that spans are found by.
+    TRACE_SERVICE_NAME = "TRACE_SERVICE_NAME";
+    /// More attributes of all spans, a line each.
+    TRACE_EXTRA_ATTRIBUTES = "TRACE_EXTRA_ATTRIBUTES";
+    /// Address of the span collector, `host:port`.
+    TRACE_COLLECTOR_SVC_ADDR = "TRACE_COLLECTOR_SVC_ADDR";
+    /// Identity that the span collector must prove.
+    TRACE_COLLECTOR_SVC_NAME = "TRACE_COLLECTOR_SVC_NAME";
     /// First message of a control stream must come within this time.
     CONTROL_STREAM_INITIAL_TIMEOUT = "CONTROL_STREAM_INITIAL_TIMEOUT";
     /// A control stream silent for this long is opened anew.
@@ -93,3 +103,6 @@ names! {
     /// A control stream is opened anew after this long.
     CONTROL_STREAM_LIFETIME = "CONTROL_STREAM_LIFETIME";
 }
+
+/// OpenTelemetry's own name: attributes of all spans, `key=value,…`, values percent-encoded.
+pub const OTEL_RESOURCE_ATTRIBUTES: &str = "OTEL_RESOURCE_ATTRIBUTES";

@@ -12,6 +12,8 @@ pub const IS_CONTROL_PLANE: &str = "linkerd.io/is-control-plane";
 pub const PROXY_OWNER_PREFIX: &str = "linkerd.io/proxy-";
 /// On a namespace: `disabled` keeps all of Heddle's admission webhooks away from it.
 pub const ADMISSION_WEBHOOKS: &str = "config.linkerd.io/admission-webhooks";
+/// Marks the CNI plugin's own pods, which are never injected.
+pub const CNI_RESOURCE: &str = "linkerd.io/cni-resource";
 /// Kubernetes' own label for what manages an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The mesh profile that an object was rendered from.

@@ -26,6 +26,10 @@ pub const PROXY_ADMIN_NAME: &str = "linkerd-admin";
 pub const PROXY_CONTAINER: &str = "linkerd-proxy";
 /// The init container that redirects a pod's traffic to the proxy.
 pub const INIT_CONTAINER: &str = "linkerd-init";
+/// The init container that checks, in its place, that a CNI plugin redirects a pod's traffic.
+pub const NETWORK_VALIDATOR_CONTAINER: &str = "linkerd-network-validator";
+/// The container with tools that `config.linkerd.io/enable-debug-sidecar` adds.
+pub const DEBUG_CONTAINER: &str = "linkerd-debug";
 
 /// The user that the proxy runs as; its own traffic is not redirected.
 pub const PROXY_UID: u32 = 2102;

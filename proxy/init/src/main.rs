@@ -56,9 +56,9 @@ struct Args {
           action = ArgAction::Set)]
     simulate: bool,
 
-    /// Taken for compatibility and without effect: connections are closed by the kernel's own rules.
-    #[arg(long, hide = true)]
-    timeout_close_wait_secs: Option<u32>,
+    /// How long the kernel remembers half-closed connections; 0: its own time. Needs privileges beside NET_ADMIN.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    timeout_close_wait_secs: u32,
     /// Taken for compatibility and without effect: there is no iptables here.
     #[arg(long, hide = true)]
     iptables_mode: Option<String>,
@@ -86,6 +86,9 @@ enum Command {
         timeout: Duration,
     },
 }
+
+/// The kernel's setting, of the network namespace of who opens it.
+const CLOSE_WAIT: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait";
 
 fn main() -> ExitCode {
     let mut args = Args::parse();
@@ -144,9 +147,6 @@ fn redirect(args: Args) -> Result<(), Box<dyn Error>> {
         print!("{rules}");
         return Ok(());
     }
-    if timeout_close_wait_secs.is_some_and(|seconds| seconds > 0) {
-        eprintln!("heddle-init: --timeout-close-wait-secs has no effect");
-    }
     if iptables_mode.is_some() {
         eprintln!("heddle-init: --iptables-mode has no effect: the rules are nf_tables'");
     }
@@ -158,6 +158,11 @@ fn redirect(args: Args) -> Result<(), Box<dyn Error>> {
             .map_err(|error| format!("failed to enter network namespace {}: {error}", path.display()))?;
     }
     install(&rules)?;
+    if timeout_close_wait_secs > 0 {
+        // Only now: the kernel has the setting where connections are tracked, which the rules see to.
+        std::fs::write(CLOSE_WAIT, timeout_close_wait_secs.to_string())
+            .map_err(|error| format!("failed to write {CLOSE_WAIT}: {error}"))?;
+    }
     let outbound = redirect
         .outbound_port
         .map_or_else(|| "left alone".to_owned(), |port| format!("to port {port}"));

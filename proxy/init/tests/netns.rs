@@ -388,6 +388,19 @@ fn what_is_installed_is_what_is_printed_and_running_again_changes_nothing() {
 }
 
 #[test]
+fn the_time_of_half_closed_connections_is_set() {
+    const SETTING: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait";
+    let Some(net) = Net::new("wait") else { return };
+    let setting =
+        || inside(&net.pod, None, || std::fs::read_to_string(SETTING)).map(|text| text.trim().to_owned());
+    net.install(&["--timeout-close-wait-secs", "47"]);
+    assert_eq!(setting().ok().as_deref(), Some("47"));
+    // Without the flag it stays what it is.
+    net.install(&[]);
+    assert_eq!(setting().ok().as_deref(), Some("47"));
+}
+
+#[test]
 fn as_many_ports_as_are_allowed_fit_one_transaction() {
     let Some(net) = Net::new("many") else { return };
     let odd: Vec<String> = (1..512).step_by(2).map(|port| port.to_string()).collect();

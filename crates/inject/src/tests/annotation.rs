@@ -1,10 +1,10 @@
 use expect_test::{Expect, expect};
 
 use super::*;
-use crate::{annotations, quantity::Quantity};
+use crate::annotations;
 
 /// Decides with these annotations on the pod and shows how the containers differ from those of a plain pod.
-fn check(annotations: &[(&str, &str)], expected: Expect) {
+pub(super) fn check(annotations: &[(&str, &str)], expected: Expect) {
     let mut all = annotations.to_vec();
     all.push(("linkerd.io/inject", "enabled"));
     let text = |all: &[(&str, &str)]| {
@@ -53,7 +53,7 @@ fn flatten(path: &str, value: &Value, lines: &mut Vec<String>) {
 }
 
 /// Expects the one error that the annotation causes.
-fn refuse(name: &str, value: &str, expected: Expect) {
+pub(super) fn refuse(name: &str, value: &str, expected: Expect) {
     let pod = mk_pod(&[("linkerd.io/inject", "enabled"), (name, value)]);
     expected.assert_eq(&skipped(decide_in(&[], &pod)).to_string());
 }
@@ -313,67 +313,6 @@ fn policy_and_modes() {
 }
 
 #[test]
-fn a_namespace_hands_down_what_linkerd_hands_down() {
-    let on_namespace = [
-        ("linkerd.io/inject", "enabled"),
-        ("config.linkerd.io/proxy-memory-limit", "250Mi"),
-        ("config.linkerd.io/proxy-cpu-limit", "2"),
-        ("config.linkerd.io/proxy-cpu-ratio-limit", "0.5"),
-        ("config.linkerd.io/enable-gateway", "true"),
-        ("config.beta.linkerd.io/proxy-enable-native-sidecar", "false"),
-        (
-            "config.linkerd.io/proxy-additional-env",
-            r#"[{"name":"A","value":"ns"},{"name":"B","value":"ns"}]"#,
-        ),
-    ];
-    let pod = mk_pod(&[
-        ("config.linkerd.io/proxy-cpu-limit", "1"),
-        (
-            "config.linkerd.io/proxy-additional-env",
-            r#"[{"name":"A","value":"pod"}]"#,
-        ),
-    ]);
-    let injection = injected(decide_in(&on_namespace, &pod));
-    let resources = &injection.settings.proxy.resources;
-    let text = |quantity: &Option<Quantity>| quantity.as_ref().map(Quantity::to_string);
-    assert_eq!(
-        text(&resources.memory.limit).as_deref(),
-        Some("250Mi"),
-        "inherited"
-    );
-    assert_eq!(text(&resources.cpu.limit).as_deref(), Some("1"), "the pod wins");
-    assert_eq!(resources.cpu.ratio_limit, None, "not inherited");
-    assert!(
-        !injection.settings.gateway && injection.settings.proxy.native_sidecar,
-        "not inherited"
-    );
-    let (_, proxy) = injection.containers("");
-    let value = |name: &str| {
-        proxy
-            .env
-            .iter()
-            .flatten()
-            .find(|var| var.name == name)
-            .and_then(|var| var.value.clone())
-    };
-    assert_eq!(
-        (value("A").as_deref(), value("B").as_deref()),
-        (Some("pod"), Some("ns")),
-        "merged"
-    );
-
-    let after = patched(&pod, &injection);
-    let annotations = &after["metadata"]["annotations"];
-    assert_eq!(annotations["linkerd.io/inject"], "enabled");
-    assert_eq!(annotations["config.linkerd.io/proxy-memory-limit"], "250Mi");
-    assert_eq!(annotations["config.linkerd.io/proxy-cpu-limit"], "1");
-    assert_eq!(
-        annotations["config.linkerd.io/proxy-cpu-ratio-limit"],
-        Value::Null
-    );
-}
-
-#[test]
 fn an_invalid_value_names_annotation_value_and_what_was_expected() {
     refuse(
         "config.linkerd.io/proxy-cpu-limit",
@@ -488,13 +427,14 @@ fn unknown_annotations_are_warned_about() {
     let pod = mk_pod(&[
         ("linkerd.io/inject", "enabled"),
         ("config.linkerd.io/proxy-cpu-limits", "1"),
-        ("config.linkerd.io/enable-debug-sidecar", "true"),
+        ("config.linkerd.io/init-image", "x"),
+        ("config.linkerd.io/admission-webhooks", "disabled"),
         ("config.linkerd.io/opaque-ports", "mysql"),
         ("example.com/other", "x"),
     ]);
     let warnings = injected(decide_in(&[], &pod)).warnings().join("\n");
     expect![[r#"
-        annotation config.linkerd.io/enable-debug-sidecar has no effect in Heddle
+        annotation config.linkerd.io/init-image has no effect in Heddle
         annotation config.linkerd.io/proxy-cpu-limits has no effect in Heddle
         annotation config.linkerd.io/opaque-ports: no container port of the pod is called `mysql`"#]]
     .assert_eq(&warnings);

@@ -462,11 +462,21 @@ fn defaults_spelled_out_and_read_back() {
             idleTimeout: 5m
             lifetime: 1h
           disableIPv6: true
+          tracing:
+            enabled: false
+            traceServiceName: linkerd-proxy
+            collector:
+              endpoint: ''
+              meshIdentity:
+                serviceAccountName: ''
+                namespace: ''
+            labels: {}
         proxyInit:
           image: null
           ignoreInboundPorts: 4567-4568
           ignoreOutboundPorts: 4567-4568
           skipSubnets: []
+          closeWaitTimeout: null
           resources:
             cpu:
               request: null
@@ -478,6 +488,19 @@ fn defaults_spelled_out_and_read_back() {
             ephemeral-storage:
               request: null
               limit: null
+        cni:
+          enabled: false
+        networkValidator:
+          logLevel: info
+          logFormat: plain
+          connectAddr: null
+          listenAddr: null
+          timeout: 10s
+        debugContainer:
+          image:
+            name: cr.l5d.io/linkerd/debug
+            version: stable-2.14.10
+            pullPolicy: null
     "#]]
     .assert_eq(&text);
     assert_eq!(
@@ -546,8 +569,8 @@ fn bad_defaults_are_refused_by_name() {
         all += &error(text);
     }
     expect![[r#"
-        failed to read the injection settings (ConfigMap linkerd-config, key `values`): proxy: unknown field `loglevel`, expected one of `image`, `ports`, `uid`, `gid`, `resources`, `logLevel`, `logFormat`, `logHTTPHeaders`, `accessLog`, `opaquePorts`, `requireIdentityOnInboundPorts`, `defaultInboundPolicy`, `outboundConnectTimeout`, `inboundConnectTimeout`, `outboundDiscoveryCacheUnusedTimeout`, `inboundDiscoveryCacheUnusedTimeout`, `disableOutboundProtocolDetectTimeout`, `disableInboundProtocolDetectTimeout`, `shutdownGracePeriod`, `await`, `nativeSidecar`, `enableShutdownEndpoint`, `waitBeforeExitSeconds`, `enableExternalProfiles`, `metricsHostnameLabels`, `additionalEnv`, `controlStreams`, `disableIPv6` at line 1 column 9
-        failed to read the injection settings (ConfigMap linkerd-config, key `values`): unknown field `proxi`, expected one of `controlNamespace`, `clusterDomain`, `trustDomain`, `clusterNetworks`, `proxy`, `proxyInit`
+        failed to read the injection settings (ConfigMap linkerd-config, key `values`): proxy: unknown field `loglevel`, expected one of `image`, `ports`, `uid`, `gid`, `resources`, `logLevel`, `logFormat`, `logHTTPHeaders`, `accessLog`, `opaquePorts`, `requireIdentityOnInboundPorts`, `defaultInboundPolicy`, `outboundConnectTimeout`, `inboundConnectTimeout`, `outboundDiscoveryCacheUnusedTimeout`, `inboundDiscoveryCacheUnusedTimeout`, `disableOutboundProtocolDetectTimeout`, `disableInboundProtocolDetectTimeout`, `shutdownGracePeriod`, `await`, `nativeSidecar`, `enableShutdownEndpoint`, `waitBeforeExitSeconds`, `enableExternalProfiles`, `metricsHostnameLabels`, `additionalEnv`, `controlStreams`, `disableIPv6`, `tracing` at line 1 column 9
+        failed to read the injection settings (ConfigMap linkerd-config, key `values`): unknown field `proxi`, expected one of `controlNamespace`, `clusterDomain`, `trustDomain`, `clusterNetworks`, `proxy`, `proxyInit`, `cni`, `networkValidator`, `debugContainer`
         injection settings (ConfigMap linkerd-config, key `values`): proxy.ports: [4140, 4143, 4143, 4190] must be four different ports from 1 to 65535
         injection settings (ConfigMap linkerd-config, key `values`): proxy.uid: 0 is root: the proxy's own user is exempt from redirection, so it must be its own
         injection settings (ConfigMap linkerd-config, key `values`): proxy.resources: memory: the request 2Gi is above the limit 1Gi
