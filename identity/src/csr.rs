@@ -6,7 +6,7 @@
 use std::fmt;
 
 use aws_lc_rs::digest;
-use heddle_mesh::Identity;
+use heddle_mesh::{Identity, SpiffeId};
 use x509_parser::{
     certification_request::X509CertificationRequest,
     cri_attributes::ParsedCriAttribute,
@@ -26,6 +26,7 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
 pub struct Csr {
     common_names: Vec<String>,
     dns_names: Vec<String>,
+    uris: Vec<String>,
     other_names: Vec<&'static str>,
     spki: Vec<u8>,
     key_id: KeyId,
@@ -35,6 +36,7 @@ pub struct Csr {
 #[derive(Debug)]
 pub struct ValidCsr {
     identity: Identity,
+    spiffe: Option<SpiffeId>,
     spki: Vec<u8>,
     key_id: KeyId,
 }
@@ -81,6 +83,14 @@ pub enum MismatchError {
         /// The identity.
         expected: Identity,
     },
+    /// A URI that is not the identity's own.
+    #[error("certificate_signing_request has the URI {found}: expected none, or {expected}")]
+    Uri {
+        /// The URI asked for.
+        found: Text,
+        /// The identity's SPIFFE ID.
+        expected: SpiffeId,
+    },
     /// Names of other kinds.
     #[error(
         "certificate_signing_request has a subject alternative name of kind {0}: only one DNS name is taken"
@@ -112,13 +122,13 @@ pub struct Text(pub String);
 ///
 /// # Errors
 /// The request is too large, malformed, ambiguous, of a weak or unknown algorithm, or wrongly signed.
-pub fn parse(der: &[u8]) -> Result<Csr, CsrError> {
-    match der.len() {
+pub fn parse(request: &[u8]) -> Result<Csr, CsrError> {
+    match request.len() {
         0 => return Err(CsrError::Empty),
         bytes if bytes > CSR_BYTES_MAX => return Err(CsrError::TooLarge(bytes)),
         _ => {}
     }
-    let (rest, csr) = X509CertificationRequest::from_der(der).map_err(|_| CsrError::Malformed)?;
+    let (rest, csr) = X509CertificationRequest::from_der(request).map_err(|_| CsrError::Malformed)?;
     // A signature of whole bytes: the parser takes any number of unused bits, DER does not.
     if !rest.is_empty() || csr.signature_value.unused_bits != 0 {
         return Err(CsrError::Malformed);
@@ -135,21 +145,23 @@ pub fn parse(der: &[u8]) -> Result<Csr, CsrError> {
         .map(|name| name.as_str().map(str::to_owned).map_err(|_| CsrError::Malformed));
     let common_names = common_names.collect::<Result<Vec<_>, _>>()?;
     let mut dns_names = Vec::new();
+    let mut uris = Vec::new();
     let mut other_names = Vec::new();
     let mut requests = 0;
     let mut name_lists = 0;
     for attribute in info.iter_attributes() {
-        let ParsedCriAttribute::ExtensionRequest(request) = attribute.parsed_attribute() else {
+        let ParsedCriAttribute::ExtensionRequest(asked) = attribute.parsed_attribute() else {
             continue;
         };
         requests += 1;
-        for extension in &request.extensions {
+        for extension in &asked.extensions {
             match extension.parsed_extension() {
                 ParsedExtension::SubjectAlternativeName(names) => {
                     name_lists += 1;
                     for name in &names.general_names {
                         match name {
                             GeneralName::DNSName(name) => dns_names.push((*name).to_owned()),
+                            GeneralName::URI(name) => uris.push((*name).to_owned()),
                             other => other_names.push(kind(other)),
                         }
                     }
@@ -171,6 +183,7 @@ pub fn parse(der: &[u8]) -> Result<Csr, CsrError> {
     Ok(Csr {
         common_names,
         dns_names,
+        uris,
         other_names,
         spki,
         key_id,
@@ -179,14 +192,20 @@ pub fn parse(der: &[u8]) -> Result<Csr, CsrError> {
 
 impl Csr {
     /// Checks that the request is for `identity` and nothing else: one DNS name that equals it, no name of another
-    /// kind, and a common name that is empty or equal.
+    /// kind, and a common name that is empty or equal. With `spiffe`, the leaf will have that URI too, and the request
+    /// may ask for it, and for no other.
     ///
     /// # Errors
     /// It is for something else, or for more.
-    pub fn for_identity(self, identity: &Identity) -> Result<ValidCsr, MismatchError> {
+    pub fn for_identity(
+        self,
+        identity: &Identity,
+        spiffe: Option<SpiffeId>,
+    ) -> Result<ValidCsr, MismatchError> {
         let Self {
             common_names,
             dns_names,
+            uris,
             other_names,
             spki,
             key_id,
@@ -194,6 +213,16 @@ impl Csr {
         let is = |name: &str| name.parse::<Identity>().is_ok_and(|name| name == *identity);
         if let Some(kind) = other_names.first() {
             return Err(MismatchError::OtherName(kind));
+        }
+        match (&spiffe, uris.as_slice()) {
+            (_, []) => {}
+            (None, _) => return Err(MismatchError::OtherName("URI")),
+            (Some(expected), [uri]) if uri == expected.as_str() => {}
+            (Some(expected), _) => {
+                let found = Text(uris.join(" "));
+                let expected = expected.clone();
+                return Err(MismatchError::Uri { found, expected });
+            }
         }
         match dns_names.as_slice() {
             [name] if is(name) => {}
@@ -221,6 +250,7 @@ impl Csr {
         }
         Ok(ValidCsr {
             identity: identity.clone(),
+            spiffe,
             spki,
             key_id,
         })
@@ -231,6 +261,11 @@ impl ValidCsr {
     /// For whom.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// The URI that the leaf gets beside its name.
+    pub fn spiffe(&self) -> Option<&SpiffeId> {
+        self.spiffe.as_ref()
     }
 
     /// The public key, as a SubjectPublicKeyInfo in DER.

@@ -33,6 +33,8 @@ pub enum Reason {
     IssuerUpdateSkipped,
     /// An issuer's certificates would be refused by peers; the old one stays.
     IssuerValidationFailed,
+    /// The revocations cannot be read or signed; the old ones stay.
+    RevocationUpdateSkipped,
     /// A leaf was signed.
     IssuedLeafCertificate,
 }
@@ -141,6 +143,7 @@ fn to_kube(event: Event, control_namespace: &str, now: SystemTime) -> KubeEvent 
         Subject::Account(Account {
             account: ServiceAccountRef { namespace, name },
             uid,
+            pod: _,
         }) => ObjectReference {
             api_version: Some("v1".into()),
             kind: Some("ServiceAccount".into()),
@@ -187,7 +190,10 @@ fn to_kube(event: Event, control_namespace: &str, now: SystemTime) -> KubeEvent 
 
 impl Reason {
     fn is_warning(self) -> bool {
-        matches!(self, Self::IssuerUpdateSkipped | Self::IssuerValidationFailed)
+        matches!(
+            self,
+            Self::IssuerUpdateSkipped | Self::IssuerValidationFailed | Self::RevocationUpdateSkipped
+        )
     }
 }
 
@@ -203,6 +209,7 @@ mod tests {
         Account {
             account,
             uid: Some("1-2".into()),
+            pod: None,
         }
     }
 

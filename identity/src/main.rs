@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -9,19 +10,21 @@ use std::{
 };
 
 use anyhow::Context as _;
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use clap::Parser;
 use heddle_daemon::{Admin, log, process, report, signal};
 use heddle_identity::{
     event,
     issuer::Validity,
+    limit::{self, Rates},
+    lists::{ListKeeper, ListService},
     metrics::Metrics,
     own::Own,
     service::{Service, Settings},
     token::Reviews,
     watch::Keeper,
 };
-use heddle_mesh::{CONTROL_NAMESPACE, Identity, ServiceAccountRef, TrustDomain, duration};
+use heddle_mesh::{CONTROL_NAMESPACE, Identity, ServiceAccountRef, SpiffeId, TrustDomain, duration};
 use heddle_tls::{
     CertMetrics, Store, TrustBundle,
     roots::{self, RootsError},
@@ -68,12 +71,28 @@ struct Args {
         default_value = "/var/run/linkerd/identity/trust-roots/ca-bundle.crt"
     )]
     trust_roots: PathBuf,
+    /// File of revoked serial numbers and identities, one a line; read again when it changes, signed and served to
+    /// proxies. Without it nothing is revoked
+    #[arg(long, env = "HEDDLE_REVOCATIONS")]
+    revocations: Option<PathBuf>,
     /// How long certificates are valid
     #[arg(long, env = "HEDDLE_ISSUANCE_LIFETIME", default_value = "24h", value_parser = lifetime)]
     issuance_lifetime: Duration,
     /// Certificates begin this much before they are issued, for peers whose clocks are late
     #[arg(long, env = "HEDDLE_CLOCK_SKEW_ALLOWANCE", default_value = "20s", value_parser = clock_skew)]
     clock_skew_allowance: Duration,
+    /// Leaves carry their SPIFFE ID, spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/NAME, as a URI beside the DNS name
+    #[arg(long, env = "HEDDLE_SPIFFE_IDS", default_value_t = false, action = clap::ArgAction::Set)]
+    spiffe_ids: bool,
+    /// Takes only tokens that are bound to a pod, as the kubelet mounts them
+    #[arg(long, env = "HEDDLE_REQUIRE_POD_TOKENS", default_value_t = false, action = clap::ArgAction::Set)]
+    require_pod_tokens: bool,
+    /// Certificates that one pod may have within a minute; more requests are answered with ResourceExhausted
+    #[arg(long, env = "HEDDLE_POD_REQUESTS_PER_MINUTE", default_value_t = limit::POD_PER_MINUTE)]
+    pod_requests_per_minute: NonZeroU32,
+    /// Certificates that all pods of one service account may have within a minute
+    #[arg(long, env = "HEDDLE_IDENTITY_REQUESTS_PER_MINUTE", default_value_t = limit::IDENTITY_PER_MINUTE)]
+    identity_requests_per_minute: NonZeroU32,
     /// The mesh's trust domain
     #[arg(long, env = "HEDDLE_IDENTITY_TRUST_DOMAIN", default_value = "cluster.local")]
     identity_trust_domain: TrustDomain,
@@ -120,8 +139,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
         admin_addr,
         issuer_dir,
         trust_roots,
+        revocations,
         issuance_lifetime,
         clock_skew_allowance,
+        spiffe_ids,
+        require_pod_tokens,
+        pod_requests_per_minute,
+        identity_requests_per_minute,
         identity_trust_domain,
         cluster_domain: _,
         control_namespace,
@@ -159,7 +183,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let admin = Admin::new(admin_addr, registry).ready(move || ready.borrow().is_ready());
     let admin = admin.spawn().await.context("failed to start the admin server")?;
 
-    let own = Own::new(store.clone(), key, validity, cert_metrics);
+    let spiffe = spiffe_ids.then(|| SpiffeId::for_service_account(&account, &identity_trust_domain));
+    let own = Own::new(store.clone(), key, validity, cert_metrics).spiffe(spiffe);
     let keeper = Keeper::new(issuer_dir, trust_roots, own, Arc::clone(&issuer), events.clone());
     let keeper = tokio::spawn(keeper.run(issuance_lifetime));
     let posting = tokio::spawn(queue.post(client.clone(), control_namespace.clone()));
@@ -168,14 +193,44 @@ async fn run(args: Args) -> anyhow::Result<()> {
         control_namespace,
         trust_domain: identity_trust_domain,
         validity,
+        spiffe: spiffe_ids,
+        rates: Rates {
+            pod: pod_requests_per_minute,
+            identity: identity_requests_per_minute,
+        },
     };
-    let service = Service::new(settings, issuer, Reviews::new(client), metrics, events).into_server();
+    let reviews = Reviews::new(client).require_pod(require_pod_tokens);
+    let revoked = Arc::new(ArcSwap::default());
+    let lists = revocations.map(|path| {
+        let lifetimes = (issuance_lifetime, clock_skew_allowance);
+        ListKeeper::new(
+            path,
+            lifetimes,
+            Arc::clone(&issuer),
+            Arc::clone(&revoked),
+            events.clone(),
+        )
+    });
+    if let Some(lists) = &lists {
+        // Without the list nobody could be refused who must be.
+        lists
+            .load()
+            .context("there is no list of revocations (--revocations)")?;
+    }
+    let service = Service::new(settings, issuer, reviews, metrics, events)
+        .revoked(revoked)
+        .into_server();
+    let mut routes = Routes::new(service);
+    if let Some(lists) = &lists {
+        routes = routes.add_service(ListService::new(lists.published()));
+    }
+    let lists = lists.map(|lists| tokio::spawn(lists.run()));
     let limits = Limits {
         streams_max: STREAMS_MAX,
         connection_age_max: Some(CONNECTION_AGE_MAX),
         ..Limits::default()
     };
-    let server = Server::new(Routes::new(service)).limits(limits);
+    let server = Server::new(routes).limits(limits);
     let listener = serve::bind(listen_addr)
         .await
         .context("failed to start the gRPC service")?;
@@ -203,6 +258,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     shutdown.drain(DRAIN_GRACE).await;
     guard.abort();
     posting.abort();
+    if let Some(lists) = lists {
+        lists.abort();
+    }
     admin.abort();
     Ok(())
 }

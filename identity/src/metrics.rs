@@ -49,6 +49,10 @@ pub enum RequestResult {
     review_failed,
     /// Too many requests at a time.
     busy,
+    /// A pod or an account asks too often.
+    rate_limited,
+    /// The identity is revoked.
+    revoked,
     /// There is no issuer.
     issuer_not_ready,
     /// The issuer cannot sign.

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use heddle_mesh::SpiffeId;
 use heddle_tls::{CertMetrics, CertifyKey, LeafError, LocalCredentials, Store};
 use rustls_pki_types::CertificateDer;
 
@@ -18,6 +19,7 @@ const RENEW_AT: f64 = 0.7;
 #[derive(Debug)]
 pub struct Own {
     store: Store,
+    spiffe: Option<SpiffeId>,
     key: CertifyKey,
     validity: Validity,
     metrics: CertMetrics,
@@ -46,11 +48,19 @@ impl Own {
     pub fn new(store: Store, key: CertifyKey, validity: Validity, metrics: CertMetrics) -> Self {
         Self {
             store,
+            spiffe: None,
             key,
             validity,
             metrics,
             renew_at: None,
         }
+    }
+
+    /// Puts this URI into the leaf, too.
+    #[must_use]
+    pub fn spiffe(mut self, spiffe: Option<SpiffeId>) -> Self {
+        self.spiffe = spiffe;
+        self
     }
 
     /// The store.
@@ -84,7 +94,7 @@ impl Own {
     }
 
     fn sign(&self, issuer: &Issuer, now: SystemTime) -> Result<SystemTime, OwnError> {
-        let csr = csr::parse(self.key.csr_der())?.for_identity(self.store.name())?;
+        let csr = csr::parse(self.key.csr_der())?.for_identity(self.store.name(), self.spiffe.clone())?;
         let issued = issuer.sign(&csr, self.validity, now)?;
         let chain = std::iter::once(CertificateDer::from(issued.leaf)).chain(issued.chain.iter().cloned());
         self.store

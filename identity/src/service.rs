@@ -1,19 +1,16 @@
-//! The Certify service: authenticate, check, sign. No lock is held while the Kubernetes API reviews a token, and every
-//! wait is bounded.
+//! The Certify service: authenticate, check, sign. No lock is held while the Kubernetes API reviews a token, every wait
+//! is bounded, and a review that hangs delays nobody else ([`turn`](crate::turn)).
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
-};
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use heddle_daemon::report;
-use heddle_mesh::{Identity, IdentityError, ServiceAccountRef, TrustDomain};
+use heddle_mesh::{Identity, IdentityError, ServiceAccountRef, SpiffeId, TrustDomain};
 use linkerd2_proxy_api::identity::{
     CertifyRequest, CertifyResponse,
     identity_server::{Identity as Certify, IdentityServer},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 use tracing::{debug, info, warn};
 
@@ -21,14 +18,13 @@ use crate::{
     csr::{self, CsrError, MismatchError, Text},
     event::{Events, Reason, Subject},
     issuer::{Issued, Issuer, SignError, Validity},
+    limit::{Limited, Limiter, Rates},
     metrics::{Metrics, RequestResult},
+    revoked::Revoked,
     token::{Account, Authenticate, InvalidToken, Token, TokenError},
+    turn::{Busy, Turns},
 };
 
-/// Token reviews at a time: what an API server serves with ease.
-const REVIEWS_MAX: usize = 128;
-/// How long a request waits for its turn: proxies give up after some seconds, and come back later.
-const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 /// A token, a signing request and a name.
 const MESSAGE_BYTES_MAX: usize = 128 * 1024;
 
@@ -41,6 +37,10 @@ pub struct Settings {
     pub trust_domain: TrustDomain,
     /// How long leaves are valid.
     pub validity: Validity,
+    /// Whether leaves carry their SPIFFE ID as a URI, beside the name.
+    pub spiffe: bool,
+    /// How often one may ask.
+    pub rates: Rates,
 }
 
 /// The Certify service.
@@ -48,7 +48,9 @@ pub struct Service<A> {
     settings: Settings,
     issuer: Arc<ArcSwapOption<Issuer>>,
     authenticate: A,
-    reviews: Semaphore,
+    turns: Turns,
+    limiter: Limiter,
+    revoked: Arc<ArcSwap<Revoked>>,
     metrics: Metrics,
     events: Events,
 }
@@ -66,8 +68,10 @@ enum CertifyError {
     Csr(#[from] CsrError),
     #[error(transparent)]
     Mismatch(#[from] MismatchError),
-    #[error("too many requests: try again later")]
-    Busy,
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    #[error(transparent)]
+    Limited(#[from] Limited),
     #[error("failed to authenticate the token")]
     Authenticate(#[from] TokenError),
     #[error("the token's service account {account} has no valid identity")]
@@ -77,6 +81,8 @@ enum CertifyError {
     },
     #[error("the token is {token}'s, but a certificate for {requested} was requested")]
     WrongIdentity { token: Identity, requested: Identity },
+    #[error("{0} is revoked: it gets no certificate until it is taken off the list of revocations")]
+    Revoked(Identity),
     #[error("failed to sign the certificate")]
     Sign(#[from] SignError),
 }
@@ -91,13 +97,22 @@ impl<A: Authenticate> Service<A> {
         events: Events,
     ) -> Self {
         Self {
+            limiter: Limiter::new(settings.rates),
             settings,
             issuer,
             authenticate,
-            reviews: Semaphore::new(REVIEWS_MAX),
+            turns: Turns::default(),
+            revoked: Arc::default(),
             metrics,
             events,
         }
+    }
+
+    /// Refuses the identities that are revoked.
+    #[must_use]
+    pub fn revoked(mut self, revoked: Arc<ArcSwap<Revoked>>) -> Self {
+        self.revoked = revoked;
+        self
     }
 
     /// As a gRPC server, for [`heddle_tls::serve`].
@@ -105,7 +120,11 @@ impl<A: Authenticate> Service<A> {
         IdentityServer::new(self).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    async fn handle(&self, request: CertifyRequest) -> Result<(Identity, Account, Issued), CertifyError> {
+    async fn handle(
+        &self,
+        from: Option<IpAddr>,
+        request: CertifyRequest,
+    ) -> Result<(Identity, Account, Issued), CertifyError> {
         let CertifyRequest {
             identity,
             token,
@@ -120,13 +139,17 @@ impl<A: Authenticate> Service<A> {
             source,
         })?;
         let token = Token::parse(&token)?;
-        let csr = csr::parse(&certificate_signing_request)?.for_identity(&requested)?;
+        let csr =
+            csr::parse(&certificate_signing_request)?.for_identity(&requested, self.spiffe(&requested))?;
+        self.limiter.admit(&token, Instant::now())?;
 
-        let account = self.authenticate(&token).await?;
+        let account = self.authenticate(from, &token).await?;
         let Settings {
             control_namespace,
             trust_domain,
             validity,
+            spiffe: _,
+            rates: _,
         } = &self.settings;
         let proved = Identity::for_service_account(&account.account, control_namespace, trust_domain)
             .map_err(|source| CertifyError::AccountName {
@@ -139,21 +162,36 @@ impl<A: Authenticate> Service<A> {
                 requested,
             });
         }
+        self.limiter.take(&token, &account, &requested, Instant::now())?;
+        if self.revoked.load().identities.contains(&requested) {
+            return Err(CertifyError::Revoked(requested));
+        }
         // Loaded anew: it may have been replaced during the review.
         let issuer = self.issuer.load_full().ok_or(CertifyError::NoIssuer)?;
         let issued = issuer.sign(&csr, *validity, SystemTime::now())?;
         Ok((requested, account, issued))
     }
 
-    async fn authenticate(&self, token: &Token) -> Result<Account, CertifyError> {
-        let _turn = match timeout(TURN_TIMEOUT, self.reviews.acquire()).await {
-            Ok(turn) => turn.expect("the semaphore is never closed"),
-            Err(_) => return Err(CertifyError::Busy),
+    async fn authenticate(&self, from: Option<IpAddr>, token: &Token) -> Result<Account, CertifyError> {
+        let review = async {
+            let began = Instant::now();
+            let account = self.authenticate.authenticate(token).await;
+            self.metrics.reviewed(began.elapsed());
+            account
         };
-        let began = Instant::now();
-        let account = self.authenticate.authenticate(token).await;
-        self.metrics.reviewed(began.elapsed());
-        Ok(account?)
+        Ok(self.turns.run(from, review).await??)
+    }
+
+    /// The URI of who has `requested`; that the token proves the same name is seen after the review.
+    fn spiffe(&self, requested: &Identity) -> Option<SpiffeId> {
+        let Settings {
+            control_namespace,
+            trust_domain,
+            spiffe,
+            ..
+        } = &self.settings;
+        let account = requested.account_in(control_namespace, trust_domain)?;
+        spiffe.then(|| SpiffeId::for_service_account(&account, trust_domain))
     }
 }
 
@@ -164,12 +202,18 @@ impl<A: Authenticate> Certify for Service<A> {
             .extensions()
             .get::<heddle_tls::Peer>()
             .map(|peer| peer.addr);
-        match self.handle(request.into_inner()).await {
+        match self
+            .handle(peer.map(|addr| addr.ip()), request.into_inner())
+            .await
+        {
             Ok((identity, account, issued)) => {
                 self.metrics.ended(RequestResult::issued);
                 let until = prost_types::Timestamp::from(issued.expires);
-                info!(%identity, account = %account.account, %until, "Issued a certificate");
-                let note = format!("Issued certificate for {identity} until {until}");
+                let serial = Serial(&issued.serial);
+                let pod = account.pod.as_ref().map_or("none", |pod| pod.name.as_str());
+                info!(%identity, account = %account.account, pod, %serial, %until, "Issued a certificate");
+                let note =
+                    format!("Issued certificate for {identity} until {until}, serial {serial}, pod {pod}");
                 self.events
                     .tell(Reason::IssuedLeafCertificate, Subject::Account(account), note);
                 Ok(Response::new(to_proto(issued)))
@@ -211,10 +255,14 @@ impl CertifyError {
                 (RequestResult::invalid_request, Code::InvalidArgument)
             }
             Self::Mismatch(_) => (RequestResult::csr_mismatch, Code::FailedPrecondition),
-            Self::Busy => (RequestResult::busy, Code::ResourceExhausted),
-            Self::Authenticate(TokenError::Refused { .. } | TokenError::Audience) => {
-                (RequestResult::not_authenticated, Code::FailedPrecondition)
-            }
+            Self::Busy(Busy) => (RequestResult::busy, Code::ResourceExhausted),
+            Self::Limited(_) => (RequestResult::rate_limited, Code::ResourceExhausted),
+            Self::Authenticate(
+                TokenError::Refused { .. }
+                | TokenError::Audience
+                | TokenError::PodInDoubt
+                | TokenError::NotBound,
+            ) => (RequestResult::not_authenticated, Code::FailedPrecondition),
             Self::Authenticate(TokenError::NotServiceAccount(_)) => {
                 (RequestResult::not_authenticated, Code::InvalidArgument)
             }
@@ -224,17 +272,32 @@ impl CertifyError {
             Self::AccountName { .. } | Self::WrongIdentity { .. } => {
                 (RequestResult::wrong_identity, Code::FailedPrecondition)
             }
+            Self::Revoked(_) => (RequestResult::revoked, Code::FailedPrecondition),
             Self::Sign(_) => (RequestResult::sign_failed, Code::Internal),
         }
     }
 }
 
 fn to_proto(issued: Issued) -> CertifyResponse {
-    let Issued { leaf, chain, expires } = issued;
+    let Issued {
+        serial: _,
+        leaf,
+        chain,
+        expires,
+    } = issued;
     CertifyResponse {
         leaf_certificate: leaf,
         intermediate_certificates: chain.iter().map(|cert| cert.to_vec()).collect(),
         valid_until: Some(expires.into()),
+    }
+}
+
+/// A serial number as openssl shows it, without colons.
+struct Serial<'a>(&'a [u8]);
+
+impl std::fmt::Display for Serial<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

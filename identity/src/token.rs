@@ -2,8 +2,12 @@
 //!
 //! Linkerd reviews a token without an audience when the first review fails; Heddle does not, so that a token made for
 //! something else never buys a certificate.
+//!
+//! A token that a kubelet mounts is bound to its pod. The API reviews it only while that pod, by UID, exists; the
+//! review names the pod, and a verdict that names it in part is in doubt and refused. [`Reviews::require_pod`] refuses
+//! tokens that are bound to no pod, such as those of `kubectl create token`.
 
-use std::{fmt, future::Future, time::Duration};
+use std::{collections::BTreeMap, fmt, future::Future, time::Duration};
 
 use heddle_mesh::{IDENTITY_TOKEN_AUDIENCE, IdentityError, ServiceAccountRef};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
@@ -12,7 +16,10 @@ use tokio::time::timeout;
 
 /// A token is one or two kilobytes.
 pub const TOKEN_BYTES_MAX: usize = 64 * 1024;
-const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
+/// Less than what proxies wait, together with the wait for a turn.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
+const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
 /// A bearer token as received. It is never printed.
 pub struct Token(String);
@@ -24,6 +31,17 @@ pub struct Account {
     pub account: ServiceAccountRef,
     /// Its object's UID, for Events.
     pub uid: Option<String>,
+    /// The pod that the token is bound to.
+    pub pod: Option<BoundPod>,
+}
+
+/// The pod that a token is bound to; it existed when the token was reviewed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoundPod {
+    /// In the account's namespace.
+    pub name: String,
+    /// Of this very pod.
+    pub uid: String,
 }
 
 /// A text that cannot be a token.
@@ -55,6 +73,16 @@ pub enum TokenError {
     /// The token is not a service account's.
     #[error("the token is not a service account's")]
     NotServiceAccount(#[source] IdentityError),
+    /// The pod is named in part, or more than once.
+    #[error(
+        "the Kubernetes API named the token's pod in part: expected one pod-name and one pod-uid, or neither"
+    )]
+    PodInDoubt,
+    /// Only tokens of pods are taken.
+    #[error(
+        "the token is not bound to a pod: only tokens that a kubelet mounts into pods are taken (--require-pod-tokens)"
+    )]
+    NotBound,
     /// The API's answer has no result.
     #[error("the Kubernetes API answered a token review without a status")]
     NoStatus,
@@ -74,7 +102,10 @@ pub trait Authenticate: Send + Sync + 'static {
 
 /// Authenticates by TokenReview.
 #[derive(Clone)]
-pub struct Reviews(Api<TokenReview>);
+pub struct Reviews {
+    api: Api<TokenReview>,
+    require_pod: bool,
+}
 
 impl Token {
     /// Takes a token's bytes.
@@ -100,7 +131,17 @@ impl Token {
 impl Reviews {
     /// Reviews tokens with the API that `client` speaks to.
     pub fn new(client: Client) -> Self {
-        Self(Api::all(client))
+        Self {
+            api: Api::all(client),
+            require_pod: false,
+        }
+    }
+
+    /// Refuses tokens that are bound to no pod.
+    #[must_use]
+    pub fn require_pod(mut self, require_pod: bool) -> Self {
+        self.require_pod = require_pod;
+        self
     }
 }
 
@@ -113,12 +154,16 @@ impl Authenticate for Reviews {
             },
             ..TokenReview::default()
         };
-        let reviewed = match timeout(REVIEW_TIMEOUT, self.0.create(&PostParams::default(), &review)).await {
+        let reviewed = match timeout(REVIEW_TIMEOUT, self.api.create(&PostParams::default(), &review)).await {
             Ok(Ok(reviewed)) => reviewed,
             Ok(Err(error)) => return Err(TokenError::Review(Box::new(error))),
             Err(_) => return Err(TokenError::Timeout),
         };
-        judge(reviewed.status.ok_or(TokenError::NoStatus)?)
+        let account = judge(reviewed.status.ok_or(TokenError::NoStatus)?)?;
+        if self.require_pod && account.pod.is_none() {
+            return Err(TokenError::NotBound);
+        }
+        Ok(account)
     }
 }
 
@@ -147,7 +192,21 @@ fn judge(status: TokenReviewStatus) -> Result<Account, TokenError> {
     Ok(Account {
         account,
         uid: user.uid.filter(|uid| !uid.is_empty()),
+        pod: bound_pod(user.extra.unwrap_or_default())?,
     })
+}
+
+/// The pod that the review names: by name and UID, each once, or not at all.
+fn bound_pod(mut extra: BTreeMap<String, Vec<String>>) -> Result<Option<BoundPod>, TokenError> {
+    let mut values = |key| extra.remove(key).unwrap_or_default();
+    match (values(POD_NAME).as_mut_slice(), values(POD_UID).as_mut_slice()) {
+        ([], []) => Ok(None),
+        ([name], [uid]) if !name.is_empty() && !uid.is_empty() => Ok(Some(BoundPod {
+            name: std::mem::take(name),
+            uid: std::mem::take(uid),
+        })),
+        _ => Err(TokenError::PodInDoubt),
+    }
 }
 
 impl fmt::Debug for Token {
@@ -190,9 +249,33 @@ mod tests {
             account.expect("authenticated"),
             Account {
                 account: expected,
-                uid: Some("1-2-3".into())
+                uid: Some("1-2-3".into()),
+                pod: None,
             }
         );
+    }
+
+    #[test]
+    fn a_pod_is_named_whole_or_not_at_all() {
+        let judged = |extra: &[(&str, &[&str])]| {
+            let mut status = mk_status(true, "identity.l5d.io", "system:serviceaccount:payments:web");
+            let values = |values: &[&str]| values.iter().map(|&value| value.to_owned()).collect();
+            let extra = extra.iter().map(|&(key, of)| (key.to_owned(), values(of)));
+            status.user.as_mut().expect("there").extra = Some(extra.collect());
+            judge(status).map(|account| account.pod)
+        };
+        let bound = judged(&[(POD_NAME, &["web-1"]), (POD_UID, &["u-1"]), ("other", &["x"])]);
+        let expected = BoundPod {
+            name: "web-1".into(),
+            uid: "u-1".into(),
+        };
+        assert_eq!(bound.expect("authenticated"), Some(expected));
+        assert_eq!(judged(&[("other", &["x"])]).expect("authenticated"), None);
+        let in_doubt = |extra: &[(&str, &[&str])]| matches!(judged(extra), Err(TokenError::PodInDoubt));
+        assert!(in_doubt(&[(POD_NAME, &["web-1"])]));
+        assert!(in_doubt(&[(POD_UID, &["u-1"])]));
+        assert!(in_doubt(&[(POD_NAME, &["web-1", "web-2"]), (POD_UID, &["u-1"])]));
+        assert!(in_doubt(&[(POD_NAME, &[""]), (POD_UID, &["u-1"])]));
     }
 
     #[test]

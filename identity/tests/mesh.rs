@@ -8,10 +8,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use heddle_identity::{
     event::{self, Queue},
     issuer::Validity,
+    limit::{IDENTITY_PER_MINUTE, POD_PER_MINUTE, Rates},
+    lists::{ListKeeper, ListService},
     metrics::Metrics,
     own::Own,
     service::{Service, Settings},
@@ -20,9 +22,10 @@ use heddle_identity::{
 };
 use heddle_mesh::{Identity, ServiceAccountRef, TrustDomain};
 use heddle_tls::{
-    CertMetrics, CertifyLoop, Store, TrustBundle,
+    CertMetrics, CertifyLoop, PeerLeaf, Store, TrustBundle,
     connect::ChannelOptions,
-    peer_identity,
+    peer_identity, peer_spiffe_id,
+    revocation::fetch::RevocationLoop,
     roots::RootsFile,
     serve::{self, Server},
 };
@@ -36,6 +39,7 @@ use tokio::{
     time::timeout,
 };
 use tonic::service::Routes;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -54,7 +58,11 @@ impl Authenticate for Tokens {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         };
-        Ok(Account { account, uid: None })
+        Ok(Account {
+            account,
+            uid: None,
+            pod: None,
+        })
     }
 }
 
@@ -133,10 +141,27 @@ impl Mesh {
             control_namespace: "linkerd".into(),
             trust_domain: TrustDomain::default(),
             validity,
+            spiffe: true,
+            rates: Rates {
+                pod: POD_PER_MINUTE,
+                identity: IDENTITY_PER_MINUTE,
+            },
         };
-        let service = Service::new(settings, issuer, Tokens, metrics, events).into_server();
+        mesh.put_revoked("");
+        let revoked = Arc::new(ArcSwap::default());
+        let lists = ListKeeper::new(
+            mesh.dir.path().join("revoked"),
+            (lifetime.min(Duration::from_secs(4)), validity.clock_skew),
+            Arc::clone(&issuer),
+            Arc::clone(&revoked),
+            events.clone(),
+        );
+        let list_service = ListService::new(lists.published());
+        mesh.tasks.spawn(lists.run());
+        let service = Service::new(settings, issuer, Tokens, metrics, events).revoked(revoked);
+        let routes = Routes::new(service.into_server()).add_service(list_service);
         mesh.tasks
-            .spawn(Server::new(Routes::new(service)).serve_tls(listener, store, watch));
+            .spawn(Server::new(routes).serve_tls(listener, store, watch));
         mesh
     }
 
@@ -149,6 +174,23 @@ impl Mesh {
         let new = self.dir.path().join("roots/new");
         std::fs::write(&new, text).expect("writes");
         std::fs::rename(new, self.roots()).expect("renames");
+    }
+
+    fn put_revoked(&self, text: &str) {
+        let new = self.dir.path().join("revoked.new");
+        std::fs::write(&new, text).expect("writes");
+        std::fs::rename(new, self.dir.path().join("revoked")).expect("renames");
+    }
+
+    fn follow_revocations(&mut self, store: &Store) {
+        let options = ChannelOptions {
+            always_tls: true,
+            ..ChannelOptions::default()
+        };
+        let server = identity("linkerd", "linkerd-identity");
+        let follow = RevocationLoop::with_options(store.clone(), self.addr.into(), server, options)
+            .poll_interval(Duration::from_millis(50));
+        self.tasks.spawn(follow.run());
     }
 
     fn put_issuer(&self, ca: &Ca) {
@@ -205,6 +247,27 @@ async fn until(store: &Store, check: impl Fn(&Store) -> bool) {
     timeout(DEADLINE, reached).await.expect("in time");
 }
 
+/// How a client whose certificate the server refuses learns of it.
+async fn refused(server: &Store, client: &Store) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let addr = listener.local_addr().expect("has an address");
+    let acceptor = tokio_rustls_acceptor(server);
+    let accept = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.expect("accepts");
+        acceptor
+            .accept(stream)
+            .await
+            .map(drop)
+            .expect_err("must be refused")
+    });
+    let name = ServerName::try_from(server.name().as_str().to_owned()).expect("a server name");
+    let stream = TcpStream::connect(addr).await.expect("connects");
+    // In TLS 1.3 a client is done before its certificate is judged, so it may or may not hear of it here.
+    let connector = tokio_rustls::TlsConnector::from(client.client_config());
+    let _ = connector.connect(name, stream).await;
+    format!("{:?}", accept.await.expect("the server ends"))
+}
+
 /// One mutual TLS connection; returns whom the server and the client see.
 async fn connect(server: &Store, client: &Store) -> (Option<Identity>, Option<Identity>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
@@ -249,11 +312,72 @@ async fn two_workloads_are_certified_and_know_each_other() {
         (client, server),
         (Some(web.name().clone()), Some(db.name().clone()))
     );
+    let leaf = web.credentials().expect("a leaf");
+    let spiffe = peer_spiffe_id(leaf.chain()).expect("a SPIFFE ID");
+    assert_eq!(spiffe.as_str(), "spiffe://cluster.local/ns/payments/sa/web");
     let life = web.remaining();
     assert!(
         life > Duration::from_secs(86_000) && life <= Duration::from_secs(86_400),
         "{life:?}"
     );
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_revoked_is_refused_and_cut_off() {
+    let root = mk_root("root");
+    let mut mesh = Mesh::start(&root, Duration::from_secs(24 * 3600)).await;
+    let web = mesh.workload("payments", "web", "payments/web");
+    let db = mesh.workload("payments", "db", "payments/db");
+    certified(&web).await;
+    certified(&db).await;
+    for store in [&web, &db] {
+        mesh.follow_revocations(store);
+        let mut lists = store.revocations();
+        let listed = lists.wait_for(|lists| !lists.is_empty());
+        timeout(DEADLINE, listed).await.expect("in time").expect("lives");
+    }
+    connect(&db, &web).await;
+    let peer = |store: &Store| PeerLeaf::of(store.credentials().expect("a leaf").chain());
+    let (web_leaf, db_leaf) = (peer(&web), peer(&db));
+
+    // By serial number: the connection that lives ends, and no new one begins.
+    let serial = {
+        let credentials = web.credentials().expect("a leaf");
+        let (_, cert) = X509Certificate::from_der(&credentials.chain()[0]).expect("parses");
+        cert.raw_serial_as_string()
+    };
+    mesh.put_revoked(&format!("# stolen\nserial {serial}\n"));
+    timeout(DEADLINE, db.until_revoked(web_leaf))
+        .await
+        .expect("in time");
+    let error = refused(&db, &web).await;
+    assert!(error.contains("Revoked"), "{error}");
+
+    // A slip in the file makes nothing good again; an identity takes all its leaves with it.
+    mesh.put_revoked("serial what?\n");
+    mesh.put_revoked(&format!("serial {serial}\nidentity {}\n", db.name()));
+    timeout(DEADLINE, web.until_revoked(db_leaf))
+        .await
+        .expect("in time");
+    let error = refused(&web, &db).await;
+    assert!(error.contains("Revoked"), "{error}");
+    let barred = mesh.workload("payments", "db", "payments/db");
+    let honest = mesh.workload("payments", "cache", "payments/cache");
+    certified(&honest).await;
+    assert!(
+        !barred.ready().borrow().is_ready(),
+        "a revoked identity got a certificate"
+    );
+
+    // Taken off the list, it is good again.
+    mesh.put_revoked("");
+    certified(&barred).await;
+    let mut lists = web.revocations();
+    let leaf = peer(&barred).expect("a leaf");
+    let clear = lists.wait_for(|lists| !lists.revokes(&leaf));
+    timeout(DEADLINE, clear).await.expect("in time").expect("lives");
+    connect(&web, &barred).await;
     mesh.stop().await;
 }
 

@@ -18,6 +18,10 @@ pub struct Identity(String);
 #[serde(try_from = "String", into = "String")]
 pub struct TrustDomain(String);
 
+/// A workload's name in SPIFFE's form: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpiffeId(String);
+
 /// A Kubernetes service account.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServiceAccountRef {
@@ -46,6 +50,9 @@ pub enum IdentityError {
     /// A token's user name that is not a service account's.
     #[error("`{0}` is not a service account: expected `system:serviceaccount:NAMESPACE:NAME`")]
     NotServiceAccount(String),
+    /// A text that is no SPIFFE ID.
+    #[error("`{0}` is not a SPIFFE ID: expected `spiffe://TRUST-DOMAIN/PATH`")]
+    NotSpiffe(String),
 }
 
 impl Identity {
@@ -67,6 +74,20 @@ impl Identity {
         &self.0
     }
 
+    /// The inverse of [`Identity::for_service_account`]: nobody else has this identity in that mesh.
+    pub fn account_in(
+        &self,
+        control_namespace: &str,
+        trust_domain: &TrustDomain,
+    ) -> Option<ServiceAccountRef> {
+        let suffix = format!(".serviceaccount.identity.{control_namespace}.{trust_domain}");
+        let (name, namespace) = self.0.strip_suffix(&suffix)?.rsplit_once('.')?;
+        Some(ServiceAccountRef {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+
     /// The service account this identity stands for, when it has the form of a workload's identity.
     ///
     /// Service-account names may themselves contain dots, so the namespace is what precedes `serviceaccount`.
@@ -74,6 +95,30 @@ impl Identity {
         let (front, _) = self.0.split_once(".serviceaccount.identity.")?;
         let (name, namespace) = front.rsplit_once('.')?;
         Some(ServiceAccountRef {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+}
+
+impl SpiffeId {
+    /// The SPIFFE ID of a service account.
+    pub fn for_service_account(account: &ServiceAccountRef, trust_domain: &TrustDomain) -> Self {
+        let ServiceAccountRef { namespace, name } = account;
+        Self(format!("spiffe://{trust_domain}/ns/{namespace}/sa/{name}"))
+    }
+
+    /// The ID as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The service account, when the path has the form that Kubernetes meshes write.
+    pub fn service_account(&self) -> Option<ServiceAccountRef> {
+        let (_, path) = self.0.strip_prefix("spiffe://")?.split_once('/')?;
+        let (namespace, name) = path.strip_prefix("ns/")?.split_once("/sa/")?;
+        let plain = |text: &str| !text.is_empty() && !text.contains('/');
+        (plain(namespace) && plain(name)).then(|| ServiceAccountRef {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         })
@@ -104,6 +149,29 @@ impl FromStr for Identity {
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         dns_name(s).map(Self)
+    }
+}
+
+/// `spiffe://TRUST-DOMAIN/PATH` of at most 2048 bytes, without query, fragment, user or port (SPIFFE ID §2).
+impl FromStr for SpiffeId {
+    type Err = IdentityError;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let not = || IdentityError::NotSpiffe(s.chars().take(256).collect());
+        let (domain, path) = s
+            .strip_prefix("spiffe://")
+            .and_then(|rest| rest.split_once('/'))
+            .ok_or_else(not)?;
+        let in_domain =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
+        let in_segment = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+        let segment =
+            |text: &str| !text.is_empty() && text != "." && text != ".." && text.bytes().all(in_segment);
+        let fine = s.len() <= 2048
+            && (1..=255).contains(&domain.len())
+            && domain.bytes().all(in_domain)
+            && path.split('/').all(segment);
+        if fine { Ok(Self(s.to_owned())) } else { Err(not()) }
     }
 }
 
@@ -157,6 +225,12 @@ impl From<TrustDomain> for String {
 }
 
 impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -229,6 +303,45 @@ mod tests {
             id.expect("valid parts").service_account(),
             Some(account("ns", "a.b"))
         );
+    }
+
+    #[test]
+    fn an_account_cannot_pose_as_another_by_its_name() {
+        let posing = account(
+            "evil",
+            "web.payments.serviceaccount.identity.linkerd.cluster.local",
+        );
+        let domain = TrustDomain::default();
+        let id = Identity::for_service_account(&posing, "linkerd", &domain).expect("valid parts");
+        assert_eq!(id.account_in("linkerd", &domain), Some(posing));
+        assert_eq!(id.account_in("other", &domain), None);
+    }
+
+    #[test]
+    fn spiffe_ids_are_written_and_read() {
+        let web = account("payments", "web");
+        let id = SpiffeId::for_service_account(&web, &TrustDomain::default());
+        assert_eq!(id.as_str(), "spiffe://cluster.local/ns/payments/sa/web");
+        let read: SpiffeId = id.as_str().parse().expect("a SPIFFE ID");
+        assert_eq!((read.service_account(), &read), (Some(web), &id));
+        for bad in [
+            "",
+            "https://cluster.local/ns/a/sa/b",
+            "spiffe://cluster.local",
+            "spiffe:///ns/a/sa/b",
+            "spiffe://cluster.local/",
+            "spiffe://cluster.local/a//b",
+            "spiffe://cluster.local/a/../b",
+            "spiffe://cluster.local/a?b",
+            "spiffe://cluster.local/a#b",
+            "spiffe://cluster.local:1/a",
+            "spiffe://user@cluster.local/a",
+            "spiffe://CLUSTER.local/a",
+        ] {
+            assert!(bad.parse::<SpiffeId>().is_err(), "{bad:?} was taken");
+        }
+        let other: SpiffeId = "spiffe://cluster.local/vm/a".parse().expect("a SPIFFE ID");
+        assert_eq!(other.service_account(), None);
     }
 
     #[test]

@@ -14,10 +14,7 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{TrustBundle, peer::peer_identity, provider};
-
-/// Leaf, intermediates and some room: a longer chain is not Heddle's or Linkerd's.
-const CHAIN_MAX: usize = 8;
+use crate::{CHAIN_BYTES_MAX, CHAIN_MAX, TrustBundle, peer::peer_identity, provider};
 
 /// An ECDSA P-256 key, kept in memory only, with the request to certify it.
 pub struct CertifyKey {
@@ -62,6 +59,9 @@ pub enum LeafError {
     /// No certificates, or too many.
     #[error("a chain of {0} certificates: expected a leaf and at most {max} more", max = CHAIN_MAX - 1)]
     Length(usize),
+    /// More bytes than peers take.
+    #[error("a chain of {0} bytes: expected at most {CHAIN_BYTES_MAX}")]
+    Bytes(usize),
     /// The leaf is not readable.
     #[error("the leaf is not a valid X.509 certificate")]
     Malformed,
@@ -141,6 +141,10 @@ impl LocalCredentials {
         let Some(leaf) = chain.first().filter(|_| chain.len() <= CHAIN_MAX) else {
             return Err(LeafError::Length(chain.len()));
         };
+        let bytes = chain.iter().map(|cert| cert.len()).sum();
+        if bytes > CHAIN_BYTES_MAX {
+            return Err(LeafError::Bytes(bytes));
+        }
         let (not_before, expires) = {
             let (rest, parsed) = X509Certificate::from_der(leaf).map_err(|_| LeafError::Malformed)?;
             if !rest.is_empty() {

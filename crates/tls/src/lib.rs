@@ -4,7 +4,7 @@
 //! In go trust anchors (PEM), an identity and a service-account token; out come rustls configurations that always use
 //! the newest leaf and roots, a channel to control-plane services, and an accept loop that tells gRPC services who
 //! calls. Private keys stay in memory. This crate never knows Kubernetes, nor whether a peer may do what it asks for:
-//! it says who the peer is.
+//! it says who the peer is, and whether its certificate was revoked.
 //!
 //! One provider (aws-lc-rs), TLS 1.3 only, X25519MLKEM768 and AES-128-GCM first, no resumption.
 
@@ -14,13 +14,20 @@ pub mod connect;
 pub mod leaf;
 pub mod metrics;
 pub mod peer;
+pub mod revocation;
 pub mod roots;
 pub mod serve;
 pub mod store;
+mod verify;
 
 use std::sync::{Arc, OnceLock};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+
+/// Certificates that a peer may show, the leaf included: a leaf and one or two intermediates are what meshes have.
+pub const CHAIN_MAX: usize = 5;
+/// Bytes of all of them. Each is verified before anybody is known, so this is work that strangers can ask for.
+pub const CHAIN_BYTES_MAX: usize = 16 * 1024;
 
 pub use bundle::{TrustBundle, TrustError};
 pub use certify::CertifyLoop;
@@ -28,7 +35,8 @@ pub use connect::{ClientAuth, ControlAddr, ControlChannel};
 pub use heddle_mesh::{Identity, TrustDomain};
 pub use leaf::{CertifyKey, LeafError, LocalCredentials};
 pub use metrics::CertMetrics;
-pub use peer::peer_identity;
+pub use peer::{peer_identity, peer_spiffe_id};
+pub use revocation::{PeerLeaf, Revocations};
 pub use rustls;
 pub use serve::Peer;
 pub use store::{Readiness, Store, StoreError};

@@ -26,7 +26,7 @@ use tonic::service::Routes;
 use tower::ServiceExt;
 use tracing::{Instrument, debug, debug_span, info, warn};
 
-use crate::{Store, peer_identity};
+use crate::{PeerLeaf, Store, peer_identity};
 
 /// Who is at the other end of a request's connection; in the request's extensions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,13 +207,17 @@ impl Server {
         let accept = TlsAcceptor::from(store.server_config()).accept(stream);
         match timeout(self.limits.handshake_timeout, accept).await {
             Ok(Ok(stream)) => {
-                let identity = stream.get_ref().1.peer_certificates().and_then(peer_identity);
+                let certs = stream.get_ref().1.peer_certificates();
+                let (identity, leaf) = (certs.and_then(peer_identity), certs.and_then(PeerLeaf::of));
                 let peer = Peer {
                     addr,
                     identity,
                     tls: true,
                 };
-                self.http(TokioIo::new(stream), peer, drain).await;
+                tokio::select! {
+                    () = self.http(TokioIo::new(stream), peer, drain) => {}
+                    () = store.until_revoked(leaf) => debug!("Cut a connection: the peer's certificate was revoked"),
+                }
             }
             Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
             Err(_) => debug!("TLS handshake took too long"),

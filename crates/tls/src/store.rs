@@ -1,11 +1,11 @@
 //! The newest leaf and trust anchors of this process, and the rustls configurations that use them.
 //!
-//! A leaf is swapped inside the configurations, through their certificate resolvers. New anchors make new
-//! configurations, because rustls' verifiers hold theirs. Either way a connection that begins later uses the newest,
+//! A leaf is swapped inside the configurations, through their certificate resolvers. New anchors and new revocation lists
+//! make new configurations, because rustls' verifiers hold theirs. Either way a connection that begins later uses the newest,
 //! and reading a configuration costs a reference count.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, SystemTime},
 };
 
@@ -13,17 +13,20 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use heddle_mesh::Identity;
 use rustls::{
     ClientConfig, ServerConfig, SignatureScheme, SupportedProtocolVersion,
-    client::{
-        ResolvesClientCert, Resumption, VerifierBuilderError as ClientVerifierError, WebPkiServerVerifier,
-    },
+    client::{ResolvesClientCert, Resumption, VerifierBuilderError as ClientVerifierError},
+    pki_types::UnixTime,
     server::{
-        ClientHello, NoServerSessionStorage, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier,
+        ClientHello, NoServerSessionStorage, ResolvesServerCert, VerifierBuilderError,
+        danger::ClientCertVerifier,
     },
     sign::CertifiedKey,
 };
 use tokio::sync::watch;
 
-use crate::{CertifyKey, LeafError, LocalCredentials, TrustBundle, leaf::KeyError, provider};
+use crate::{
+    CertifyKey, LeafError, LocalCredentials, PeerLeaf, Revocations, TrustBundle, leaf::KeyError, provider,
+    verify,
+};
 
 static VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
@@ -38,12 +41,18 @@ struct Inner {
     configs: ArcSwap<Configs>,
     ready: watch::Sender<Readiness>,
     roots_changed: watch::Sender<u64>,
+    /// Empty until lists are set; then never again.
+    revocations: watch::Sender<Revocations>,
+    /// Configurations are made from what is here already, by one at a time.
+    changing: Mutex<()>,
 }
 
-/// All that depends on the trust anchors.
+/// All that depends on the trust anchors and the revocation lists.
 #[derive(Debug)]
 struct Configs {
     roots: TrustBundle,
+    revocations: Revocations,
+    clients: Arc<dyn ClientCertVerifier>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     anonymous: Arc<ClientConfig>,
@@ -85,6 +94,17 @@ pub enum StoreError {
     Config(#[source] rustls::Error),
 }
 
+/// Why revocation lists were not taken; the old ones stay.
+#[derive(Debug, thiserror::Error)]
+pub enum RevocationRefused {
+    /// They are not the issuer's: by them even our own leaf, which they do not revoke, would be refused.
+    #[error("by them this process' own certificate could not be judged")]
+    Unsound(#[source] rustls::Error),
+    /// rustls refuses them.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 impl Readiness {
     /// Whether there is a leaf and it is still valid.
     pub fn is_ready(&self) -> bool {
@@ -106,9 +126,10 @@ impl Store {
             certified: ArcSwapOption::empty(),
             credentials: ArcSwapOption::empty(),
         });
-        let configs = ArcSwap::from_pointee(Configs::new(roots, &leaf)?);
+        let configs = ArcSwap::from_pointee(Configs::new(roots, Revocations::default(), &leaf)?);
         let (ready, _) = watch::channel(Readiness::Pending);
         let (roots_changed, _) = watch::channel(0);
+        let (revocations, _) = watch::channel(Revocations::default());
         Ok((
             Self(Arc::new(Inner {
                 name,
@@ -116,6 +137,8 @@ impl Store {
                 configs,
                 ready,
                 roots_changed,
+                revocations,
+                changing: Mutex::new(()),
             })),
             key,
         ))
@@ -151,12 +174,62 @@ impl Store {
     /// # Errors
     /// rustls refuses them; the old ones stay.
     pub fn set_roots(&self, roots: TrustBundle) -> Result<bool, StoreError> {
-        if self.0.configs.load().roots == roots {
+        let _changing = self.changing();
+        let configs = self.0.configs.load();
+        if configs.roots == roots {
             return Ok(false);
         }
-        self.0.configs.store(Arc::new(Configs::new(roots, &self.0.leaf)?));
+        let revocations = configs.revocations.clone();
+        self.0
+            .configs
+            .store(Arc::new(Configs::new(roots, revocations, &self.0.leaf)?));
         self.0.roots_changed.send_modify(|generation| *generation += 1);
         Ok(true)
+    }
+
+    /// Takes new revocation lists, for handshakes that begin from now on and for [`Store::until_revoked`]. Lists of
+    /// other issuers stay until they are over. Returns whether anything changed.
+    ///
+    /// # Errors
+    /// They are not what an issuer of this mesh signed, as far as this process' own leaf can tell.
+    pub fn set_revocations(&self, revocations: Revocations) -> Result<bool, RevocationRefused> {
+        let _changing = self.changing();
+        let configs = self.0.configs.load();
+        let revocations = revocations.and_older(&configs.revocations, SystemTime::now());
+        if configs.revocations == revocations {
+            return Ok(false);
+        }
+        let new = Configs::new(configs.roots.clone(), revocations.clone(), &self.0.leaf)?;
+        if let Some(leaf) = self.credentials() {
+            new.judge(&leaf).map_err(RevocationRefused::Unsound)?;
+        }
+        self.0.configs.store(Arc::new(new));
+        self.0.revocations.send_replace(revocations);
+        Ok(true)
+    }
+
+    /// The newest revocation lists, empty before the first.
+    pub fn revocations(&self) -> watch::Receiver<Revocations> {
+        self.0.revocations.subscribe()
+    }
+
+    /// Returns when `leaf` is revoked, which may be never. For connections that live: a handshake judges only once.
+    pub async fn until_revoked(&self, leaf: Option<PeerLeaf>) {
+        if let Some(leaf) = leaf {
+            let revoked = |lists: &Revocations| lists.revokes(&leaf);
+            if self.revocations().wait_for(revoked).await.is_ok() {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// A panic leaves nothing half changed, so a poisoned lock is as good as another.
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.0
+            .changing
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// The newest trust anchors.
@@ -207,29 +280,24 @@ impl Store {
 }
 
 impl Configs {
-    fn new(roots: TrustBundle, leaf: &Arc<Leaf>) -> Result<Self, StoreError> {
-        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots.anchors()), provider())
-            // The hints would only lengthen the handshake: a meshed peer has one certificate to show.
-            .clear_root_hint_subjects()
-            .allow_unauthenticated()
-            .build()
-            .map_err(StoreError::ClientVerifier)?;
+    fn new(roots: TrustBundle, revocations: Revocations, leaf: &Arc<Leaf>) -> Result<Self, StoreError> {
+        let clients = verify::clients(&roots, &revocations).map_err(StoreError::ClientVerifier)?;
         let mut server = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(VERSIONS)
             .map_err(StoreError::Config)?
-            .with_client_cert_verifier(clients)
+            .with_client_cert_verifier(Arc::clone(&clients))
             .with_cert_resolver(Arc::clone(leaf) as Arc<dyn ResolvesServerCert>);
         // A resumed session would outlive the verification of its peer's certificate.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
 
-        let servers = WebPkiServerVerifier::builder_with_provider(Arc::clone(roots.anchors()), provider())
-            .build()
-            .map_err(StoreError::ServerVerifier)?;
+        let servers = verify::servers(&roots, &revocations).map_err(StoreError::ServerVerifier)?;
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(VERSIONS)
             .map_err(StoreError::Config)?
-            .with_webpki_verifier(servers);
+            // Not less than rustls' own: ours asks it first.
+            .dangerous()
+            .with_custom_certificate_verifier(servers);
         let mut client = builder
             .clone()
             .with_client_cert_resolver(Arc::clone(leaf) as Arc<dyn ResolvesClientCert>);
@@ -238,10 +306,25 @@ impl Configs {
         anonymous.resumption = Resumption::disabled();
         Ok(Self {
             roots,
+            revocations,
+            clients,
             server: Arc::new(server),
             client: Arc::new(client),
             anonymous: Arc::new(anonymous),
         })
+    }
+
+    /// Whether these judge our own leaf as peers will. That it is revoked or over says nothing against the lists.
+    fn judge(&self, leaf: &LocalCredentials) -> Result<(), rustls::Error> {
+        use rustls::CertificateError::{Expired, ExpiredContext, Revoked};
+        let Some((first, rest)) = leaf.chain().split_first() else {
+            return Ok(());
+        };
+        match self.clients.verify_client_cert(first, rest, UnixTime::now()) {
+            Ok(_) => Ok(()),
+            Err(rustls::Error::InvalidCertificate(Revoked | Expired | ExpiredContext { .. })) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -6,5 +6,7 @@ mod channel;
 mod credentials;
 #[path = "tls/handshake.rs"]
 mod handshake;
+#[path = "tls/revocation.rs"]
+mod revocation;
 #[path = "tls/support.rs"]
 mod support;

@@ -34,7 +34,7 @@ fn p256(sans: Vec<SanType>, common_name: Option<&str>) -> Vec<u8> {
 fn mismatch(der: &[u8]) -> MismatchError {
     parse(der)
         .expect("well-formed")
-        .for_identity(&identity())
+        .for_identity(&identity(), None)
         .expect_err("must be refused")
 }
 
@@ -42,12 +42,12 @@ fn mismatch(der: &[u8]) -> MismatchError {
 fn the_request_that_proxies_send_is_valid() {
     let csr = parse(&p256(vec![dns(NAME)], None))
         .expect("well-formed")
-        .for_identity(&identity())
+        .for_identity(&identity(), None)
         .expect("valid");
     assert_eq!(csr.identity(), &identity());
     let csr = parse(&p256(vec![dns(NAME)], Some(NAME)))
         .expect("well-formed")
-        .for_identity(&identity());
+        .for_identity(&identity(), None);
     csr.expect("an equal common name is fine");
 }
 
@@ -61,7 +61,7 @@ fn keys_of_other_good_kinds_are_taken() {
         let der = mk_csr(vec![dns(NAME)], None, algorithm);
         parse(&der)
             .expect("taken")
-            .for_identity(&identity())
+            .for_identity(&identity(), None)
             .expect("valid");
     }
 }
@@ -147,6 +147,74 @@ fn names_of_other_kinds_are_refused() {
 }
 
 #[test]
+fn with_spiffe_the_matching_uri_is_taken_and_no_other() {
+    let uri = |text: &str| SanType::URI(text.try_into().expect("ASCII"));
+    let own: SpiffeId = "spiffe://cluster.local/ns/payments/sa/web"
+        .parse()
+        .expect("a SPIFFE ID");
+    let valid = |sans| {
+        parse(&p256(sans, None))
+            .expect("well-formed")
+            .for_identity(&identity(), Some(own.clone()))
+    };
+    for sans in [vec![dns(NAME)], vec![dns(NAME), uri(own.as_str())]] {
+        assert_eq!(valid(sans).expect("valid").spiffe(), Some(&own));
+    }
+    for uris in [
+        vec![uri("spiffe://cluster.local/ns/payments/sa/db")],
+        vec![uri("spiffe://example.org/ns/payments/sa/web")],
+        vec![uri("SPIFFE://cluster.local/ns/payments/sa/web")],
+        vec![uri("https://cluster.local/")],
+        vec![uri(own.as_str()), uri(own.as_str())],
+    ] {
+        let sans = std::iter::once(dns(NAME)).chain(uris).collect();
+        let refused = valid(sans).expect_err("another URI");
+        assert!(matches!(refused, MismatchError::Uri { .. }), "{refused}");
+    }
+    let nameless = valid(vec![uri(own.as_str())]).expect_err("no DNS name");
+    assert!(
+        matches!(nameless, MismatchError::DnsNames { found: 0, .. }),
+        "{nameless}"
+    );
+}
+
+/// Bytes from anywhere: cut, extended, flipped and random. Nothing may panic, and what is signed cannot be changed; the
+/// parser is lenient about the wrapping that is not.
+#[test]
+fn damaged_requests_never_panic_and_never_ask_for_more() {
+    use rand::{Rng as _, SeedableRng as _};
+    let good = p256(vec![dns(NAME)], None);
+    let asked = parse(&good).expect("well-formed").spki;
+    let mut rng = rand::rngs::StdRng::seed_from_u64(7);
+    for length in 0..good.len() {
+        assert!(parse(&good[..length]).is_err(), "cut to {length}");
+    }
+    for _ in 0..4_000 {
+        let mut bytes = good.clone();
+        for _ in 0..rng.random_range(1..4) {
+            let place = rng.random_range(0..bytes.len());
+            match rng.random_range(0..4) {
+                0 => bytes[place] ^= 1 << rng.random_range(0..8),
+                1 => bytes[place] = rng.random(),
+                2 => drop(bytes.remove(place)),
+                _ => bytes.insert(place, rng.random()),
+            }
+        }
+        if bytes != good {
+            let valid = parse(&bytes).ok().map(|csr| csr.for_identity(&identity(), None));
+            assert!(
+                valid.is_none_or(|valid| valid.is_ok_and(|csr| csr.spki == asked)),
+                "{bytes:?}"
+            );
+        }
+    }
+    for _ in 0..2_000 {
+        let bytes: Vec<u8> = (0..rng.random_range(0..600)).map(|_| rng.random()).collect();
+        assert!(parse(&bytes).is_err());
+    }
+}
+
+#[test]
 fn another_common_name_is_refused() {
     let der = p256(vec![dns(NAME)], Some("admin"));
     let expected = MismatchError::CommonName {
@@ -168,7 +236,7 @@ fn any_changed_byte_of_what_is_signed_is_noticed() {
     for index in start..start + signed.len() {
         let mut changed = der.clone();
         changed[index] ^= 0x01;
-        let valid = parse(&changed).is_ok_and(|csr| csr.for_identity(&identity()).is_ok());
+        let valid = parse(&changed).is_ok_and(|csr| csr.for_identity(&identity(), None).is_ok());
         assert!(!valid, "byte {index} can be changed");
     }
 }

@@ -1,11 +1,19 @@
+use heddle_tls::CHAIN_MAX;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
     SignatureAlgorithm,
 };
 use rustls_pki_types::CertificateDer;
-use x509_parser::extensions::GeneralName;
+use x509_parser::{
+    certificate::X509Certificate,
+    extensions::{GeneralName, ParsedExtension},
+    prelude::FromDer,
+};
 
-use super::*;
+use super::{
+    load::{CERTS_MAX, FILE_BYTES_MAX, subject_key_id},
+    *,
+};
 use crate::csr;
 
 const NAME: &str = "web.payments.serviceaccount.identity.linkerd.cluster.local";
@@ -68,7 +76,7 @@ fn request() -> ValidCsr {
     let key = heddle_tls::CertifyKey::generate(&identity()).expect("a key");
     csr::parse(key.csr_der())
         .expect("well-formed")
-        .for_identity(&identity())
+        .for_identity(&identity(), None)
         .expect("valid")
 }
 
@@ -139,6 +147,31 @@ fn a_leaf_has_the_name_the_usages_and_the_identifiers() {
     assert_eq!(leaf.validity().not_after.timestamp(), unix(now + DAY));
     assert_eq!(unix(issued.expires), unix(now + DAY));
     assert_eq!(issued.chain.to_vec(), [ca.der().clone()]);
+}
+
+#[test]
+fn a_leaf_carries_its_spiffe_id_when_it_should() {
+    let root = mk_root("root");
+    let issuer = load(&root.pem(), &root.key().serialize_pem()).expect("loads");
+    let spiffe: heddle_mesh::SpiffeId = "spiffe://cluster.local/ns/payments/sa/web"
+        .parse()
+        .expect("an ID");
+    let key = heddle_tls::CertifyKey::generate(&identity()).expect("a key");
+    let csr = csr::parse(key.csr_der())
+        .expect("well-formed")
+        .for_identity(&identity(), Some(spiffe.clone()))
+        .expect("valid");
+    let issued = issuer.sign(&csr, VALIDITY, SystemTime::now()).expect("signs");
+    let (_, leaf) = X509Certificate::from_der(&issued.leaf).expect("parses");
+    let names = leaf.subject_alternative_name().expect("readable").expect("there");
+    assert_eq!(
+        names.value.general_names,
+        [GeneralName::DNSName(NAME), GeneralName::URI(spiffe.as_str())]
+    );
+    let leaf = heddle_tls::LocalCredentials::new(&key, vec![CertificateDer::from(issued.leaf)])
+        .expect("still the identity's");
+    leaf.verify(&bundle(&root), SystemTime::now())
+        .expect("leads to the root");
 }
 
 #[test]
@@ -343,8 +376,13 @@ fn what_is_no_issuer_is_refused_by_name() {
         LoadError::Certificate { number: 2, .. }
     ));
     assert!(matches!(
-        refusal(&crt.repeat(CHAIN_MAX + 1), &key),
-        LoadError::ChainLength(_)
+        refusal(&crt.repeat(CERTS_MAX + 1), &key),
+        LoadError::CertsNumber(_)
+    ));
+    // A leaf comes before them, and peers take five in all.
+    assert!(matches!(
+        refusal(&crt.repeat(CHAIN_MAX), &key),
+        LoadError::ChainLength { certs: 6, .. }
     ));
     assert!(matches!(
         refusal(&crt, &other.key().serialize_pem()),
@@ -390,7 +428,7 @@ fn a_leaf_carries_the_requested_key() {
     let key = heddle_tls::CertifyKey::generate(&identity()).expect("a key");
     let csr = csr::parse(key.csr_der())
         .expect("well-formed")
-        .for_identity(&identity())
+        .for_identity(&identity(), None)
         .expect("valid");
     let leaf = issuer
         .sign(&csr, VALIDITY, SystemTime::now())

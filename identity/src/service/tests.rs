@@ -1,6 +1,7 @@
 use std::{
     collections::BTreeMap,
     sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
 };
 
 use heddle_tls::{CertifyKey, Store, TrustBundle};
@@ -8,7 +9,12 @@ use prometheus_client::registry::Registry;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use super::*;
-use crate::event::{self, Event, Queue};
+use crate::{
+    event::{self, Event, Queue},
+    limit::{IDENTITY_PER_MINUTE, POD_PER_MINUTE},
+    token::BoundPod,
+    turn::FAST_MAX,
+};
 
 /// Knows tokens by heart, as the Kubernetes API would.
 struct Tokens {
@@ -23,16 +29,27 @@ impl Authenticate for Tokens {
             "hangs" => std::future::pending().await,
             "fails" => Err(TokenError::Timeout),
             "elsewhere" => Err(TokenError::Audience),
+            // `ACCOUNT/POD` is the token of a pod.
             secret => {
+                let (account, pod) = secret
+                    .split_once('/')
+                    .map_or((secret, None), |(a, pod)| (a, Some(pod)));
                 let (namespace, name) = self
                     .accounts
-                    .get(secret)
+                    .get(account)
                     .ok_or(TokenError::Refused { reason: None })?;
                 let account = ServiceAccountRef {
                     namespace: (*namespace).into(),
                     name: (*name).into(),
                 };
-                Ok(Account { account, uid: None })
+                Ok(Account {
+                    account,
+                    uid: None,
+                    pod: pod.map(|name| BoundPod {
+                        name: name.into(),
+                        uid: format!("uid-of-{name}"),
+                    }),
+                })
             }
         }
     }
@@ -74,6 +91,11 @@ fn fixture() -> Fixture {
         validity: Validity {
             lifetime: Duration::from_secs(3600),
             clock_skew: Duration::from_secs(20),
+        },
+        spiffe: false,
+        rates: Rates {
+            pod: POD_PER_MINUTE,
+            identity: IDENTITY_PER_MINUTE,
         },
     };
     let reviews = Arc::new(AtomicUsize::new(0));
@@ -157,6 +179,10 @@ async fn a_service_account_gets_its_leaf_an_event_and_a_count() {
     assert_eq!(reason, Reason::IssuedLeafCertificate);
     assert!(matches!(subject, Subject::Account(Account { account, .. }) if account.name == "web"));
     assert!(note.contains("web.payments.serviceaccount"), "{note}");
+    assert!(
+        note.contains(", serial ") && note.contains(", pod none"),
+        "{note}"
+    );
     let metrics = fixture.metrics();
     assert!(
         metrics.contains(r#"identity_certify_requests_total{result="issued"} 1"#),
@@ -277,25 +303,63 @@ async fn without_an_issuer_it_is_unavailable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hung_reviews_are_bounded_and_do_not_stop_a_new_issuer() {
+async fn hung_reviews_delay_nobody_else_and_do_not_stop_a_new_issuer() {
     let fixture = fixture();
     let web = name("web", "payments");
     let mut hung = tokio::task::JoinSet::new();
-    for _ in 0..REVIEWS_MAX {
+    for _ in 0..FAST_MAX {
         let (service, request) = (Arc::clone(&fixture.service), request(&web, "hangs").1);
         hung.spawn(async move { service.certify(Request::new(request)).await });
     }
-    while fixture.reviews.load(Ordering::Relaxed) < REVIEWS_MAX {
+    while fixture.reviews.load(Ordering::Relaxed) < FAST_MAX {
         tokio::task::yield_now().await;
     }
-    // No review holds the issuer.
+    // No review holds the issuer, and none its place for long.
     fixture.issuer.store(Some(Arc::new(mk_issuer().0)));
-    let (code, message) = fixture.refusal(request(&web, "web-token").1).await;
-    assert_eq!(code, Code::ResourceExhausted, "{message}");
-    hung.abort_all();
-    while hung.join_next().await.is_some() {}
+    let began = Instant::now();
     fixture
         .certify(request(&web, "web-token").1)
         .await
-        .expect("there is room again");
+        .expect("there is room");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    hung.abort_all();
+    while hung.join_next().await.is_some() {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_in_a_loop_is_told_to_wait_and_the_api_is_spared() {
+    let fixture = fixture();
+    let web = name("web", "payments");
+    let burst = POD_PER_MINUTE.get() as usize;
+    for _ in 0..burst {
+        fixture
+            .certify(request(&web, "web-token/web-1").1)
+            .await
+            .expect("within the share");
+    }
+    let (code, message) = fixture.refusal(request(&web, "web-token/web-1").1).await;
+    assert_eq!(code, Code::ResourceExhausted);
+    assert!(
+        message.contains("at most 20 a minute, try again in 3 s"),
+        "{message}"
+    );
+    assert_eq!(
+        fixture.reviews.load(Ordering::Relaxed),
+        burst,
+        "the API was asked"
+    );
+    fixture
+        .certify(request(&web, "web-token/web-2").1)
+        .await
+        .expect("another pod is not concerned");
+    tokio::time::advance(Duration::from_secs(3)).await;
+    fixture
+        .certify(request(&web, "web-token/web-1").1)
+        .await
+        .expect("its rate allows one more");
+    let metrics = fixture.metrics();
+    assert!(
+        metrics.contains(r#"identity_certify_requests_total{result="rate_limited"} 1"#),
+        "{metrics}"
+    );
 }

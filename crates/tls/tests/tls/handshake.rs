@@ -11,7 +11,7 @@ use heddle_tls::{
 use crate::support::{bundle, credentials, identity, mk_ca, mk_certified, mk_store};
 
 /// A handshake in memory; returns both ends, or the first failure.
-fn shake(
+pub(crate) fn shake(
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     name: &Identity,
@@ -42,7 +42,7 @@ fn shake(
     Ok((server, client))
 }
 
-fn between(server: &Store, client: &Store) -> Result<(ServerConnection, ClientConnection), Error> {
+pub(crate) fn between(server: &Store, client: &Store) -> Result<(ServerConnection, ClientConnection), Error> {
     shake(server.server_config(), client.client_config(), server.name())
 }
 
