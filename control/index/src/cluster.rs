@@ -13,6 +13,7 @@ use heddle_control_core::{
     profile::Profile,
 };
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use crate::{
     config::Config,
@@ -22,7 +23,8 @@ use crate::{
     inbound,
     keyed::Watches,
     outbound, profile,
-    store::{Store, Table},
+    status::{self, Judgement, Notice, Told},
+    store::Store,
 };
 
 /// Everything that is known of the cluster, and everything that somebody watches. Clones are the same index.
@@ -37,6 +39,8 @@ pub struct Cluster {
 #[derive(Debug)]
 struct State {
     store: Store,
+    /// Counts the changes that statuses may depend on.
+    judged: watch::Sender<u64>,
     endpoints: Watches<ServiceTarget, Endpoints>,
     profiles: Watches<(String, Target), Profile>,
     inbound: Watches<(PodName, u16), InboundServer>,
@@ -78,6 +82,7 @@ impl Cluster {
     pub fn new(config: Config) -> Self {
         let state = State {
             store: Store::default(),
+            judged: watch::Sender::new(0),
             endpoints: Watches::new(),
             profiles: Watches::new(),
             inbound: Watches::new(),
@@ -96,7 +101,7 @@ impl Cluster {
 
     /// An object was made or changed.
     pub fn apply<K: Tracked>(&self, object: &K) {
-        self.change::<K>(vec![(ObjectKey::of(object), Some(object.facts()))]);
+        self.change::<K>(vec![(ObjectKey::of(object), Some(Reduced::of(object)))]);
     }
 
     /// An object was deleted. Kubernetes may replay deletions after a relist, so an unknown key is no error.
@@ -108,19 +113,19 @@ impl Cluster {
     /// once: a rollout of a large service is a burst of events.
     pub fn apply_all<K: Tracked>(&self, events: &[Change<K>]) {
         let facts = |event: &Change<K>| match event {
-            Change::Applied(object) => (ObjectKey::of(object), Some(object.facts())),
+            Change::Applied(object) => (ObjectKey::of(object), Some(Reduced::of(object))),
             Change::Deleted(key) => (key.clone(), None),
         };
         self.change::<K>(events.iter().map(facts).collect());
     }
 
-    fn change<K: Tracked>(&self, changes: Vec<(ObjectKey, Option<K::Facts>)>) {
+    fn change<K: Tracked>(&self, changes: Vec<(ObjectKey, Option<Reduced<K>>)>) {
         let mut state = self.state.write();
         let mut dirty = Dirty::default();
         let mut changed = false;
-        for (key, facts) in changes {
-            changed |= match facts {
-                Some(facts) => put::<K>(&mut state.store, &key, facts, &mut dirty),
+        for (key, object) in changes {
+            changed |= match object {
+                Some(object) => put::<K>(&mut state.store, &key, object, &mut dirty),
                 None => take::<K>(&mut state.store, &key, &mut dirty),
             };
         }
@@ -131,9 +136,9 @@ impl Cluster {
 
     /// These are all the objects of their kind. Watchers see one change, not many.
     pub fn reset<K: Tracked>(&self, objects: &[K]) {
-        let new: Vec<(ObjectKey, K::Facts)> = objects
+        let new: Vec<(ObjectKey, Reduced<K>)> = objects
             .iter()
-            .map(|object| (ObjectKey::of(object), object.facts()))
+            .map(|object| (ObjectKey::of(object), Reduced::of(object)))
             .collect();
         let mut state = self.state.write();
         let mut dirty = Dirty::default();
@@ -146,8 +151,8 @@ impl Cluster {
         for key in &gone {
             changed |= take::<K>(&mut state.store, key, &mut dirty);
         }
-        for (key, facts) in new {
-            changed |= put::<K>(&mut state.store, &key, facts, &mut dirty);
+        for (key, object) in new {
+            changed |= put::<K>(&mut state.store, &key, object, &mut dirty);
         }
         if changed {
             state.refresh(&self.config, &dirty);
@@ -159,6 +164,7 @@ impl Cluster {
         let mut state = self.state.write();
         let State {
             store: _,
+            judged: _,
             endpoints,
             profiles,
             inbound,
@@ -170,11 +176,27 @@ impl Cluster {
         outbound.close();
     }
 
+    /// Changes whenever statuses may have to say something else; for whoever writes them.
+    pub fn judged(&self) -> watch::Receiver<u64> {
+        self.state.read().judged.subscribe()
+    }
+
+    /// The statuses that do not say what they should, in a fixed order.
+    pub fn judgements(&self) -> Vec<Judgement> {
+        status::judgements(&self.state.read().store, &self.config)
+    }
+
+    /// What people should be told of by Events, in a fixed order.
+    pub fn notices(&self) -> Vec<Notice> {
+        status::notices(&self.state.read().store, &self.config)
+    }
+
     /// How large the index is.
     pub fn sizes(&self) -> Sizes {
         let state = self.state.read();
         let State {
             store,
+            judged: _,
             endpoints,
             profiles,
             inbound,
@@ -193,19 +215,50 @@ impl Cluster {
     }
 }
 
-/// Takes facts into a table; `false` when they are what was there.
-fn put<K: Tracked>(store: &mut Store, key: &ObjectKey, facts: K::Facts, dirty: &mut Dirty) -> bool {
-    let table: &mut Table<K::Facts> = K::table(store);
-    if table.get(key) == Some(&facts) {
-        return false;
+/// What is kept of an object.
+struct Reduced<K: Tracked> {
+    facts: K::Facts,
+    told: Option<Told>,
+}
+
+impl<K: Tracked> Reduced<K> {
+    fn of(object: &K) -> Self {
+        Self {
+            facts: object.facts(),
+            told: K::SUBJECT.map(|_| object.told()),
+        }
     }
-    take::<K>(store, key, dirty);
+}
+
+/// Takes an object into the tables; `false` when it is what was there.
+fn put<K: Tracked>(store: &mut Store, key: &ObjectKey, object: Reduced<K>, dirty: &mut Dirty) -> bool {
+    let Reduced { facts, told } = object;
+    let told = told.is_some_and(|told| store.tell(K::SUBJECT, key, Some(told)));
+    if told {
+        dirty.status();
+    }
+    if K::table(store).get(key) == Some(&facts) {
+        return told;
+    }
+    take_facts::<K>(store, key, dirty);
     K::touch(store, key, &facts, true, dirty);
     K::table(store).insert(key, facts);
+    if K::MATTERS_TO_STATUS {
+        dirty.status();
+    }
     true
 }
 
 fn take<K: Tracked>(store: &mut Store, key: &ObjectKey, dirty: &mut Dirty) -> bool {
+    store.tell(K::SUBJECT, key, None);
+    let taken = take_facts::<K>(store, key, dirty);
+    if taken && K::MATTERS_TO_STATUS {
+        dirty.status();
+    }
+    taken
+}
+
+fn take_facts<K: Tracked>(store: &mut Store, key: &ObjectKey, dirty: &mut Dirty) -> bool {
     let Some(facts) = K::table(store).remove(key) else {
         return false;
     };
@@ -217,12 +270,16 @@ impl State {
     fn refresh(&mut self, config: &Config, dirty: &Dirty) {
         let Self {
             store,
+            judged,
             endpoints,
             profiles,
             inbound,
             outbound,
         } = self;
         let store = &*store;
+        if dirty.any_status() {
+            judged.send_modify(|count| *count = count.wrapping_add(1));
+        }
         if dirty.any_endpoints() {
             let make = |target: &_, old: &_| Some(endpoints::compute(store, config, target, Some(old)));
             endpoints.refresh(|target| dirty.has_endpoints(target), make);

@@ -21,6 +21,7 @@ pub struct Dirty {
     inbound_namespaces: BTreeSet<String>,
     inbound: bool,
     outbound: bool,
+    status: bool,
 }
 
 /// Names by namespace; asked for every answer that is watched, so asking must not allocate.
@@ -76,6 +77,15 @@ impl Dirty {
 
     pub(crate) fn all_outbound(&mut self) {
         self.outbound = true;
+    }
+
+    pub(crate) fn status(&mut self) {
+        self.status = true;
+    }
+
+    /// Whether any status may have to say something else.
+    pub(crate) fn any_status(&self) -> bool {
+        self.status
     }
 
     /// Whether any answer about endpoints may have changed.

@@ -24,20 +24,38 @@ pub(crate) use self::{
     pod::PodFacts,
     rate_limit::RateLimitFacts,
     route::{
-        BackendKind, BackendRef, GrpcRouteFacts, HttpRouteFacts, ParentKind, RouteFacts, RouteKind, RuleFacts,
+        BackendKind, BackendRef, GrpcRouteFacts, HttpRouteFacts, Parent, ParentKind, RouteFacts, RouteKind,
+        RuleFacts,
     },
     server::ServerFacts,
     service::{PortFacts, ServiceFacts},
     service_profile::ProfileFacts,
     slice::SliceFacts,
 };
-use crate::store::{Store, Table};
+use crate::{
+    status::{Subject, Told},
+    store::{Store, Table},
+};
 
 /// A kind of object that the index tracks.
 pub trait Tracked: Resource<DynamicType = ()> {
     /// What is kept of an object.
     #[doc(hidden)]
     type Facts: PartialEq;
+
+    /// As what its status is judged; `None`: nobody reads one.
+    #[doc(hidden)]
+    const SUBJECT: Option<Subject> = None;
+
+    /// Whether a status may depend on objects of this kind.
+    #[doc(hidden)]
+    const MATTERS_TO_STATUS: bool = true;
+
+    /// What its status says, for kinds that are a [`Subject`].
+    #[doc(hidden)]
+    fn told(&self) -> Told {
+        Told::default()
+    }
 
     /// Reduces an object to its facts; problems are logged, and what cannot be read permits nothing.
     #[doc(hidden)]

@@ -16,6 +16,7 @@ use self::authorization::default_authorization;
 use crate::{
     config::Config,
     facts::{ObjectKey, PodFacts, RouteFacts, RouteKind, ServerFacts},
+    status::{rate_limit_in_force, route},
     store::Store,
 };
 
@@ -140,7 +141,12 @@ fn attached<'a, M: Clone + 'a>(
     routes: impl Iterator<Item = (RouteKind, &'a String, &'a RouteFacts<M>)>,
 ) -> Vec<InboundRoute<M>> {
     let mut routes: Vec<_> = routes
-        .filter(|(_, _, facts)| facts.is_for_server(namespace, server))
+        .filter(|(kind, name, facts)| {
+            let route = || ObjectKey::new(namespace, name);
+            facts
+                .for_server(namespace, server)
+                .any(|parent| route::is_accepted(store, config, *kind, &route(), parent))
+        })
         .collect();
     routes.sort_by_key(|(kind, name, facts)| (facts.created, *name, *kind));
     let inbound = |(kind, name, facts): (RouteKind, &String, &RouteFacts<M>)| {
@@ -220,13 +226,8 @@ fn unrouted(config: &Config, pod: &PodFacts, port: u16) -> Vec<InboundRoute<Http
     routes
 }
 
-/// Of several limits the oldest holds, then the first by name.
 fn rate_limit(store: &Store, config: &Config, namespace: &str, server: &str) -> Option<RateLimit> {
-    let limits = store
-        .rate_limits
-        .namespace(namespace)
-        .filter(|(_, limit)| limit.server.as_deref() == Some(server));
-    let (name, limit) = limits.min_by_key(|(name, limit)| (limit.created, *name))?;
+    let (name, limit) = rate_limit_in_force(store, namespace, server)?;
     let overrides = limit
         .overrides
         .iter()

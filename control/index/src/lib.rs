@@ -18,12 +18,14 @@ mod keyed;
 mod outbound;
 mod profile;
 mod route;
+pub mod status;
 mod store;
 pub mod watcher;
 
 pub use cluster::{Change, Cluster, Sizes};
 pub use config::Config;
 pub use facts::{ObjectKey, Tracked};
+pub use route::ParentRef;
 
 #[cfg(test)]
 mod tests;

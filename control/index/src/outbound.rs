@@ -19,6 +19,7 @@ use self::traffic::{RouteTraffic, ServiceTraffic};
 use crate::{
     config::Config,
     facts::{BackendKind, BackendRef, ObjectKey, ParentKind, PortFacts, RouteFacts, RouteKind, RuleFacts},
+    status::route,
     store::Store,
 };
 
@@ -180,9 +181,14 @@ impl Parent<'_> {
         &self,
         routes: impl Iterator<Item = (RouteKind, &'a String, &'a String, &'a RouteFacts<M>)>,
     ) -> Vec<OutboundRoute<M>> {
-        let ours = routes.filter(|(_, namespace, _, facts)| {
+        let ours = routes.filter(|(kind, namespace, name, facts)| {
             let heard = **namespace == self.key.namespace || **namespace == *self.client_namespace;
-            heard && facts.body.is_some() && facts.is_for_port(self.kind, self.key, self.port)
+            let route = || ObjectKey::new(namespace, name);
+            heard
+                && facts.body.is_some()
+                && facts
+                    .for_port(self.kind, self.key, self.port)
+                    .any(|parent| route::is_accepted(self.store, self.config, *kind, &route(), parent))
         });
         let mut ours: Vec<_> = ours.collect();
         if self.client_namespace != self.key.namespace

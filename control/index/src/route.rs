@@ -14,8 +14,9 @@ use heddle_control_core::route::{
 use http::{HeaderName, HeaderValue, Method};
 use regex::Regex;
 
+pub use self::spec::ParentRef;
+pub(crate) use self::spec::RouteSpec;
 use self::spec::{GrpcMatchSpec, HeaderMatchSpec, HttpMatchSpec};
-pub(crate) use self::spec::{ParentRef, RouteSpec};
 
 /// Why a route cannot be used.
 #[derive(Debug, thiserror::Error)]

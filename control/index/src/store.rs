@@ -12,9 +12,10 @@ use crate::{
     config::Config,
     facts::{
         EgressFacts, GrpcRouteFacts, HttpRouteFacts, MeshTlsFacts, NamespaceFacts, NetworkFacts, NodeFacts,
-        ObjectKey, PodFacts, PolicyFacts, ProfileFacts, RateLimitFacts, ServerAuthorizationFacts,
-        ServerFacts, ServiceFacts, SliceFacts,
+        ObjectKey, Parent, ParentKind, PodFacts, PolicyFacts, ProfileFacts, RateLimitFacts, RouteKind,
+        ServerAuthorizationFacts, ServerFacts, ServiceFacts, SliceFacts,
     },
+    status::{Subject, Told},
 };
 
 /// Facts of one kind, by namespace and name.
@@ -40,12 +41,25 @@ pub struct Store {
     pub(crate) gateway_http_routes: Table<HttpRouteFacts>,
     pub(crate) grpc_routes: Table<GrpcRouteFacts>,
     pub(crate) service_profiles: Table<ProfileFacts>,
+    /// The objects that are judged, and what their statuses say.
+    pub(crate) told: BTreeMap<(Subject, ObjectKey), Told>,
 
     pub(crate) pods_by_ip: AHashMap<IpAddr, BTreeSet<ObjectKey>>,
     pub(crate) services_by_ip: AHashMap<IpAddr, ObjectKey>,
     slices_by_service: AHashMap<ObjectKey, BTreeSet<String>>,
+    /// The routes of each parent.
+    attached: AHashMap<(ParentKind, ObjectKey), Vec<Attached>>,
     /// How many endpoints of each service name a pod.
     services_by_pod: AHashMap<ObjectKey, BTreeMap<ObjectKey, usize>>,
+}
+
+/// A usable route of a parent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Attached {
+    pub(crate) kind: RouteKind,
+    pub(crate) route: ObjectKey,
+    /// `None`: all of the parent's ports.
+    pub(crate) port: Option<u16>,
 }
 
 impl<F> Default for Table<F> {
@@ -66,6 +80,11 @@ impl<F> Table<F> {
     /// The objects of one namespace in order of their names.
     pub(crate) fn namespace(&self, namespace: &str) -> impl Iterator<Item = (&String, &F)> {
         self.0.get(namespace).into_iter().flatten()
+    }
+
+    /// The namespaces that have objects.
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = &String> {
+        self.0.keys()
     }
 
     /// All objects with their namespaces and names.
@@ -135,6 +154,49 @@ impl Store {
                 self.services_by_pod.remove(pod);
             }
         }
+    }
+
+    /// Keeps what an object's status says, or forgets it; `false` when nothing is new.
+    pub(crate) fn tell(&mut self, subject: Option<Subject>, key: &ObjectKey, told: Option<Told>) -> bool {
+        let Some(subject) = subject else { return false };
+        let id = (subject, key.clone());
+        // A Service has no conditions: there is nothing to keep of one without problems.
+        match told.filter(|told| subject != Subject::Service || told.has_problems()) {
+            None => self.told.remove(&id).is_some(),
+            Some(told) if self.told.get(&id) == Some(&told) => false,
+            Some(told) => {
+                self.told.insert(id, told);
+                true
+            }
+        }
+    }
+
+    /// Adds or removes one reference from a route to a parent; a route may have several to the same.
+    pub(crate) fn attach(&mut self, kind: RouteKind, route: &ObjectKey, parent: &Parent, added: bool) {
+        let key = (parent.kind, ObjectKey::new(&parent.namespace, &parent.name));
+        let one = Attached {
+            kind,
+            route: route.clone(),
+            port: parent.port,
+        };
+        let all = self.attached.entry(key.clone()).or_default();
+        match (added, all.iter().position(|other| *other == one)) {
+            (true, _) => all.push(one),
+            (false, Some(at)) => {
+                all.swap_remove(at);
+            }
+            (false, None) => {}
+        }
+        if all.is_empty() {
+            self.attached.remove(&key);
+        }
+    }
+
+    /// The usable routes that name a parent, in no order.
+    pub(crate) fn attached_to(&self, kind: ParentKind, parent: &ObjectKey) -> &[Attached] {
+        self.attached
+            .get(&(kind, parent.clone()))
+            .map_or(&[], Vec::as_slice)
     }
 
     pub(crate) fn services_of_pod(&self, pod: &ObjectKey) -> Vec<ObjectKey> {

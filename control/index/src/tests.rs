@@ -6,3 +6,4 @@ mod inbound;
 mod inbound_routes;
 mod outbound;
 mod profile;
+mod status;

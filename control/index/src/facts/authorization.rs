@@ -16,6 +16,7 @@ use kube::ResourceExt as _;
 use super::{ObjectKey, RouteKind, Tracked};
 use crate::{
     dirty::Dirty,
+    status::{Subject, Told},
     store::{Store, Table},
 };
 
@@ -24,6 +25,8 @@ pub struct PolicyFacts {
     pub(crate) created: i64,
     /// `None`: it names something that is not known, so it permits nothing.
     pub(crate) body: Option<(PolicyTarget, Vec<AuthenticationRef>)>,
+    /// Why there is no body.
+    pub(crate) problem: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +65,12 @@ pub(crate) enum ServerSelector {
 impl Tracked for AuthorizationPolicy {
     type Facts = PolicyFacts;
 
+    const SUBJECT: Option<Subject> = Some(Subject::AuthorizationPolicy);
+
+    fn told(&self) -> Told {
+        Told::of(self, self.status.as_ref())
+    }
+
     fn facts(&self) -> PolicyFacts {
         let namespace = self.namespace().unwrap_or_default();
         let body = body(self, &namespace);
@@ -70,6 +79,7 @@ impl Tracked for AuthorizationPolicy {
         }
         PolicyFacts {
             created: super::created(self),
+            problem: body.as_ref().err().map(ToString::to_string),
             body: body.ok(),
         }
     }

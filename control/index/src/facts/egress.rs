@@ -6,6 +6,7 @@ use heddle_k8s::policy::{EgressNetwork, TrafficPolicy};
 use super::{ObjectKey, Tracked};
 use crate::{
     dirty::Dirty,
+    status::{Subject, Told},
     store::{Store, Table},
 };
 
@@ -19,6 +20,12 @@ pub struct EgressFacts {
 
 impl Tracked for EgressNetwork {
     type Facts = EgressFacts;
+
+    const SUBJECT: Option<Subject> = Some(Subject::EgressNetwork);
+
+    fn told(&self) -> Told {
+        Told::of(self, self.status.as_ref())
+    }
 
     fn facts(&self) -> EgressFacts {
         // Networks that cannot be read are no networks: the rest of the world stays as it is without this object.

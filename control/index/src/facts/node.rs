@@ -18,6 +18,8 @@ pub struct NodeFacts {
 impl Tracked for Node {
     type Facts = NodeFacts;
 
+    const MATTERS_TO_STATUS: bool = false;
+
     fn facts(&self) -> NodeFacts {
         NodeFacts {
             zone: self.labels().get(label::ZONE).map(|zone| zone.as_str().into()),

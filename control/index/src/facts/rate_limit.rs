@@ -8,6 +8,7 @@ use kube::ResourceExt as _;
 use super::{ObjectKey, Tracked};
 use crate::{
     dirty::Dirty,
+    status::{Subject, Told},
     store::{Store, Table},
 };
 
@@ -22,6 +23,12 @@ pub struct RateLimitFacts {
 
 impl Tracked for HttpLocalRateLimitPolicy {
     type Facts = RateLimitFacts;
+
+    const SUBJECT: Option<Subject> = Some(Subject::RateLimit);
+
+    fn told(&self) -> Told {
+        Told::of(self, self.status.as_ref())
+    }
 
     fn facts(&self) -> RateLimitFacts {
         let own = self.namespace().unwrap_or_default();

@@ -15,6 +15,7 @@ pub(crate) use crate::route::{BackendKind, BackendRef, Rule as RuleFacts};
 use crate::{
     dirty::Dirty,
     route::{Body, ParentRef, ReadMatch, RouteError},
+    status::{Subject, Told},
     store::{Store, Table},
 };
 
@@ -35,6 +36,8 @@ pub struct RouteFacts<M> {
     pub(crate) parents: Vec<Parent>,
     /// `None`: the route says something that cannot be carried out.
     pub(crate) body: Option<Body<M>>,
+    /// Why there is no body.
+    pub(crate) problem: Option<String>,
     /// Annotations about retries and timeouts.
     pub(crate) traffic: BTreeMap<String, String>,
 }
@@ -46,9 +49,11 @@ pub(crate) struct Parent {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) port: Option<u16>,
+    /// As the route has it: its status repeats that.
+    pub(crate) written: ParentRef,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum ParentKind {
     Server,
     Service,
@@ -72,27 +77,36 @@ impl RouteKind {
 }
 
 impl<M> RouteFacts<M> {
-    /// Whether it is attached to a Server of its own namespace.
-    pub(crate) fn is_for_server(&self, namespace: &str, server: &str) -> bool {
-        let mut parents = self
+    /// Its references to a Server of its own namespace.
+    pub(crate) fn for_server(&self, namespace: &str, server: &str) -> impl Iterator<Item = &Parent> {
+        let parents = self
             .parents
             .iter()
             .filter(|parent| parent.kind == ParentKind::Server);
-        parents.any(|parent| parent.namespace == namespace && parent.name == server)
+        parents.filter(move |parent| parent.namespace == namespace && parent.name == server)
     }
 
-    /// Whether it is attached to a port of a Service or EgressNetwork.
-    pub(crate) fn is_for_port(&self, kind: ParentKind, key: &ObjectKey, port: u16) -> bool {
-        let mut parents = self.parents.iter().filter(|parent| parent.kind == kind);
-        parents.any(|parent| {
+    /// Its references to a port of a Service or EgressNetwork.
+    pub(crate) fn for_port(
+        &self,
+        kind: ParentKind,
+        key: &ObjectKey,
+        port: u16,
+    ) -> impl Iterator<Item = &Parent> {
+        let parents = self.parents.iter().filter(move |parent| parent.kind == kind);
+        parents.filter(move |parent| {
             parent.namespace == key.namespace
                 && parent.name == key.name
                 && parent.port.is_none_or(|p| p == port)
         })
     }
 
-    fn touch(&self, dirty: &mut Dirty) {
+    fn touch(&self, store: &mut Store, kind: RouteKind, key: &ObjectKey, added: bool, dirty: &mut Dirty) {
         for parent in &self.parents {
+            // What cannot be carried out stands in no other route's way.
+            if self.body.is_some() {
+                store.attach(kind, key, parent, added);
+            }
             match parent.kind {
                 ParentKind::Server => dirty.namespace_inbound(&parent.namespace),
                 ParentKind::Service | ParentKind::EgressNetwork => dirty.all_outbound(),
@@ -108,13 +122,15 @@ where
     M: ReadMatch,
 {
     let namespace = object.namespace().unwrap_or_default();
-    let parse =
-        || -> Result<_, RouteError> { Body::read(serde_json::from_value(serde_json::to_value(spec)?)?) };
-    let (parents, body) = match parse() {
-        Ok((parents, body)) => (parents, Some(body)),
+    let value = serde_json::to_value(spec).unwrap_or_default();
+    // Who its parents are is told even of a route that cannot be used: its status says so to each of them.
+    let parents = ParentRef::all(&value);
+    let parse = |value| -> Result<_, RouteError> { Body::read(serde_json::from_value(value)?) };
+    let (body, problem) = match parse(value) {
+        Ok((_, body)) => (Some(body), None),
         Err(error) => {
             tracing::warn!(kind = %K::kind(&()), namespace, name = object.name_any(), %error, "Ignored a route");
-            (Vec::new(), None)
+            (None, Some(error.to_string()))
         }
     };
     RouteFacts {
@@ -124,35 +140,42 @@ where
             .filter_map(|parent| known_parent(parent, &namespace))
             .collect(),
         body,
+        problem,
         traffic: traffic_annotations(object.annotations()),
     }
 }
 
-fn known_parent(parent: ParentRef, namespace: &str) -> Option<Parent> {
-    let kind = match (parent.group.as_deref(), parent.kind.as_deref()) {
+fn known_parent(written: ParentRef, namespace: &str) -> Option<Parent> {
+    let kind = match (written.group.as_deref(), written.kind.as_deref()) {
         (Some("policy.linkerd.io"), Some("Server")) => ParentKind::Server,
         (Some("policy.linkerd.io"), Some("EgressNetwork")) => ParentKind::EgressNetwork,
         (Some("" | "core"), Some("Service")) => ParentKind::Service,
         // Gateways and the like are somebody else's.
         _ => return None,
     };
-    let named = parent.namespace.filter(|namespace| !namespace.is_empty());
-    // A route speaks for Servers of its own namespace only.
-    if kind == ParentKind::Server && named.as_deref().is_some_and(|named| named != namespace) {
-        return None;
-    }
+    let named = written
+        .namespace
+        .as_deref()
+        .filter(|namespace| !namespace.is_empty());
     Some(Parent {
         kind,
-        namespace: named.unwrap_or_else(|| namespace.to_owned()),
-        name: parent.name,
-        port: parent.port,
+        namespace: named.unwrap_or(namespace).to_owned(),
+        name: written.name.clone(),
+        port: written.port,
+        written,
     })
 }
 
 macro_rules! tracked {
-    ($kind:ty, $matches:ty, $table:ident) => {
+    ($kind:ty, $subject:expr, $route:expr, $matches:ty, $table:ident) => {
         impl Tracked for $kind {
             type Facts = RouteFacts<$matches>;
+
+            const SUBJECT: Option<Subject> = Some($subject);
+
+            fn told(&self) -> Told {
+                Told::of(self, self.status.as_ref())
+            }
 
             fn facts(&self) -> Self::Facts {
                 read(self, &self.spec)
@@ -162,13 +185,37 @@ macro_rules! tracked {
                 &mut store.$table
             }
 
-            fn touch(_: &mut Store, _: &ObjectKey, facts: &Self::Facts, _: bool, dirty: &mut Dirty) {
-                facts.touch(dirty);
+            fn touch(
+                store: &mut Store,
+                key: &ObjectKey,
+                facts: &Self::Facts,
+                added: bool,
+                dirty: &mut Dirty,
+            ) {
+                facts.touch(store, $route, key, added, dirty);
             }
         }
     };
 }
 
-tracked!(PolicyHttpRoute, HttpMatch, policy_http_routes);
-tracked!(GatewayHttpRoute, HttpMatch, gateway_http_routes);
-tracked!(GatewayGrpcRoute, GrpcMatch, grpc_routes);
+tracked!(
+    PolicyHttpRoute,
+    Subject::PolicyHttpRoute,
+    RouteKind::PolicyHttp,
+    HttpMatch,
+    policy_http_routes
+);
+tracked!(
+    GatewayHttpRoute,
+    Subject::HttpRoute,
+    RouteKind::GatewayHttp,
+    HttpMatch,
+    gateway_http_routes
+);
+tracked!(
+    GatewayGrpcRoute,
+    Subject::GrpcRoute,
+    RouteKind::GatewayGrpc,
+    GrpcMatch,
+    grpc_routes
+);

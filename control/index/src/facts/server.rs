@@ -16,6 +16,7 @@ use kube::ResourceExt as _;
 use super::{ObjectKey, PodFacts, Tracked};
 use crate::{
     dirty::Dirty,
+    status::{Subject, Told},
     store::{Store, Table},
 };
 
@@ -32,6 +33,12 @@ pub struct ServerFacts {
 
 impl Tracked for Server {
     type Facts = ServerFacts;
+
+    const SUBJECT: Option<Subject> = Some(Subject::Server);
+
+    fn told(&self) -> Told {
+        Told::of(self, self.status.as_ref())
+    }
 
     fn facts(&self) -> ServerFacts {
         ServerFacts {
@@ -68,6 +75,14 @@ impl ServerFacts {
                 .pods
                 .as_ref()
                 .is_some_and(|selector| selector.matches(&pod.labels))
+    }
+
+    /// The port, when it is given by number.
+    pub(crate) fn port_number(&self) -> Option<u16> {
+        match &self.port {
+            PortRef::Number(number) => Some(number.get()),
+            PortRef::Name(_) => None,
+        }
     }
 
     pub(crate) fn is_opaque(&self) -> bool {

@@ -30,6 +30,8 @@ pub struct ProfileFacts {
 impl Tracked for ServiceProfile {
     type Facts = ProfileFacts;
 
+    const MATTERS_TO_STATUS: bool = false;
+
     fn facts(&self) -> ProfileFacts {
         let complain = |problem: String| {
             tracing::warn!(

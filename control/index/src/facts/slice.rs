@@ -37,6 +37,8 @@ pub(crate) struct SliceEndpoint {
 impl Tracked for EndpointSlice {
     type Facts = SliceFacts;
 
+    const MATTERS_TO_STATUS: bool = false;
+
     fn facts(&self) -> SliceFacts {
         let namespace = self.namespace().unwrap_or_default();
         // A slice of DNS names has no addresses to balance over.

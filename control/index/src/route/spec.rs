@@ -1,6 +1,7 @@
 //! The shape that HTTPRoutes and GRPCRoutes share.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -13,15 +14,36 @@ pub(crate) struct RouteSpec<M> {
     pub(super) rules: Vec<RuleSpec<M>>,
 }
 
-/// What a route is attached to.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+/// What a route is attached to, as the route and its status write it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct ParentRef {
-    pub(crate) group: Option<String>,
-    pub(crate) kind: Option<String>,
-    pub(crate) namespace: Option<String>,
-    pub(crate) name: String,
-    pub(crate) port: Option<u16>,
+pub struct ParentRef {
+    /// API group of the parent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Kind of the parent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Namespace of the parent; absent: the route's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Name of the parent.
+    pub name: String,
+    /// Section of the parent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
+    /// Port of the parent; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+impl ParentRef {
+    /// The parents of a route's spec that can be read.
+    pub(crate) fn all(spec: &Value) -> Vec<Self> {
+        let written = spec.get("parentRefs").and_then(Value::as_array);
+        let read = |value: &Value| serde_json::from_value(value.clone()).ok();
+        written.into_iter().flatten().filter_map(read).collect()
+    }
 }
 
 #[derive(Debug, Deserialize)]

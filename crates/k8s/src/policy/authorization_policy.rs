@@ -1,7 +1,11 @@
 //! `AuthorizationPolicy`: lets authenticated clients reach a Server, a route or all Servers of a namespace.
 
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::{
+    api::core::v1::{Namespace, ServiceAccount},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -19,6 +23,7 @@ use crate::reference::{LocalTargetRef, NamespacedTargetRef, same_group};
     plural = "authorizationpolicies",
     namespaced,
     shortname = "authzpolicy",
+    status = "AuthorizationPolicyStatus",
     doc = "Permits authenticated clients to reach a Server, a route, or all Servers of the namespace.",
     derive = "PartialEq",
     printcolumn(name = "Target Kind", type_ = "string", json_path = ".spec.targetRef.kind"),
@@ -54,6 +59,16 @@ pub struct AuthorizationPolicySpec {
         .message("at most one MeshTLSAuthentication or ServiceAccount, and at most one NetworkAuthentication, may be required")
     )]
     pub required_authentication_refs: Vec<NamespacedTargetRef>,
+}
+
+/// What the policy controller says about an AuthorizationPolicy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthorizationPolicyStatus {
+    /// `Accepted`: whether its target is there. `ResolvedRefs`: whether the authentications that it requires are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
 }
 
 /// A policy's target, once its kind is known.

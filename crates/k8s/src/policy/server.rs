@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use crate::{port::PortRef, selector::LabelSelector};
     kind = "Server",
     namespaced,
     shortname = "srv",
+    status = "ServerStatus",
     doc = "A port of pods or external workloads, to which policies and routes attach.",
     derive = "PartialEq",
     printcolumn(
@@ -59,6 +61,16 @@ pub struct ServerSpec {
     /// Who may connect when no AuthorizationPolicy or ServerAuthorization permits it.
     #[serde(default)]
     pub access_policy: AccessPolicy,
+}
+
+/// What the policy controller says about a Server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerStatus {
+    /// `Conflicted`: whether another Server is in force in its place on some port of some pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
 }
 
 impl ServerSpec {
