@@ -46,7 +46,7 @@ pub(crate) fn policy(
 /// What a proxy is told when there is nothing to watch.
 fn not_found(error: &NotFound) -> Status {
     match error {
-        NotFound::Pod { .. } | NotFound::Service { .. } | NotFound::Address(_) => {
+        NotFound::Workload(_) | NotFound::Service { .. } | NotFound::Address(_) => {
             Status::not_found(error.to_string())
         }
         NotFound::ExternalName { .. } => Status::invalid_argument(error.to_string()),

@@ -3,6 +3,7 @@
 use gateway_api::apis::standard::{grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute};
 use heddle_control_index::watcher::Watchers;
 use heddle_k8s::{
+    external_workload::ExternalWorkload,
     policy::{
         AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, HttpRoute, MeshTLSAuthentication,
         NetworkAuthentication, Server, ServerAuthorization,
@@ -18,6 +19,7 @@ use k8s_openapi::api::{
 pub(crate) fn common(watchers: &mut Watchers) {
     watchers.watch::<Namespace>();
     watchers.watch::<Pod>();
+    watchers.watch::<ExternalWorkload>();
     watchers.watch::<Service>();
     // A Server may make a port opaque, which is the destination service's affair as well.
     watchers.watch::<Server>();

@@ -2,6 +2,7 @@
 //! changes. A reader that is slow skips values and never makes anyone wait or queue.
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -49,24 +50,30 @@ pub enum Target {
 
 /// A workload that a proxy runs in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PodName {
+pub struct WorkloadName {
+    /// What it is.
+    pub kind: WorkloadKind,
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
 }
 
+/// What a proxy can run in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WorkloadKind {
+    /// A pod.
+    Pod,
+    /// A process outside the cluster that an ExternalWorkload describes.
+    ExternalWorkload,
+}
+
 /// Why there is nothing to watch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotFound {
-    /// No such pod.
-    #[error("no pod {namespace}/{name} is known (yet)")]
-    Pod {
-        /// The namespace asked for.
-        namespace: String,
-        /// The name asked for.
-        name: String,
-    },
+    /// No such pod or external workload.
+    #[error("no {0} is known (yet)")]
+    Workload(WorkloadName),
     /// No such service.
     #[error("no service {namespace}/{name} is known")]
     Service {
@@ -88,6 +95,41 @@ pub enum NotFound {
     Address(IpAddr),
 }
 
+impl WorkloadName {
+    /// A pod.
+    pub fn pod(namespace: &str, name: &str) -> Self {
+        Self::new(WorkloadKind::Pod, namespace, name)
+    }
+
+    /// An external workload.
+    pub fn external(namespace: &str, name: &str) -> Self {
+        Self::new(WorkloadKind::ExternalWorkload, namespace, name)
+    }
+
+    fn new(kind: WorkloadKind, namespace: &str, name: &str) -> Self {
+        Self {
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for WorkloadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            kind,
+            namespace,
+            name,
+        } = self;
+        let kind = match kind {
+            WorkloadKind::Pod => "pod",
+            WorkloadKind::ExternalWorkload => "external workload",
+        };
+        write!(f, "{kind} {namespace}/{name}")
+    }
+}
+
 /// Endpoints of services.
 pub trait DiscoverEndpoints: Send + Sync + 'static {
     /// The endpoints behind a service's port.
@@ -106,13 +148,13 @@ pub trait DiscoverProfiles: Send + Sync + 'static {
     fn profile(&self, client_namespace: &str, target: &Target) -> Watched<Profile>;
 }
 
-/// Policies of the ports of pods.
+/// Policies of the ports of workloads.
 pub trait DiscoverInbound: Send + Sync + 'static {
-    /// The policy of a pod's port.
+    /// The policy of a workload's port.
     ///
     /// # Errors
-    /// The pod is not known.
-    fn inbound(&self, pod: &PodName, port: u16) -> Result<Watched<InboundServer>, NotFound>;
+    /// The workload is not known.
+    fn inbound(&self, workload: &WorkloadName, port: u16) -> Result<Watched<InboundServer>, NotFound>;
 }
 
 /// Policies of what clients connect to.

@@ -35,7 +35,7 @@ pub struct Endpoint {
     /// Share of the traffic, relative to the other endpoints'.
     pub weight: u32,
     /// The identity that the endpoint's proxy proves, when it is meshed.
-    pub identity: Option<Identity>,
+    pub identity: Option<PeerIdentity>,
     /// What the endpoint's proxy understands.
     pub hint: ProtocolHint,
     /// Labels of this endpoint's own: pod, owner, service account and so on. Zone labels are added per client.
@@ -46,6 +46,24 @@ pub struct Endpoint {
     pub for_zones: Vec<Arc<str>>,
     /// The node the endpoint runs on.
     pub node: Option<Arc<str>>,
+}
+
+/// What the proxy of an endpoint proves with its certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerIdentity {
+    /// A service account's identity, by which the proxy is also asked for (SNI).
+    ServiceAccount(Identity),
+    /// What an ExternalWorkload says of its proxy.
+    External(Arc<ExternalIdentity>),
+}
+
+/// See [`PeerIdentity::External`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalIdentity {
+    /// The name in the certificate: a SPIFFE ID (`spiffe://…`), or a DNS name.
+    pub identity: String,
+    /// The name that clients ask for (SNI).
+    pub server_name: String,
 }
 
 /// What an endpoint's proxy understands, so that the client's proxy need not find out.
@@ -118,6 +136,13 @@ impl Endpoints {
     }
 }
 
+impl ExternalIdentity {
+    /// Whether the identity is a URI rather than a DNS name.
+    pub fn is_uri(&self) -> bool {
+        self.identity.contains("://")
+    }
+}
+
 impl Endpoint {
     /// The labels that a client's metrics carry for this endpoint.
     pub fn labels_for(&self, client: &ClientLocation) -> Labels {
@@ -127,9 +152,9 @@ impl Endpoint {
             (Some(_), Some(_)) => "remote",
             _ => "unknown",
         };
-        if let Some(zone) = &self.zone {
-            labels.insert("zone".into(), zone.to_string());
-        }
+        // Linkerd's has the label even when there is no zone, so that series do not differ in their labels.
+        let zone = self.zone.as_deref().unwrap_or_default();
+        labels.insert("zone".into(), zone.to_owned());
         labels.insert("zone_locality".into(), locality.into());
         labels
     }

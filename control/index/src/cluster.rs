@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use heddle_control_core::{
     discover::{
-        DiscoverEndpoints, DiscoverInbound, DiscoverOutbound, DiscoverProfiles, NotFound, PodName,
-        ServiceTarget, Target, Watched,
+        DiscoverEndpoints, DiscoverInbound, DiscoverOutbound, DiscoverProfiles, NotFound, ServiceTarget,
+        Target, Watched, WorkloadName,
     },
     endpoints::{ClientLocation, Endpoints},
     inbound::InboundServer,
@@ -43,7 +43,7 @@ struct State {
     judged: watch::Sender<u64>,
     endpoints: Watches<ServiceTarget, Endpoints>,
     profiles: Watches<(String, Target), Profile>,
-    inbound: Watches<(PodName, u16), InboundServer>,
+    inbound: Watches<(WorkloadName, u16), InboundServer>,
     outbound: Watches<(String, Target), OutboundPolicy>,
 }
 
@@ -291,10 +291,10 @@ impl State {
             profiles.refresh(|(_, target)| dirty.has_profile(target, store), make);
         }
         if dirty.any_inbound() {
-            let make = |(pod, port): &(PodName, u16), _: &_| {
-                inbound::compute(store, config, &ObjectKey::new(&pod.namespace, &pod.name), *port)
+            let make = |(workload, port): &(WorkloadName, u16), _: &_| {
+                inbound::compute(store, config, workload, *port)
             };
-            inbound.refresh(|(pod, _)| dirty.has_inbound(pod), make);
+            inbound.refresh(|(workload, _)| dirty.has_inbound(workload), make);
         }
         if dirty.any_outbound() {
             let make = |(namespace, target): &(String, Target), _: &_| {
@@ -345,19 +345,17 @@ impl DiscoverProfiles for Cluster {
 }
 
 impl DiscoverInbound for Cluster {
-    fn inbound(&self, pod: &PodName, port: u16) -> Result<Watched<InboundServer>, NotFound> {
-        let watch = (pod.clone(), port);
-        if let Some(watched) = self.state.read().inbound.find(&watch) {
+    fn inbound(&self, workload: &WorkloadName, port: u16) -> Result<Watched<InboundServer>, NotFound> {
+        let key = (workload.clone(), port);
+        if let Some(watched) = self.state.read().inbound.find(&key) {
             return Ok(watched);
         }
         let mut state = self.state.write();
         let State { store, inbound, .. } = &mut *state;
-        let key = ObjectKey::new(&pod.namespace, &pod.name);
-        let Some(first) = inbound::compute(store, &self.config, &key, port) else {
-            let PodName { namespace, name } = pod.clone();
-            return Err(NotFound::Pod { namespace, name });
+        let Some(first) = inbound::compute(store, &self.config, workload, port) else {
+            return Err(NotFound::Workload(key.0));
         };
-        Ok(inbound.subscribe(&watch, || first))
+        Ok(inbound.subscribe(&key, || first))
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Config {
     pub detect_timeout: Duration,
     /// Whether meshed endpoints are reached at their proxy's own port with a transport header.
     pub transport_header: bool,
+    /// Whether proxies carry IPv6 traffic. If not, IPv6 addresses are nobody's endpoints.
+    pub ipv6: bool,
 }
 
 impl Default for Config {
@@ -53,6 +55,7 @@ impl Default for Config {
             probe_networks: vec![net("0.0.0.0/0"), net("::/0")],
             detect_timeout: Duration::from_secs(10),
             transport_header: true,
+            ipv6: false,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use heddle_control_core::discover::{PodName, ServiceName, ServiceTarget, Target};
+use heddle_control_core::discover::{ServiceName, ServiceTarget, Target, WorkloadName};
 
 use crate::{facts::ObjectKey, store::Store};
 
@@ -17,7 +17,7 @@ pub struct Dirty {
     profile_ips: BTreeSet<IpAddr>,
     profile_services: Names,
     profiles: bool,
-    pods: Names,
+    workloads: BTreeSet<WorkloadName>,
     inbound_namespaces: BTreeSet<String>,
     inbound: bool,
     outbound: bool,
@@ -63,8 +63,8 @@ impl Dirty {
         self.profiles = true;
     }
 
-    pub(crate) fn pod_inbound(&mut self, pod: ObjectKey) {
-        self.pods.insert(pod);
+    pub(crate) fn workload_inbound(&mut self, workload: WorkloadName) {
+        self.workloads.insert(workload);
     }
 
     pub(crate) fn namespace_inbound(&mut self, namespace: &str) {
@@ -126,13 +126,13 @@ impl Dirty {
 
     /// Whether any inbound policy may have changed.
     pub(crate) fn any_inbound(&self) -> bool {
-        self.inbound || !self.inbound_namespaces.is_empty() || !self.pods.is_empty()
+        self.inbound || !self.inbound_namespaces.is_empty() || !self.workloads.is_empty()
     }
 
-    pub(crate) fn has_inbound(&self, pod: &PodName) -> bool {
+    pub(crate) fn has_inbound(&self, workload: &WorkloadName) -> bool {
         self.inbound
-            || self.inbound_namespaces.contains(&pod.namespace)
-            || self.pods.contains(&pod.namespace, &pod.name)
+            || self.inbound_namespaces.contains(&workload.namespace)
+            || self.workloads.contains(workload)
     }
 
     /// Whether any outbound policy may have changed.

@@ -1,22 +1,26 @@
-//! The endpoints behind a service's port, from its slices and the pods they name.
+//! The endpoints behind a service's port, from its slices and the workloads they name.
 
 use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::Arc,
 };
 
 use heddle_control_core::{
-    discover::ServiceTarget,
-    endpoints::{DEFAULT_WEIGHT, Endpoint, Endpoints, Labels, Protocol, ProtocolHint},
+    discover::{ServiceTarget, WorkloadName},
+    endpoints::{
+        Addresses, DEFAULT_WEIGHT, Endpoint, Endpoints, Labels, PeerIdentity, Protocol, ProtocolHint,
+    },
 };
 use heddle_mesh::{Identity, ServiceAccountRef};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::{
     config::Config,
-    facts::{ObjectKey, PodFacts, ServiceFacts, SliceFacts},
-    store::Store,
+    facts::{
+        ExternalWorkloadFacts, ObjectKey, PodFacts, ServiceFacts, SliceEndpoint, SliceFacts, WorkloadFacts,
+    },
+    store::{Found, Store},
 };
 
 /// Computes the endpoints; those that equal one of `old` share its memory, so that comparing them later is cheap.
@@ -40,7 +44,7 @@ pub(crate) fn compute(
     let Some(facts) = store.services.get(&key).filter(|facts| !facts.external_name) else {
         return Endpoints::missing(labels);
     };
-    let mut addresses = BTreeMap::new();
+    let mut found = Candidates::default();
     for slice in store.slices_of(&key) {
         let Some(port) = target_port(facts, slice, *port) else {
             continue;
@@ -49,43 +53,102 @@ pub(crate) fn compute(
             if instance.is_some() && *instance != endpoint.hostname {
                 continue;
             }
-            let pod = match &endpoint.pod {
-                // Until the pod is known, so are neither its identity nor its proxy: traffic would go there in the clear.
-                Some(pod) => match store.pods.get(pod) {
-                    Some(facts) => Some((pod, facts)),
+            let mut base = match &endpoint.workload {
+                // Until the workload is known, so are neither its identity nor its proxy: traffic would go there in
+                // the clear.
+                Some(name) => match store
+                    .workload(name)
+                    .and_then(|found| of_workload(store, config, name, found, port))
+                {
+                    Some(endpoint) => endpoint,
                     None => continue,
                 },
-                None => None,
+                None => unmeshed(),
             };
-            for ip in &endpoint.ips {
+            base.zone.clone_from(&endpoint.zone);
+            base.for_zones.clone_from(&endpoint.for_zones);
+            if endpoint.node.is_some() {
+                base.node.clone_from(&endpoint.node);
+            }
+            for ip in endpoint.ips.iter().filter(|ip| ip.is_ipv4() || config.ipv6) {
                 let addr = SocketAddr::new(*ip, port);
-                let mut new = match pod {
-                    Some((key, pod)) => of_pod(store, config, key, pod, port),
-                    None => unmeshed(),
-                };
-                new.zone.clone_from(&endpoint.zone);
-                new.for_zones.clone_from(&endpoint.for_zones);
-                if endpoint.node.is_some() {
-                    new.node.clone_from(&endpoint.node);
-                }
                 let known = old
                     .and_then(|old| old.addresses.get(&addr))
-                    .filter(|known| ***known == new);
-                addresses.insert(addr, known.cloned().unwrap_or_else(|| Arc::new(new)));
+                    .filter(|known| ***known == base);
+                let new = known.cloned().unwrap_or_else(|| Arc::new(base.clone()));
+                found.insert(endpoint, addr, new);
             }
         }
     }
-    one_family(&mut addresses);
     Endpoints {
         exists: true,
         labels,
         local_only: facts.local_only,
-        addresses,
+        addresses: found.chosen(),
     }
 }
 
-/// An endpoint in a pod, without its zone.
-pub(crate) fn of_pod(store: &Store, config: &Config, key: &ObjectKey, pod: &PodFacts, port: u16) -> Endpoint {
+/// The addresses that slices name.
+#[derive(Debug, Default)]
+struct Candidates<'a> {
+    ready: Addresses,
+    /// Those that are used while there is no ready one.
+    draining: Addresses,
+    /// Workloads that have an IPv6 address.
+    six: BTreeSet<&'a WorkloadName>,
+    /// Which workload an IPv4 address is of.
+    four: BTreeMap<SocketAddr, &'a WorkloadName>,
+}
+
+impl<'a> Candidates<'a> {
+    fn insert(&mut self, from: &'a SliceEndpoint, addr: SocketAddr, endpoint: Arc<Endpoint>) {
+        if let Some(name) = &from.workload {
+            if addr.is_ipv6() {
+                self.six.insert(name);
+            } else {
+                self.four.insert(addr, name);
+            }
+        }
+        let addresses = match from.draining {
+            true => &mut self.draining,
+            false => &mut self.ready,
+        };
+        // While slices are rearranged an address may stand in two. One that has an identity is met with it.
+        let known = addresses.entry(addr).or_insert_with(|| endpoint.clone());
+        if known.identity.is_none() {
+            *known = endpoint;
+        }
+    }
+
+    /// A workload with addresses of both families is one endpoint, not two: its IPv6 one, as in Linkerd.
+    fn chosen(self) -> Addresses {
+        let Self {
+            ready,
+            draining,
+            six,
+            four,
+        } = self;
+        let mut addresses = if ready.is_empty() { draining } else { ready };
+        addresses.retain(|addr, _| !four.get(addr).is_some_and(|name| six.contains(name)));
+        addresses
+    }
+}
+
+/// An endpoint in a workload, without its zone; `None` when it is not to be used.
+pub(crate) fn of_workload(
+    store: &Store,
+    config: &Config,
+    name: &WorkloadName,
+    found: Found<'_>,
+    port: u16,
+) -> Option<Endpoint> {
+    match found {
+        Found::Pod(pod) => Some(of_pod(store, config, name, pod, port)),
+        Found::External(external) => of_external(store, config, name, external, port),
+    }
+}
+
+fn of_pod(store: &Store, config: &Config, name: &WorkloadName, pod: &PodFacts, port: u16) -> Endpoint {
     let proxy = pod
         .proxy
         .as_ref()
@@ -94,34 +157,65 @@ pub(crate) fn of_pod(store: &Store, config: &Config, key: &ObjectKey, pod: &PodF
     let proxy = proxy.filter(|proxy| !pod.skipped_ports.contains(port) && !proxy.own_ports.contains(&port));
     let (mut identity, mut hint) = (None, ProtocolHint::default());
     if let Some(proxy) = proxy {
-        identity = identity_of(config, key, pod);
-        let opaque = store.is_opaque_on_pod(config, key, pod, port);
-        hint = ProtocolHint {
-            protocol: if opaque { Protocol::Opaque } else { Protocol::H2 },
-            // Without a transport header, an opaque connection still needs the port to carry its target.
-            opaque_transport: (config.transport_header || opaque).then_some(proxy.inbound_port),
-        };
+        identity = identity_of(config, name, pod).map(PeerIdentity::ServiceAccount);
+        hint = hint_of(store, config, name, &pod.workload, port, proxy.inbound_port);
     }
     Endpoint {
-        weight: DEFAULT_WEIGHT,
         identity,
         hint,
-        labels: pod.metric_labels.clone(),
-        zone: None,
-        for_zones: Vec::new(),
+        labels: pod.workload.metric_labels.clone(),
         node: pod.node.clone(),
+        ..unmeshed()
     }
 }
 
-fn identity_of(config: &Config, key: &ObjectKey, pod: &PodFacts) -> Option<Identity> {
+/// `None` when the workload does not say what its proxy proves: it must not be met in the clear.
+fn of_external(
+    store: &Store,
+    config: &Config,
+    name: &WorkloadName,
+    external: &ExternalWorkloadFacts,
+    port: u16,
+) -> Option<Endpoint> {
+    let ExternalWorkloadFacts {
+        workload,
+        identity,
+        inbound_port,
+    } = external;
+    Some(Endpoint {
+        identity: Some(PeerIdentity::External(identity.clone()?)),
+        hint: hint_of(store, config, name, workload, port, Some(*inbound_port)),
+        labels: workload.metric_labels.clone(),
+        ..unmeshed()
+    })
+}
+
+/// What the proxy of a workload understands.
+fn hint_of(
+    store: &Store,
+    config: &Config,
+    name: &WorkloadName,
+    workload: &WorkloadFacts,
+    port: u16,
+    inbound_port: Option<u16>,
+) -> ProtocolHint {
+    let opaque = store.is_opaque_on_workload(config, &name.namespace, workload, port);
+    ProtocolHint {
+        protocol: if opaque { Protocol::Opaque } else { Protocol::H2 },
+        // Without a transport header, an opaque connection still needs the port to carry its target.
+        opaque_transport: inbound_port.filter(|_| config.transport_header || opaque),
+    }
+}
+
+fn identity_of(config: &Config, name: &WorkloadName, pod: &PodFacts) -> Option<Identity> {
     let account = ServiceAccountRef {
-        namespace: key.namespace.clone(),
+        namespace: name.namespace.clone(),
         name: pod.service_account.clone(),
     };
     match Identity::for_service_account(&account, &config.control_namespace, &config.trust_domain) {
         Ok(identity) => Some(identity),
         Err(error) => {
-            tracing::warn!(namespace = key.namespace, pod = key.name, %error, "A meshed pod has no usable identity");
+            tracing::warn!(namespace = name.namespace, pod = name.name, %error, "A meshed pod has no usable identity");
             None
         }
     }
@@ -156,13 +250,5 @@ fn target_port(service: &ServiceFacts, slice: &SliceFacts, port: u16) -> Option<
             }
         }
         None => Some(port),
-    }
-}
-
-/// A dual-stack pod is one endpoint, not two.
-fn one_family(addresses: &mut BTreeMap<SocketAddr, Arc<Endpoint>>) {
-    let is_v4 = |addr: &SocketAddr| matches!(addr.ip(), IpAddr::V4(_));
-    if addresses.keys().any(is_v4) {
-        addresses.retain(|addr, _| is_v4(addr));
     }
 }

@@ -3,6 +3,7 @@
 mod authentication;
 mod authorization;
 mod egress;
+mod external_workload;
 mod namespace;
 mod node;
 mod pod;
@@ -12,6 +13,7 @@ mod server;
 mod service;
 mod service_profile;
 mod slice;
+mod workload;
 
 use kube::{Resource, ResourceExt as _};
 
@@ -19,6 +21,7 @@ pub(crate) use self::{
     authentication::{MeshTlsFacts, NetworkFacts},
     authorization::{AuthenticationRef, PolicyFacts, PolicyTarget, ServerAuthorizationFacts},
     egress::EgressFacts,
+    external_workload::ExternalWorkloadFacts,
     namespace::NamespaceFacts,
     node::NodeFacts,
     pod::PodFacts,
@@ -30,7 +33,8 @@ pub(crate) use self::{
     server::ServerFacts,
     service::{PortFacts, ServiceFacts},
     service_profile::ProfileFacts,
-    slice::SliceFacts,
+    slice::{SliceEndpoint, SliceFacts},
+    workload::WorkloadFacts,
 };
 use crate::{
     status::{Subject, Told},
@@ -100,6 +104,16 @@ impl ObjectKey {
             name: name.to_owned(),
         }
     }
+}
+
+/// The kind, in lower case, and the name of what controls an object.
+pub(crate) fn owner<K: Resource>(object: &K) -> Option<(String, String)> {
+    let owners = object.owner_references();
+    let owner = owners
+        .iter()
+        .find(|owner| owner.controller == Some(true))
+        .or(owners.first())?;
+    Some((owner.kind.to_lowercase(), owner.name.clone()))
 }
 
 /// Seconds since the epoch at which an object was made; the order in which rivals are preferred.

@@ -1,9 +1,10 @@
-//! The policy of a pod's port: its Server, who may use it, and by which routes.
+//! The policy of a workload's port: its Server, who may use it, and by which routes.
 
 mod authorization;
 
 use heddle_control_core::{
-    Meta, ResourceRef,
+    DefaultPolicy, Meta, ResourceRef,
+    discover::WorkloadName,
     inbound::{
         Authorization, AuthorizationRef, Clients, InboundRoute, InboundRule, InboundServer, NetworkMatch,
         ProxyProtocol, RateLimit, RateLimitOverride, ServerRef,
@@ -15,45 +16,71 @@ use http::Method;
 use self::authorization::default_authorization;
 use crate::{
     config::Config,
-    facts::{ObjectKey, PodFacts, RouteFacts, RouteKind, ServerFacts},
+    facts::{ObjectKey, PodFacts, RouteFacts, RouteKind, ServerFacts, WorkloadFacts},
     status::{rate_limit_in_force, route},
-    store::Store,
+    store::{Found, Store},
 };
 
-/// The policy; `None` when the pod is not known.
-pub(crate) fn compute(store: &Store, config: &Config, key: &ObjectKey, port: u16) -> Option<InboundServer> {
-    let pod = store.pods.get(key)?;
-    let mut server = match store.server_of(&key.namespace, pod, port) {
-        Some((name, server)) => of_server(store, config, &key.namespace, name, server),
-        None => of_default(store, config, key, pod, port),
+/// The policy; `None` when the workload is not known.
+pub(crate) fn compute(
+    store: &Store,
+    config: &Config,
+    name: &WorkloadName,
+    port: u16,
+) -> Option<InboundServer> {
+    let found = store.workload(name)?;
+    let workload = found.workload();
+    let selecting = store.server_of(&name.namespace, workload, port);
+    let mut server = match selecting {
+        Some((server, facts)) => of_server(store, config, &name.namespace, server, facts),
+        None => of_default(store, config, &name.namespace, workload, port),
+    };
+    let probes = match found {
+        Found::Pod(pod) => probe_route(config, pod, port),
+        Found::External(_) => None,
     };
     let http = matches!(
         server.protocol,
         ProxyProtocol::Detect { .. } | ProxyProtocol::Http1 | ProxyProtocol::Http2
     );
     if http && server.http_routes.is_empty() {
-        server.http_routes = unrouted(config, pod, port);
+        // Without routes of its own a port takes every request, and the kubelet's probes even when nobody else may.
+        server.http_routes = probes
+            .into_iter()
+            .chain([InboundRoute::default_for(HttpMatch::all())])
+            .collect();
+    } else if http && selecting.is_some_and(|(_, facts)| facts.authorize_probes) {
+        // Last, so that of two equal matches the user's own route is taken.
+        server.http_routes.extend(probes);
     }
     if server.protocol == ProxyProtocol::Grpc && server.grpc_routes.is_empty() {
         server.grpc_routes = vec![InboundRoute::default_for(GrpcMatch::default())];
     }
-    server.ips.clone_from(&pod.ips);
+    server.ips.clone_from(&workload.ips);
     Some(server)
 }
 
-fn of_default(store: &Store, config: &Config, key: &ObjectKey, pod: &PodFacts, port: u16) -> InboundServer {
-    let inherited = || {
-        store
-            .namespaces
-            .find("", &key.namespace)
-            .and_then(|namespace| namespace.default_policy)
-    };
-    let policy = pod
+fn of_default(
+    store: &Store,
+    config: &Config,
+    namespace: &str,
+    workload: &WorkloadFacts,
+    port: u16,
+) -> InboundServer {
+    let facts = store.namespaces.find("", namespace);
+    let mut policy = workload
         .default_policy
-        .or_else(inherited)
+        .or(facts.and_then(|facts| facts.default_policy))
         .unwrap_or(config.default_policy);
+    let identity_ports = workload
+        .identity_ports
+        .as_ref()
+        .or(facts.and_then(|facts| facts.identity_ports.as_ref()));
+    if identity_ports.is_some_and(|ports| ports.contains(port)) {
+        policy = authenticated_only(policy);
+    }
     let opaque = store
-        .opaque_ports(config, pod.opaque_ports.as_ref(), &key.namespace)
+        .opaque_ports(config, workload.opaque_ports.as_ref(), namespace)
         .contains(port);
     InboundServer {
         reference: ServerRef::Default(policy),
@@ -69,6 +96,22 @@ fn of_default(store: &Store, config: &Config, key: &ObjectKey, pod: &PodFacts, p
         grpc_routes: Vec::new(),
         rate_limit: None,
         ips: Vec::new(),
+    }
+}
+
+/// The policy that asks for an identity, and for all else that `policy` asks for. `audit` only watches what a stricter
+/// policy would refuse; but here the workload itself refuses, so nobody else is let in.
+fn authenticated_only(policy: DefaultPolicy) -> DefaultPolicy {
+    match policy {
+        DefaultPolicy::Allow { cluster_only, .. } => DefaultPolicy::Allow {
+            authenticated_only: true,
+            cluster_only,
+        },
+        DefaultPolicy::Audit => DefaultPolicy::Allow {
+            authenticated_only: true,
+            cluster_only: false,
+        },
+        DefaultPolicy::Deny => DefaultPolicy::Deny,
     }
 }
 
@@ -189,9 +232,8 @@ fn attached<'a, M: Clone + 'a>(
     routes.into_iter().filter_map(inbound).collect()
 }
 
-/// Without routes of its own a port takes every request, and the kubelet's probes even when nobody else may connect.
-fn unrouted(config: &Config, pod: &PodFacts, port: u16) -> Vec<InboundRoute<HttpMatch>> {
-    let mut routes = Vec::new();
+/// The route of the kubelet's probes of a port; `None` when it does not probe there.
+fn probe_route(config: &Config, pod: &PodFacts, port: u16) -> Option<InboundRoute<HttpMatch>> {
     let paths = pod.probes.get(&port).into_iter().flatten();
     let matches: Vec<HttpMatch> = paths
         // A proxy matches the path alone; the query of a probe does not take part.
@@ -202,28 +244,23 @@ fn unrouted(config: &Config, pod: &PodFacts, port: u16) -> Vec<InboundRoute<Http
             ..HttpMatch::default()
         })
         .collect();
-    if !matches.is_empty() && !config.probe_networks.is_empty() {
-        routes.push(InboundRoute {
-            meta: Meta::Default("probe"),
-            hosts: Vec::new(),
-            authorizations: vec![Authorization {
-                reference: AuthorizationRef::Probe,
-                networks: config
-                    .probe_networks
-                    .iter()
-                    .copied()
-                    .map(NetworkMatch::whole)
-                    .collect(),
-                clients: Clients::Unauthenticated,
-            }],
-            rules: vec![InboundRule {
-                matches,
-                filters: Vec::new(),
-            }],
-        });
+    if matches.is_empty() || config.probe_networks.is_empty() {
+        return None;
     }
-    routes.push(InboundRoute::default_for(HttpMatch::all()));
-    routes
+    let networks = config.probe_networks.iter().copied();
+    Some(InboundRoute {
+        meta: Meta::Default("probe"),
+        hosts: Vec::new(),
+        authorizations: vec![Authorization {
+            reference: AuthorizationRef::Probe,
+            networks: networks.map(NetworkMatch::whole).collect(),
+            clients: Clients::Unauthenticated,
+        }],
+        rules: vec![InboundRule {
+            matches,
+            filters: Vec::new(),
+        }],
+    })
 }
 
 fn rate_limit(store: &Store, config: &Config, namespace: &str, server: &str) -> Option<RateLimit> {

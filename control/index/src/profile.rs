@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use heddle_control_core::{
-    discover::{ServiceTarget, Target},
+    discover::{ServiceTarget, Target, WorkloadName},
     meta::ResourceRef,
     profile::Profile,
 };
@@ -12,7 +12,7 @@ use crate::{
     config::Config,
     endpoints,
     facts::{ObjectKey, ServiceFacts},
-    store::Store,
+    store::{Found, Store},
 };
 
 /// The profile of a target, for clients in a namespace.
@@ -32,22 +32,38 @@ fn of_addr(store: &Store, config: &Config, client_namespace: &str, addr: SocketA
     {
         return of_service(store, config, client_namespace, key, facts, port);
     }
-    if let Some((key, pod)) = store.pod_at(ip) {
-        let mut endpoint = endpoints::of_pod(store, config, key, pod, port);
-        let mut labels = endpoint.labels.as_ref().clone();
-        labels.insert("namespace".into(), key.namespace.clone());
-        endpoint.labels = Arc::new(labels);
-        endpoint.zone = pod
-            .node
-            .as_deref()
-            .and_then(|node| store.nodes.find("", node)?.zone.clone());
-        let opaque = store.is_opaque_on_pod(config, key, pod, port);
-        return Profile {
-            endpoint: Some((addr, Arc::new(endpoint))),
-            ..Profile::unknown(opaque)
-        };
+    if let Some((key, pod, inside)) = store.pod_at_host_port(addr) {
+        let name = WorkloadName::pod(&key.namespace, &key.name);
+        return of_workload(store, config, &name, Found::Pod(pod), inside);
+    }
+    if let Some((name, found)) = store.workload_at(ip) {
+        return of_workload(store, config, name, found, addr);
     }
     Profile::unknown(config.opaque_ports.contains(port))
+}
+
+fn of_workload(
+    store: &Store,
+    config: &Config,
+    name: &WorkloadName,
+    found: Found<'_>,
+    addr: SocketAddr,
+) -> Profile {
+    let opaque = store.is_opaque_on_workload(config, &name.namespace, found.workload(), addr.port());
+    let Some(mut endpoint) = endpoints::of_workload(store, config, name, found, addr.port()) else {
+        return Profile::unknown(opaque);
+    };
+    let mut labels = endpoint.labels.as_ref().clone();
+    labels.insert("namespace".into(), name.namespace.clone());
+    endpoint.labels = Arc::new(labels);
+    endpoint.zone = endpoint
+        .node
+        .as_deref()
+        .and_then(|node| store.nodes.find("", node)?.zone.clone());
+    Profile {
+        endpoint: Some((addr, Arc::new(endpoint))),
+        ..Profile::unknown(opaque)
+    }
 }
 
 fn of_name(store: &Store, config: &Config, client_namespace: &str, target: &ServiceTarget) -> Profile {

@@ -1,19 +1,22 @@
 //! The tables of facts, and what is derived of them to find things fast.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet, hash_map::Entry},
+    hash::Hash,
+    net::{IpAddr, SocketAddr},
 };
 
 use ahash::AHashMap;
+use heddle_control_core::discover::{WorkloadKind, WorkloadName};
 use heddle_mesh::PortSet;
 
 use crate::{
     config::Config,
     facts::{
-        EgressFacts, GrpcRouteFacts, HttpRouteFacts, MeshTlsFacts, NamespaceFacts, NetworkFacts, NodeFacts,
-        ObjectKey, Parent, ParentKind, PodFacts, PolicyFacts, ProfileFacts, RateLimitFacts, RouteKind,
-        ServerAuthorizationFacts, ServerFacts, ServiceFacts, SliceFacts,
+        EgressFacts, ExternalWorkloadFacts, GrpcRouteFacts, HttpRouteFacts, MeshTlsFacts, NamespaceFacts,
+        NetworkFacts, NodeFacts, ObjectKey, Parent, ParentKind, PodFacts, PolicyFacts, ProfileFacts,
+        RateLimitFacts, RouteKind, ServerAuthorizationFacts, ServerFacts, ServiceFacts, SliceFacts,
+        WorkloadFacts,
     },
     status::{Subject, Told},
 };
@@ -26,6 +29,7 @@ pub struct Table<F>(BTreeMap<String, BTreeMap<String, F>>);
 #[derive(Debug, Default)]
 pub struct Store {
     pub(crate) pods: Table<PodFacts>,
+    pub(crate) external_workloads: Table<ExternalWorkloadFacts>,
     pub(crate) services: Table<ServiceFacts>,
     pub(crate) slices: Table<SliceFacts>,
     pub(crate) namespaces: Table<NamespaceFacts>,
@@ -44,13 +48,43 @@ pub struct Store {
     /// The objects that are judged, and what their statuses say.
     pub(crate) told: BTreeMap<(Subject, ObjectKey), Told>,
 
-    pub(crate) pods_by_ip: AHashMap<IpAddr, BTreeSet<ObjectKey>>,
+    /// Pods before external workloads; addresses may be used anew before the old owner's end is known.
+    pub(crate) workloads_by_ip: Links<IpAddr, WorkloadName>,
+    pub(crate) pods_by_host_port: Links<SocketAddr, ObjectKey>,
     pub(crate) services_by_ip: AHashMap<IpAddr, ObjectKey>,
-    slices_by_service: AHashMap<ObjectKey, BTreeSet<String>>,
+    slices_by_service: Links<ObjectKey, String>,
     /// The routes of each parent.
     attached: AHashMap<(ParentKind, ObjectKey), Vec<Attached>>,
-    /// How many endpoints of each service name a pod.
-    services_by_pod: AHashMap<ObjectKey, BTreeMap<ObjectKey, usize>>,
+    /// How many endpoints of each service name a workload.
+    services_by_workload: AHashMap<WorkloadName, BTreeMap<ObjectKey, usize>>,
+}
+
+/// What is found by a key, in order; keys that lead nowhere are not kept.
+#[derive(Debug)]
+pub(crate) struct Links<K, V>(AHashMap<K, BTreeSet<V>>);
+
+impl<K, V> Default for Links<K, V> {
+    fn default() -> Self {
+        Self(AHashMap::new())
+    }
+}
+
+impl<K: Eq + Hash, V: Ord + Clone> Links<K, V> {
+    pub(crate) fn get(&self, key: &K) -> impl Iterator<Item = &V> {
+        self.0.get(key).into_iter().flatten()
+    }
+
+    /// Adds (`added`) or removes a link.
+    pub(crate) fn link(&mut self, key: K, value: &V, added: bool) {
+        if added {
+            self.0.entry(key).or_default().insert(value.clone());
+        } else if let Entry::Occupied(mut entry) = self.0.entry(key) {
+            entry.get_mut().remove(value);
+            if entry.get().is_empty() {
+                entry.remove();
+            }
+        }
+    }
 }
 
 /// A usable route of a parent.
@@ -128,20 +162,13 @@ impl Store {
         facts: &SliceFacts,
         added: bool,
     ) {
-        let slices = self.slices_by_service.entry(service.clone()).or_default();
-        match added {
-            true => slices.insert(slice.name.clone()),
-            false => slices.remove(&slice.name),
-        };
-        if slices.is_empty() {
-            self.slices_by_service.remove(service);
-        }
-        for pod in facts
+        self.slices_by_service.link(service.clone(), &slice.name, added);
+        for workload in facts
             .endpoints
             .iter()
-            .filter_map(|endpoint| endpoint.pod.as_ref())
+            .filter_map(|endpoint| endpoint.workload.as_ref())
         {
-            let services = self.services_by_pod.entry(pod.clone()).or_default();
+            let services = self.services_by_workload.entry(workload.clone()).or_default();
             let count = services.entry(service.clone()).or_default();
             match added {
                 true => *count += 1,
@@ -151,7 +178,7 @@ impl Store {
                 services.remove(service);
             }
             if services.is_empty() {
-                self.services_by_pod.remove(pod);
+                self.services_by_workload.remove(workload);
             }
         }
     }
@@ -199,9 +226,9 @@ impl Store {
             .map_or(&[], Vec::as_slice)
     }
 
-    pub(crate) fn services_of_pod(&self, pod: &ObjectKey) -> Vec<ObjectKey> {
-        self.services_by_pod
-            .get(pod)
+    pub(crate) fn services_of(&self, workload: &WorkloadName) -> Vec<ObjectKey> {
+        self.services_by_workload
+            .get(workload)
             .into_iter()
             .flatten()
             .map(|(service, _)| service.clone())
@@ -209,14 +236,38 @@ impl Store {
     }
 
     pub(crate) fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = &SliceFacts> {
-        let names = self.slices_by_service.get(service).into_iter().flatten();
+        let names = self.slices_by_service.get(service);
         names.filter_map(|name| self.slices.find(&service.namespace, name))
     }
 
-    /// The pod that has an address.
-    pub(crate) fn pod_at(&self, ip: IpAddr) -> Option<(&ObjectKey, &PodFacts)> {
-        let mut pods = self.pods_by_ip.get(&ip)?.iter();
-        pods.find_map(|key| Some((key, self.pods.get(key)?)))
+    /// The workload that has an address.
+    pub(crate) fn workload_at(&self, ip: IpAddr) -> Option<(&WorkloadName, Found<'_>)> {
+        let mut names = self.workloads_by_ip.get(&ip);
+        names.find_map(|name| Some((name, self.workload(name)?)))
+    }
+
+    /// The pod that a port of its node leads to, and its own address.
+    pub(crate) fn pod_at_host_port(&self, addr: SocketAddr) -> Option<(&ObjectKey, &PodFacts, SocketAddr)> {
+        let mut pods = self.pods_by_host_port.get(&addr);
+        pods.find_map(|key| {
+            let pod = self.pods.get(key)?;
+            Some((key, pod, *pod.host_ports.get(&addr)?))
+        })
+    }
+
+    /// A workload by name.
+    pub(crate) fn workload(&self, name: &WorkloadName) -> Option<Found<'_>> {
+        let WorkloadName {
+            kind,
+            namespace,
+            name,
+        } = name;
+        match kind {
+            WorkloadKind::Pod => self.pods.find(namespace, name).map(Found::Pod),
+            WorkloadKind::ExternalWorkload => {
+                self.external_workloads.find(namespace, name).map(Found::External)
+            }
+        }
     }
 
     pub(crate) fn is_opaque_on_service(&self, config: &Config, service: &ObjectKey, port: u16) -> bool {
@@ -227,18 +278,18 @@ impl Store {
         self.opaque_ports(config, own, &service.namespace).contains(port)
     }
 
-    /// By annotation, or because a Server of the pod's says so.
-    pub(crate) fn is_opaque_on_pod(
+    /// By annotation, or because a Server of the workload's says so.
+    pub(crate) fn is_opaque_on_workload(
         &self,
         config: &Config,
-        pod: &ObjectKey,
-        facts: &PodFacts,
+        namespace: &str,
+        workload: &WorkloadFacts,
         port: u16,
     ) -> bool {
-        self.opaque_ports(config, facts.opaque_ports.as_ref(), &pod.namespace)
+        self.opaque_ports(config, workload.opaque_ports.as_ref(), namespace)
             .contains(port)
             || self
-                .server_of(&pod.namespace, facts, port)
+                .server_of(namespace, workload, port)
                 .is_some_and(|(_, server)| server.is_opaque())
     }
 
@@ -257,17 +308,42 @@ impl Store {
         own.or_else(inherited).unwrap_or(&config.opaque_ports)
     }
 
-    /// The Server that selects a port of a pod: of several the oldest, then the first by name.
+    /// The Server that selects a port of a workload: of several the oldest, then the first by name.
     pub(crate) fn server_of(
         &self,
         namespace: &str,
-        pod: &PodFacts,
+        workload: &WorkloadFacts,
         port: u16,
     ) -> Option<(&String, &ServerFacts)> {
-        let selecting = self
-            .servers
+        self.servers_of(namespace, workload, port)
+            .min_by_key(|(name, server)| (server.created, *name))
+    }
+
+    /// All Servers that select a port of a workload.
+    pub(crate) fn servers_of(
+        &self,
+        namespace: &str,
+        workload: &WorkloadFacts,
+        port: u16,
+    ) -> impl Iterator<Item = (&String, &ServerFacts)> {
+        self.servers
             .namespace(namespace)
-            .filter(|(_, server)| server.selects(pod, port));
-        selecting.min_by_key(|(name, server)| (server.created, *name))
+            .filter(move |(_, server)| server.selects(workload, port))
+    }
+}
+
+/// A workload that has been found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Found<'a> {
+    Pod(&'a PodFacts),
+    External(&'a ExternalWorkloadFacts),
+}
+
+impl<'a> Found<'a> {
+    pub(crate) fn workload(self) -> &'a WorkloadFacts {
+        match self {
+            Self::Pod(pod) => &pod.workload,
+            Self::External(external) => &external.workload,
+        }
     }
 }

@@ -56,7 +56,7 @@ impl<D: DiscoverEndpoints + DiscoverProfiles> Destination<D> {
             path, context_token, ..
         } = request;
         let target = target::parse_service(&path, &self.cluster_domain)?;
-        let location = self.location(&Context::parse(&context_token));
+        let location = self.location(&Context::parse(&context_token)?);
         let values = self
             .discover
             .endpoints(&target)
@@ -81,7 +81,7 @@ impl<D: DiscoverEndpoints + DiscoverProfiles> Destination<D> {
             path, context_token, ..
         } = request;
         let target: Target = target::parse(&path, &self.cluster_domain)?;
-        let context = Context::parse(&context_token);
+        let context = Context::parse(&context_token)?;
         let location = self.location(&context);
         let values = self.discover.profile(&context.ns, &target);
         tracing::debug!(path, "GetProfile");

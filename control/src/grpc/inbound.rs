@@ -41,17 +41,17 @@ impl<D: DiscoverInbound> Inbound<D> {
     }
 
     pub(super) fn lookup(&self, spec: &PortSpec) -> Result<(Watched<InboundServer>, Arc<str>), Status> {
-        let pod = target::parse_pod(&spec.workload)?;
+        let workload = target::parse_workload(&spec.workload)?;
         let port = u16::try_from(spec.port).ok().filter(|port| *port > 0);
         let port = port.ok_or_else(|| {
             Status::invalid_argument(format!("{} is no port: expected 1 to 65535", spec.port))
         })?;
         let server = self
             .discover
-            .inbound(&pod, port)
+            .inbound(&workload, port)
             .map_err(|error| not_found(&error))?;
         tracing::debug!(workload = spec.workload, port, "Inbound policy");
-        Ok((server, pod.namespace.into()))
+        Ok((server, workload.namespace.into()))
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::net::SocketAddr;
 
-use heddle_control_core::discover::{PodName, ServiceName, ServiceTarget, Target};
+use heddle_control_core::discover::{ServiceName, ServiceTarget, Target, WorkloadName};
 use serde::Deserialize;
 use tonic::Status;
 
 /// HTTP's.
 const DEFAULT_PORT: u16 = 80;
+
+/// How much of a text is repeated in an error: a status travels in a header.
+const SHOWN_CHARS_MAX: usize = 256;
 
 /// A text that names no target.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,6 +18,17 @@ const DEFAULT_PORT: u16 = 80;
 pub(super) struct TargetError {
     text: String,
     expected: String,
+}
+
+impl TargetError {
+    fn new(text: &str, expected: impl Into<String>) -> Self {
+        let shown: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+        let more = if shown.len() < text.len() { "…" } else { "" };
+        Self {
+            text: shown + more,
+            expected: expected.into(),
+        }
+    }
 }
 
 impl From<TargetError> for Status {
@@ -33,9 +47,11 @@ pub(super) fn parse(text: &str, cluster_domain: &str) -> Result<Target, TargetEr
 
 /// A service by name: `[INSTANCE.]SERVICE.NAMESPACE.svc.DOMAIN[:PORT]`.
 pub(super) fn parse_service(text: &str, cluster_domain: &str) -> Result<ServiceTarget, TargetError> {
-    let error = || TargetError {
-        text: text.to_owned(),
-        expected: format!("service: expected [INSTANCE.]SERVICE.NAMESPACE.svc.{cluster_domain}[:PORT]"),
+    let error = || {
+        TargetError::new(
+            text,
+            format!("service: expected [INSTANCE.]SERVICE.NAMESPACE.svc.{cluster_domain}[:PORT]"),
+        )
     };
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) => (
@@ -78,25 +94,33 @@ pub(super) struct Context {
 }
 
 impl Context {
-    /// A context that cannot be read costs locality, not the answer.
-    pub(super) fn parse(token: &str) -> Self {
-        if token.is_empty() {
-            return Self::default();
+    /// Reads a context token; none at all says nothing, as `linkerd diagnostics` does.
+    ///
+    /// Linkerd takes a token that it cannot read for an empty one. But then the client silently gets the answers of
+    /// another namespace and zone, so here it is told.
+    pub(super) fn parse(token: &str) -> Result<Self, TargetError> {
+        if token.trim().is_empty() {
+            return Ok(Self::default());
         }
         if let Some(ns) = token.strip_prefix("ns:") {
-            return Self {
+            return Ok(Self {
                 ns: ns.to_owned(),
                 node_name: None,
-            };
+            });
         }
-        serde_json::from_str(token).unwrap_or_else(|error| {
-            tracing::debug!(token, %error, "A proxy's context cannot be read");
-            Self::default()
+        // serde would take an array for an object.
+        let object = Some(token).filter(|token| token.trim_start().starts_with('{'));
+        let context = object.and_then(|token| serde_json::from_str(token).ok());
+        context.ok_or_else(|| {
+            TargetError::new(
+                token,
+                "context token: expected {\"ns\":…,\"nodeName\":…,\"pod\":…} or ns:NAMESPACE",
+            )
         })
     }
 }
 
-/// `{"ns":…,"pod":…}`, or `NAMESPACE:POD` as older proxies have it.
+/// `{"ns":…,"pod":…}` or `{"ns":…,"external_workload":…}`; unknown fields are a newer proxy's affair.
 #[derive(Debug, Deserialize)]
 struct Workload {
     ns: String,
@@ -104,50 +128,47 @@ struct Workload {
     external_workload: Option<String>,
 }
 
-/// The pod that a proxy says it runs in.
-pub(super) fn parse_pod(workload: &str) -> Result<PodName, Status> {
+/// The workload that a proxy says it runs in, in JSON or as `NAMESPACE:POD`, which older ones write.
+pub(super) fn parse_workload(text: &str) -> Result<WorkloadName, TargetError> {
     let error = || {
-        Status::invalid_argument(format!(
-            "`{workload}` names no workload: expected {{\"ns\":…,\"pod\":…}} or NAMESPACE:POD"
-        ))
+        TargetError::new(
+            text,
+            "workload: expected {\"ns\":…,\"pod\":…}, {\"ns\":…,\"external_workload\":…} or NAMESPACE:POD",
+        )
     };
-    if workload.starts_with('{') {
-        let Workload {
-            ns,
-            pod,
-            external_workload,
-        } = serde_json::from_str(workload).map_err(|_| error())?;
-        if external_workload.is_some() {
-            return Err(Status::unimplemented(
-                "policies of external workloads are not served",
-            ));
-        }
-        let name = pod.filter(|name| !name.is_empty()).ok_or_else(error)?;
-        return Ok(PodName { namespace: ns, name });
+    if !text.trim_start().starts_with('{') {
+        return match text.split_once(':') {
+            Some((ns, name)) if !ns.is_empty() && !name.is_empty() => Ok(WorkloadName::pod(ns, name)),
+            _ => Err(error()),
+        };
     }
-    match workload.split_once(':') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(PodName {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        }),
-        _ => Err(error()),
+    let Workload {
+        ns,
+        pod,
+        external_workload,
+    } = serde_json::from_str(text).map_err(|_| error())?;
+    let named = |name: Option<String>| name.filter(|name| !name.is_empty());
+    match (named(pod), named(external_workload)) {
+        _ if ns.is_empty() => Err(error()),
+        (Some(pod), None) => Ok(WorkloadName::pod(&ns, &pod)),
+        (None, Some(external)) => Ok(WorkloadName::external(&ns, &external)),
+        // Which of the two it is decides about its policy, so it must not be guessed.
+        (None, None) | (Some(_), Some(_)) => Err(error()),
     }
 }
 
-/// The namespace of the workload that asks about outbound traffic.
-pub(super) fn client_namespace(workload: &str) -> Result<String, Status> {
-    if workload.starts_with('{') {
-        let parsed: Result<Workload, _> = serde_json::from_str(workload);
-        return parsed
-            .map(|workload| workload.ns)
-            .map_err(|error| Status::invalid_argument(format!("source_workload: {error}")));
-    }
-    match workload.split_once(':') {
-        Some((namespace, _)) => Ok(namespace.to_owned()),
-        None => Err(Status::invalid_argument(
+/// The namespace of the workload that asks about outbound traffic; its name does not matter there.
+pub(super) fn client_namespace(workload: &str) -> Result<String, TargetError> {
+    let namespace = match workload.trim_start().starts_with('{') {
+        true => serde_json::from_str(workload).ok().map(|Workload { ns, .. }| ns),
+        false => workload.split_once(':').map(|(ns, _)| ns.to_owned()),
+    };
+    namespace.filter(|ns| !ns.is_empty()).ok_or_else(|| {
+        TargetError::new(
+            workload,
             "source_workload: expected {\"ns\":…,\"pod\":…} or NAMESPACE:POD",
-        )),
-    }
+        )
+    })
 }
 
 #[cfg(test)]
@@ -202,36 +223,68 @@ mod tests {
     }
 
     #[test]
-    fn workloads_come_in_two_forms() {
-        let expected = PodName {
-            namespace: "ns".into(),
-            name: "web".into(),
-        };
+    fn workloads_come_in_three_forms() {
+        let pod = WorkloadName::pod("ns", "web");
         assert_eq!(
-            parse_pod(r#"{"ns":"ns","pod":"web"}"#).ok(),
-            Some(expected.clone())
+            parse_workload("{\"ns\":\"ns\",\"pod\":\"web\"}\n"),
+            Ok(pod.clone())
         );
-        assert_eq!(parse_pod("ns:web").ok(), Some(expected));
-        for bad in ["", "web", ":web", "ns:", "{}", r#"{"ns":"ns"}"#, "{"] {
-            assert_eq!(
-                parse_pod(bad).expect_err("no workload").code(),
-                tonic::Code::InvalidArgument,
-                "{bad:?}"
-            );
+        assert_eq!(parse_workload("ns:web"), Ok(pod));
+        assert_eq!(
+            parse_workload(r#"{"ns":"ns","external_workload":"vm"}"#),
+            Ok(WorkloadName::external("ns", "vm"))
+        );
+        for bad in [
+            "",
+            "web",
+            ":web",
+            "ns:",
+            "{}",
+            r#"{"ns":"ns"}"#,
+            r#"{"ns":"","pod":"web"}"#,
+            r#"{"ns":"ns","pod":"web","external_workload":"vm"}"#,
+            "{",
+        ] {
+            let status = Status::from(parse_workload(bad).expect_err("no workload"));
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{bad:?}");
+            assert!(status.message().contains("external_workload"), "{status}");
         }
-        assert_eq!(client_namespace("ns:x").ok().as_deref(), Some("ns"));
     }
 
     #[test]
-    fn a_context_is_read_as_far_as_it_goes() {
+    fn clients_are_known_by_their_namespace() {
+        assert_eq!(client_namespace("ns:x"), Ok("ns".into()));
         assert_eq!(
-            Context::parse(r#"{"ns":"a","nodeName":"n","pod":"p"}"#),
-            Context {
+            client_namespace(r#"{"ns":"ns","external_workload":"vm"}"#),
+            Ok("ns".into())
+        );
+        for bad in ["", "x", ":x", "{}", r#"{"ns":""}"#] {
+            assert!(client_namespace(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn an_error_repeats_little_of_a_long_text() {
+        let long = "ä".repeat(10_000);
+        let error = parse_workload(&long).expect_err("no workload").to_string();
+        assert!(error.len() < 1000, "{} bytes", error.len());
+    }
+
+    #[test]
+    fn a_context_is_read_or_refused() {
+        assert_eq!(
+            Context::parse("{\"ns\":\"a\",\"nodeName\":\"n\",\"pod\":\"p\"}\n"),
+            Ok(Context {
                 ns: "a".into(),
                 node_name: Some("n".into())
-            }
+            })
         );
-        assert_eq!(Context::parse("ns:a").ns, "a");
-        assert_eq!(Context::parse("nonsense"), Context::default());
+        assert_eq!(Context::parse("ns:a").map(|context| context.ns), Ok("a".into()));
+        assert_eq!(Context::parse(""), Ok(Context::default()));
+        for bad in ["nonsense", "{", "{\"ns\":1}", "[]"] {
+            let status = Status::from(Context::parse(bad).expect_err("no context"));
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{bad:?}");
+            assert!(status.message().contains("nodeName"), "{status}");
+        }
     }
 }

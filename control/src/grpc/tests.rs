@@ -47,7 +47,7 @@ impl World {
             "metadata": {"labels": {"app": "web", "linkerd.io/control-plane-ns": "linkerd"}},
             "spec": {"containers": [
                 {"name": "app", "ports": [{"name": "http", "containerPort": 8080}], "livenessProbe": {"httpGet": {"path": "/live", "port": 8080}}},
-                {"name": "linkerd-proxy"},
+                {"name": "linkerd-proxy", "env": [{"name": "LINKERD2_PROXY_INBOUND_LISTEN_ADDR", "value": "[::]:4143"}]},
             ]},
             "status": {"phase": "Running", "podIP": "10.1.0.1"},
         }));

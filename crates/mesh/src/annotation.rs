@@ -18,6 +18,8 @@ pub const REQUIRES_CRD: &str = "heddle.dev/requires-crd";
 pub const PRUNE: &str = "heddle.dev/prune";
 /// On a live object: `disabled` makes Heddle leave it alone altogether.
 pub const RECONCILE: &str = "heddle.dev/reconcile";
+/// On a Server: `enabled` lets the kubelet's probes pass even when routes are attached to it.
+pub const AUTHORIZE_PROBES: &str = "heddle.dev/authorize-probes";
 
 /// Prefix of the settings that a namespace or pod gives to its proxies.
 pub const CONFIG_PREFIX: &str = "config.linkerd.io/";
@@ -33,6 +35,8 @@ pub const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 pub const OPAQUE_PORTS: &str = "config.linkerd.io/opaque-ports";
 /// Policy for connections that no Server selects.
 pub const DEFAULT_INBOUND_POLICY: &str = "config.linkerd.io/default-inbound-policy";
+/// Inbound ports that only clients with a mesh identity may use.
+pub const REQUIRE_IDENTITY_PORTS: &str = "config.linkerd.io/proxy-require-identity-inbound-ports";
 /// Inbound ports that bypass the proxy.
 pub const SKIP_INBOUND_PORTS: &str = "config.linkerd.io/skip-inbound-ports";
 /// Outbound ports that bypass the proxy.

@@ -14,6 +14,7 @@ use crate::{
 pub struct NamespaceFacts {
     pub(crate) default_policy: Option<DefaultPolicy>,
     pub(crate) opaque_ports: Option<PortSet>,
+    pub(crate) identity_ports: Option<PortSet>,
 }
 
 impl Tracked for Namespace {
@@ -23,6 +24,7 @@ impl Tracked for Namespace {
         NamespaceFacts {
             default_policy: super::annotation(self, annotation::DEFAULT_INBOUND_POLICY),
             opaque_ports: super::annotation(self, annotation::OPAQUE_PORTS),
+            identity_ports: super::annotation(self, annotation::REQUIRE_IDENTITY_PORTS),
         }
     }
 

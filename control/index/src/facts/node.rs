@@ -30,7 +30,9 @@ impl Tracked for Node {
         &mut store.nodes
     }
 
-    fn touch(_: &mut Store, _: &ObjectKey, _: &NodeFacts, _: bool, _: &mut Dirty) {
-        // A client's zone is looked up when its stream opens, and endpoints carry their own: nothing depends on nodes.
+    fn touch(_: &mut Store, _: &ObjectKey, _: &NodeFacts, _: bool, dirty: &mut Dirty) {
+        // The profile of a pod's address names the pod's zone. A client's zone is looked up when its stream opens, and
+        // the endpoints of services carry their own.
+        dirty.all_profiles();
     }
 }

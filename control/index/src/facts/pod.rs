@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use heddle_control_core::{DefaultPolicy, endpoints::Labels};
+use heddle_control_core::{
+    discover::{WorkloadKind, WorkloadName},
+    endpoints::Labels,
+};
 use heddle_k8s::port::tcp_ports;
 use heddle_mesh::{PortSet, annotation, env, label, port};
 use k8s_openapi::{
@@ -15,7 +18,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 
-use super::{ObjectKey, Tracked};
+use super::{ObjectKey, Tracked, WorkloadFacts};
 use crate::{
     dirty::Dirty,
     store::{Store, Table},
@@ -23,20 +26,15 @@ use crate::{
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct PodFacts {
-    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) workload: WorkloadFacts,
     pub(crate) service_account: String,
     pub(crate) node: Option<Arc<str>>,
-    /// The pod's own addresses: none when it shares its node's, or has ended and given them back.
-    pub(crate) ips: Vec<IpAddr>,
-    pub(crate) ports: Vec<(u16, Option<String>)>,
+    /// Ports of the pod's node that lead to the pod, and where to.
+    pub(crate) host_ports: BTreeMap<SocketAddr, SocketAddr>,
     /// Paths that the kubelet probes, by port.
     pub(crate) probes: BTreeMap<u16, BTreeSet<String>>,
-    pub(crate) default_policy: Option<DefaultPolicy>,
-    pub(crate) opaque_ports: Option<PortSet>,
     pub(crate) skipped_ports: PortSet,
     pub(crate) proxy: Option<ProxyFacts>,
-    /// Labels that metrics of traffic to the pod carry.
-    pub(crate) metric_labels: Arc<Labels>,
 }
 
 /// The proxy inside a meshed pod.
@@ -44,7 +42,8 @@ pub struct PodFacts {
 pub(crate) struct ProxyFacts {
     /// The control plane that it belongs to.
     pub(crate) control_namespace: String,
-    pub(crate) inbound_port: u16,
+    /// `None` when the container does not say: then nothing can be sent to that port itself.
+    pub(crate) inbound_port: Option<u16>,
     /// Ports that the proxy itself serves.
     pub(crate) own_ports: [u16; 2],
 }
@@ -60,19 +59,20 @@ impl Tracked for Pod {
             .clone()
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| "default".into());
-        PodFacts {
-            labels: self.labels().clone(),
-            node: spec.node_name.as_deref().map(Arc::from),
+        let workload = WorkloadFacts {
             ips: own_ips(self),
             ports: tcp_ports(self)
                 .map(|(number, name)| (number.get(), name.map(str::to_owned)))
                 .collect(),
+            ..WorkloadFacts::of(WorkloadKind::Pod, self, metric_labels(self, &service_account))
+        };
+        PodFacts {
+            node: spec.node_name.as_deref().map(Arc::from),
+            host_ports: host_ports(self, spec),
             probes: probes(spec),
-            default_policy: super::annotation(self, annotation::DEFAULT_INBOUND_POLICY),
-            opaque_ports: super::annotation(self, annotation::OPAQUE_PORTS),
             skipped_ports: skipped_ports(self, spec),
             proxy: proxy(self, spec),
-            metric_labels: Arc::new(metric_labels(self, &service_account)),
+            workload,
             service_account,
         }
     }
@@ -82,58 +82,86 @@ impl Tracked for Pod {
     }
 
     fn touch(store: &mut Store, key: &ObjectKey, facts: &PodFacts, added: bool, dirty: &mut Dirty) {
-        for ip in &facts.ips {
-            let pods = store.pods_by_ip.entry(*ip).or_default();
-            match added {
-                true => pods.insert(key.clone()),
-                false => pods.remove(key),
-            };
-            if pods.is_empty() {
-                store.pods_by_ip.remove(ip);
-            }
-            dirty.profile_ip(*ip);
+        let name = WorkloadName::pod(&key.namespace, &key.name);
+        facts.workload.touch(store, &name, added, dirty);
+        for addr in facts.host_ports.keys() {
+            store.pods_by_host_port.link(*addr, key, added);
+            dirty.profile_ip(addr.ip());
         }
-        for service in store.services_of_pod(key) {
-            dirty.service_endpoints(service);
-        }
-        dirty.pod_inbound(key.clone());
     }
 }
 
-impl PodFacts {
-    /// The names that containers give to a port.
-    pub(crate) fn port_names(&self, number: u16) -> impl Iterator<Item = &str> {
-        self.ports
-            .iter()
-            .filter(move |(port, _)| *port == number)
-            .filter_map(|(_, name)| name.as_deref())
-    }
-}
-
+/// The pod's own addresses: none when it shares its node's, or has ended and given them back.
 fn own_ips(pod: &Pod) -> Vec<IpAddr> {
-    let host_network = pod
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.host_network)
-        .unwrap_or(false);
+    let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network);
+    match host_network {
+        Some(true) => Vec::new(),
+        _ => all_ips(pod),
+    }
+}
+
+/// The addresses in the pod's status, the primary first.
+fn all_ips(pod: &Pod) -> Vec<IpAddr> {
     let Some(status) = &pod.status else {
         return Vec::new();
     };
     // The addresses of a pod that has ended may by now be another's.
-    if host_network || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return Vec::new();
     }
     let many = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
-    let mut ips: Vec<IpAddr> = status
-        .pod_ip
-        .as_deref()
-        .into_iter()
-        .chain(many)
-        .filter_map(|ip| ip.parse().ok())
-        .collect();
+    parsed(status.pod_ip.as_deref().into_iter().chain(many))
+}
+
+fn parsed<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<IpAddr> {
     let mut seen = BTreeSet::new();
-    ips.retain(|ip| seen.insert(*ip));
-    ips
+    texts
+        .filter_map(|text| text.parse().ok())
+        .filter(|ip| seen.insert(*ip))
+        .collect()
+}
+
+/// Kubernetes gives every container port of a pod on its node's network the same host port.
+fn host_ports(pod: &Pod, spec: &PodSpec) -> BTreeMap<SocketAddr, SocketAddr> {
+    let own = all_ips(pod);
+    let Some(status) = &pod.status else {
+        return BTreeMap::new();
+    };
+    let many = status.host_ips.iter().flatten().map(|ip| ip.ip.as_str());
+    let hosts = parsed(status.host_ip.as_deref().into_iter().chain(many));
+    let declared = running(spec)
+        .flat_map(|container| container.ports.iter().flatten())
+        .filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
+    let mut ports = BTreeMap::new();
+    for port in declared {
+        let number = |number: i32| u16::try_from(number).ok().filter(|number| *number > 0);
+        let (Some(inside), Some(outside)) = (number(port.container_port), port.host_port.and_then(number))
+        else {
+            continue;
+        };
+        let bound: Option<IpAddr> = port.host_ip.as_deref().and_then(|ip| ip.parse().ok());
+        let bound = bound.filter(|ip| !ip.is_unspecified());
+        for host in hosts
+            .iter()
+            .filter(|host| bound.is_none_or(|bound| bound == **host))
+        {
+            // A host's address leads to the pod's of the same family.
+            if let Some(ip) = own.iter().find(|ip| ip.is_ipv4() == host.is_ipv4()) {
+                ports.insert(SocketAddr::new(*host, outside), SocketAddr::new(*ip, inside));
+            }
+        }
+    }
+    ports
+}
+
+/// Containers that run as long as the pod does: native sidecars, and those that do the pod's work.
+fn running(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    let sidecars = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    sidecars.chain(&spec.containers)
 }
 
 fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
@@ -214,23 +242,22 @@ fn skipped_ports(pod: &Pod, spec: &PodSpec) -> PortSet {
 fn proxy(pod: &Pod, spec: &PodSpec) -> Option<ProxyFacts> {
     let control_namespace = pod.labels().get(label::CONTROL_PLANE_NS)?.clone();
     let container = containers(spec).find(|container| container.name == port::PROXY_CONTAINER)?;
-    let port_of = |name: &str, default: u16| {
+    let port_of = |name: &str| {
         let variable = container
             .env
             .iter()
             .flatten()
             .find(|variable| variable.name == name);
         let value = variable.and_then(|variable| variable.value.as_deref());
-        value
-            .and_then(|value| value.parse::<SocketAddr>().ok())
-            .map_or(default, |addr| addr.port())
+        let addr = value.and_then(|value| value.parse::<SocketAddr>().ok());
+        addr.map(|addr| addr.port())
     };
     Some(ProxyFacts {
         control_namespace,
-        inbound_port: port_of(env::INBOUND_LISTEN_ADDR, port::PROXY_INBOUND),
+        inbound_port: port_of(env::INBOUND_LISTEN_ADDR),
         own_ports: [
-            port_of(env::ADMIN_LISTEN_ADDR, port::PROXY_ADMIN),
-            port_of(env::CONTROL_LISTEN_ADDR, port::PROXY_CONTROL),
+            port_of(env::ADMIN_LISTEN_ADDR).unwrap_or(port::PROXY_ADMIN),
+            port_of(env::CONTROL_LISTEN_ADDR).unwrap_or(port::PROXY_CONTROL),
         ],
     })
 }
@@ -246,21 +273,15 @@ fn metric_labels(pod: &Pod, service_account: &str) -> Labels {
     if let Some(hash) = hash {
         labels.insert("pod_template_hash".into(), hash.clone());
     }
-    let owner = pod
-        .owner_references()
-        .iter()
-        .find(|owner| owner.controller == Some(true))
-        .or(pod.owner_references().first());
-    if let Some(owner) = owner {
+    if let Some((kind, name)) = super::owner(pod) {
         // A ReplicaSet made by a Deployment is named after it and the hash of its template, which its pods carry too.
         let deployment = hash
-            .and_then(|hash| owner.name.strip_suffix(hash.as_str()))
+            .and_then(|hash| name.strip_suffix(hash.as_str()))
             .and_then(|name| name.strip_suffix('-'));
-        let (kind, name) = match (owner.kind.as_str(), deployment) {
-            ("ReplicaSet", Some(name)) => ("deployment".to_owned(), name.to_owned()),
-            (kind, _) => (kind.to_lowercase(), owner.name.clone()),
+        match (kind.as_str(), deployment) {
+            ("replicaset", Some(deployment)) => labels.insert("deployment".into(), deployment.to_owned()),
+            _ => labels.insert(kind, name),
         };
-        labels.insert(kind, name);
     }
     labels
 }

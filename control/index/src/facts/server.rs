@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use heddle_control_core::DefaultPolicy;
+use heddle_control_core::{DefaultPolicy, discover::WorkloadKind};
 use heddle_k8s::{
     policy::{
         Server,
-        server::{AccessPolicy, ProxyProtocol},
+        server::{AccessPolicy, ProxyProtocol, ServerTarget},
     },
     port::PortRef,
     selector::LabelSelector,
 };
+use heddle_mesh::annotation;
 use kube::ResourceExt as _;
 
-use super::{ObjectKey, PodFacts, Tracked};
+use super::{ObjectKey, Tracked, WorkloadFacts};
 use crate::{
     dirty::Dirty,
     status::{Subject, Told},
@@ -24,11 +25,13 @@ use crate::{
 pub struct ServerFacts {
     pub(crate) created: i64,
     pub(crate) labels: BTreeMap<String, String>,
-    /// Absent when it selects external workloads.
-    pods: Option<LabelSelector>,
+    /// Absent when it selects nothing, which the API server does not let happen.
+    selector: Option<(WorkloadKind, LabelSelector)>,
     port: PortRef,
     pub(crate) protocol: ProxyProtocol,
     pub(crate) access: DefaultPolicy,
+    /// Whether the kubelet's probes pass even when routes are attached.
+    pub(crate) authorize_probes: bool,
 }
 
 impl Tracked for Server {
@@ -44,10 +47,19 @@ impl Tracked for Server {
         ServerFacts {
             created: super::created(self),
             labels: self.labels().clone(),
-            pods: self.spec.pod_selector.clone(),
+            selector: self.spec.selects().map(|target| match target {
+                ServerTarget::Pods(selector) => (WorkloadKind::Pod, selector.clone()),
+                ServerTarget::ExternalWorkloads(selector) => {
+                    (WorkloadKind::ExternalWorkload, selector.clone())
+                }
+            }),
             port: self.spec.port.clone(),
             protocol: self.spec.proxy_protocol,
             access: default_policy(self.spec.access_policy),
+            authorize_probes: self
+                .annotations()
+                .get(annotation::AUTHORIZE_PROBES)
+                .is_some_and(|value| value == "enabled"),
         }
     }
 
@@ -64,17 +76,17 @@ impl Tracked for Server {
 }
 
 impl ServerFacts {
-    /// Whether it selects this port of this pod of its namespace.
-    pub(crate) fn selects(&self, pod: &PodFacts, port: u16) -> bool {
+    /// Whether it selects this port of this workload of its namespace.
+    pub(crate) fn selects(&self, workload: &WorkloadFacts, port: u16) -> bool {
         let by_port = match &self.port {
             PortRef::Number(number) => number.get() == port,
-            PortRef::Name(name) => pod.port_names(port).any(|theirs| theirs == name),
+            PortRef::Name(name) => workload.port_names(port).any(|theirs| theirs == name),
         };
         by_port
             && self
-                .pods
+                .selector
                 .as_ref()
-                .is_some_and(|selector| selector.matches(&pod.labels))
+                .is_some_and(|(kind, selector)| *kind == workload.kind && selector.matches(&workload.labels))
     }
 
     /// The port, when it is given by number.

@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::ObjectReference,
+    discovery::v1::{Endpoint, EndpointSlice},
+};
 use kube::ResourceExt as _;
 
 use super::{ObjectKey, Tracked};
@@ -10,6 +13,7 @@ use crate::{
     dirty::Dirty,
     store::{Store, Table},
 };
+use heddle_control_core::discover::WorkloadName;
 
 /// The label that names a slice's service.
 const SERVICE: &str = "kubernetes.io/service-name";
@@ -20,18 +24,21 @@ pub struct SliceFacts {
     pub(crate) service: Option<String>,
     /// TCP ports by name.
     pub(crate) ports: Vec<(String, u16)>,
-    /// Endpoints that are ready.
+    /// Endpoints that take traffic.
     pub(crate) endpoints: Vec<SliceEndpoint>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SliceEndpoint {
+    /// Whether it is about to go: it is used only while there is no other.
+    pub(crate) draining: bool,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) hostname: Option<String>,
     pub(crate) node: Option<Arc<str>>,
     pub(crate) zone: Option<Arc<str>>,
     pub(crate) for_zones: Vec<Arc<str>>,
-    pub(crate) pod: Option<ObjectKey>,
+    /// The workload behind the address, when it is one.
+    pub(crate) workload: Option<WorkloadName>,
 }
 
 impl Tracked for EndpointSlice {
@@ -62,8 +69,8 @@ impl Tracked for EndpointSlice {
                 .endpoints
                 .iter()
                 .flatten()
-                .filter(|e| by_address && ready(e))
-                .map(|e| endpoint(e, &namespace))
+                .filter(|_| by_address)
+                .filter_map(|e| endpoint(e, &namespace))
                 .collect(),
         }
     }
@@ -80,22 +87,28 @@ impl Tracked for EndpointSlice {
     }
 }
 
-/// Kubernetes: an unknown condition counts as ready.
-fn ready(endpoint: &Endpoint) -> bool {
-    endpoint
-        .conditions
-        .as_ref()
-        .and_then(|conditions| conditions.ready)
-        .unwrap_or(true)
+/// Whether an endpoint takes traffic, and is draining; `None` when it takes none.
+///
+/// A service that publishes addresses that are not ready has them all marked as ready.
+fn draining(endpoint: &Endpoint) -> Option<bool> {
+    let Some(conditions) = &endpoint.conditions else {
+        return Some(false);
+    };
+    // Kubernetes: an unknown condition counts as ready.
+    let ready = conditions.ready.unwrap_or(true);
+    // As kube-proxy does: better an endpoint that still serves while it ends than none at all.
+    let last_resort = conditions.serving == Some(true) && conditions.terminating == Some(true);
+    match (ready, last_resort) {
+        (true, _) => Some(false),
+        (false, true) => Some(true),
+        (false, false) => None,
+    }
 }
 
-fn endpoint(endpoint: &Endpoint, namespace: &str) -> SliceEndpoint {
-    let pod = endpoint
-        .target_ref
-        .as_ref()
-        .filter(|target| target.kind.as_deref() == Some("Pod"));
+fn endpoint(endpoint: &Endpoint, namespace: &str) -> Option<SliceEndpoint> {
     let hints = endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_ref());
-    SliceEndpoint {
+    Some(SliceEndpoint {
+        draining: draining(endpoint)?,
         ips: endpoint
             .addresses
             .iter()
@@ -109,11 +122,19 @@ fn endpoint(endpoint: &Endpoint, namespace: &str) -> SliceEndpoint {
             .flatten()
             .map(|zone| Arc::from(zone.name.as_str()))
             .collect(),
-        pod: pod.and_then(|pod| {
-            Some(ObjectKey::new(
-                pod.namespace.as_deref().unwrap_or(namespace),
-                pod.name.as_deref()?,
-            ))
-        }),
+        workload: endpoint
+            .target_ref
+            .as_ref()
+            .and_then(|target| workload(target, namespace)),
+    })
+}
+
+fn workload(target: &ObjectReference, namespace: &str) -> Option<WorkloadName> {
+    let namespace = target.namespace.as_deref().unwrap_or(namespace);
+    let name = target.name.as_deref()?;
+    match target.kind.as_deref()? {
+        "Pod" => Some(WorkloadName::pod(namespace, name)),
+        "ExternalWorkload" => Some(WorkloadName::external(namespace, name)),
+        _ => None,
     }
 }

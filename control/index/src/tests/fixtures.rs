@@ -4,8 +4,8 @@ use std::{net::SocketAddr, sync::Arc};
 
 use heddle_control_core::{
     discover::{
-        DiscoverEndpoints as _, DiscoverInbound as _, DiscoverOutbound as _, DiscoverProfiles as _, PodName,
-        ServiceName, ServiceTarget, Target, Watched,
+        DiscoverEndpoints as _, DiscoverInbound as _, DiscoverOutbound as _, DiscoverProfiles as _,
+        ServiceName, ServiceTarget, Target, Watched, WorkloadName,
     },
     endpoints::Endpoints,
     inbound::{Authorization, InboundServer},
@@ -189,14 +189,8 @@ impl Ask for Cluster {
     }
 
     fn watch_inbound(&self, namespace: &str, pod: &str, port: u16) -> Watched<InboundServer> {
-        self.inbound(
-            &PodName {
-                namespace: namespace.into(),
-                name: pod.into(),
-            },
-            port,
-        )
-        .expect("the pod is there")
+        self.inbound(&WorkloadName::pod(namespace, pod), port)
+            .expect("the pod is there")
     }
 
     fn inbound_of(&self, namespace: &str, pod: &str, port: u16) -> Arc<InboundServer> {

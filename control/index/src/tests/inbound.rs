@@ -2,7 +2,7 @@
 
 use heddle_control_core::{
     DefaultPolicy, NotFound,
-    discover::{DiscoverInbound as _, PodName},
+    discover::{DiscoverInbound as _, WorkloadName},
     inbound::{
         Authorization, AuthorizationRef, Clients, IdentityMatch, InboundRoute, InboundServer, NetworkMatch,
         ProxyProtocol, RateLimit, RateLimitOverride, ServerRef,
@@ -173,21 +173,9 @@ fn opaque_ports_are_not_looked_into() {
 fn unknown_pods_are_not_found_and_deleted_ones_end_their_watch() {
     let cluster = web();
     let error = cluster
-        .inbound(
-            &PodName {
-                namespace: "ns".into(),
-                name: "nope".into(),
-            },
-            80,
-        )
+        .inbound(&WorkloadName::pod("ns", "nope"), 80)
         .expect_err("no such pod");
-    assert_eq!(
-        error,
-        NotFound::Pod {
-            namespace: "ns".into(),
-            name: "nope".into()
-        }
-    );
+    assert_eq!(error, NotFound::Workload(WorkloadName::pod("ns", "nope")));
     let watch = cluster.watch_inbound("ns", "web-0", 8080);
     cluster.remove::<Pod>("ns", "web-0");
     assert!(watch.has_changed().is_err(), "closed");

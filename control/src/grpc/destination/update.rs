@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use heddle_control_core::{
-    endpoints::{Addresses, ClientLocation, Diff, Endpoint, Endpoints, Protocol},
+    endpoints::{Addresses, ClientLocation, Diff, Endpoint, Endpoints, PeerIdentity, Protocol},
     profile::{Profile, ProfileRoute, RequestMatch, ResponseClass, ResponseMatch},
 };
 use linkerd2_proxy_api::{
@@ -81,15 +81,7 @@ fn update(kind: Kind) -> proto::Update {
 }
 
 fn weighted_addr(addr: SocketAddr, endpoint: &Endpoint, client: &ClientLocation) -> proto::WeightedAddr {
-    let identity = endpoint.identity.as_ref().map(|identity| {
-        let name = || proto::tls_identity::DnsLikeIdentity {
-            name: identity.to_string(),
-        };
-        proto::TlsIdentity {
-            strategy: Some(proto::tls_identity::Strategy::DnsLikeIdentity(name())),
-            server_name: Some(name()),
-        }
-    });
+    let identity = endpoint.identity.as_ref().map(tls_identity);
     let meshed = identity.is_some();
     let protocol = match endpoint.hint.protocol {
         Protocol::Unknown => None,
@@ -117,6 +109,33 @@ fn weighted_addr(addr: SocketAddr, endpoint: &Endpoint, client: &ClientLocation)
         authority_override: None,
         http2: meshed.then(keep_alive),
         resource_ref: None,
+    }
+}
+
+fn tls_identity(identity: &PeerIdentity) -> proto::TlsIdentity {
+    use proto::tls_identity::{DnsLikeIdentity, Strategy, UriLikeIdentity};
+    let dns = |name: &str| DnsLikeIdentity {
+        name: name.to_owned(),
+    };
+    let (strategy, server_name) = match identity {
+        PeerIdentity::ServiceAccount(identity) => {
+            let name = dns(identity.as_str());
+            (Strategy::DnsLikeIdentity(name.clone()), name)
+        }
+        PeerIdentity::External(external) => {
+            let uri = || UriLikeIdentity {
+                uri: external.identity.clone(),
+            };
+            let strategy = match external.is_uri() {
+                true => Strategy::UriLikeIdentity(uri()),
+                false => Strategy::DnsLikeIdentity(dns(&external.identity)),
+            };
+            (strategy, dns(&external.server_name))
+        }
+    };
+    proto::TlsIdentity {
+        strategy: Some(strategy),
+        server_name: Some(server_name),
     }
 }
 
@@ -246,11 +265,11 @@ mod tests {
     fn endpoint(node: &str) -> Arc<Endpoint> {
         Arc::new(Endpoint {
             weight: DEFAULT_WEIGHT,
-            identity: Some(
+            identity: Some(PeerIdentity::ServiceAccount(
                 "web.ns.serviceaccount.identity.linkerd.cluster.local"
                     .parse()
                     .expect("an identity"),
-            ),
+            )),
             hint: ProtocolHint {
                 protocol: Protocol::H2,
                 opaque_transport: Some(4143),
