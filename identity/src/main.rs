@@ -116,6 +116,7 @@ fn main() -> ExitCode {
         eprintln!("heddle-identity: --log-level: {}", report::chain(&error));
         return ExitCode::from(2);
     }
+    process::raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -24,8 +24,8 @@ use heddle_tls::{
 };
 use k8s_openapi::{
     api::{
-        authentication::v1::{TokenRequest, TokenRequestSpec},
-        core::v1::{Event, Namespace, ServiceAccount},
+        authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
+        core::v1::{Event, Namespace, Pod, ServiceAccount},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -210,9 +210,27 @@ fn identity(namespace: &str, name: &str) -> Identity {
 }
 
 async fn token(client: &Client, namespace: &str, name: &str, audience: &str) -> String {
+    bound_token(client, namespace, name, audience, None).await
+}
+
+/// A token as the kubelet asks for it: bound to the pod.
+async fn bound_token(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    audience: &str,
+    pod: Option<&Pod>,
+) -> String {
+    let bound = pod.map(|pod| BoundObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        name: pod.metadata.name.clone(),
+        uid: pod.metadata.uid.clone(),
+    });
     let request = TokenRequest {
         spec: Some(TokenRequestSpec {
             audiences: Some(vec![audience.to_owned()]),
+            bound_object_ref: bound,
             ..TokenRequestSpec::default()
         }),
         ..TokenRequest::default()
@@ -227,6 +245,17 @@ async fn token(client: &Client, namespace: &str, name: &str, audience: &str) -> 
         .expect("a status")
         .token
         .expect("a text")
+}
+
+/// A pod that nothing runs: enough to bind a token to.
+async fn mk_pod(client: &Client, namespace: &str, name: &str) -> Pod {
+    let pod: Pod = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": name},
+        "spec": {"serviceAccountName": "web", "containers": [{"name": "app", "image": "none"}]},
+    }))
+    .expect("a pod");
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    pods.create(&PostParams::default(), &pod).await.expect("creates")
 }
 
 async fn mk_account(client: &Client, namespace: &str, name: &str) {
@@ -351,6 +380,25 @@ async fn real_tokens_buy_certificates_and_events_tell() {
     leaf.verify(&roots, std::time::SystemTime::now())
         .expect("leads to the root");
 
+    // A pod's token is good for as long as the pod is there.
+    let (here, gone) = (
+        mk_pod(&client, &namespace, "web-1").await,
+        mk_pod(&client, &namespace, "web-2").await,
+    );
+    let here_token = bound_token(&client, &namespace, "web", AUDIENCE, Some(&here)).await;
+    let pod_gone_token = bound_token(&client, &namespace, "web", AUDIENCE, Some(&gone)).await;
+    Api::<Pod>::namespaced(client.clone(), &namespace)
+        .delete("web-2", &DeleteParams::default().grace_period(0))
+        .await
+        .expect("deletes");
+    certify(&mut caller, &web, &here_token).await.expect("issued");
+    wait::until_ok("the pod in the log", DEADLINE, || async {
+        anyhow::ensure!(program.log().contains(r#""pod":"web-1""#), program.log());
+        Ok(())
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{error}"));
+
     let api_token = token(
         &client,
         &namespace,
@@ -370,6 +418,7 @@ async fn real_tokens_buy_certificates_and_events_tell() {
     for (who, name, token) in [
         ("another audience", "web", api_token.as_str()),
         ("an account that is gone", "gone", &gone_token),
+        ("a pod that is gone", "web", &pod_gone_token),
         ("a forged token", "web", &tampered),
         ("no token of this cluster", "web", "abc.def.ghi"),
         ("another account", "gone", &web_token),
@@ -383,8 +432,8 @@ async fn real_tokens_buy_certificates_and_events_tell() {
 
     let metrics = program.get("/metrics").await;
     for line in [
-        r#"identity_certify_requests_total{result="issued"} 2"#,
-        r#"identity_certify_requests_total{result="not_authenticated"} 4"#,
+        r#"identity_certify_requests_total{result="issued"} 3"#,
+        r#"identity_certify_requests_total{result="not_authenticated"} 5"#,
         r#"identity_certify_requests_total{result="wrong_identity"} 1"#,
         "\nissuer_cert_ttl_seconds ",
         "\ntrust_anchors_cert_ttl_seconds ",
@@ -395,7 +444,7 @@ async fn real_tokens_buy_certificates_and_events_tell() {
         assert!(metrics.contains(line), "{line} is missing in:\n{metrics}");
     }
     let log = program.log();
-    for secret in [&web_token, &api_token, &gone_token] {
+    for secret in [&web_token, &api_token, &gone_token, &here_token] {
         assert!(!log.contains(secret.as_str()), "a token is in the log");
     }
     assert!(!log.contains("PRIVATE KEY"), "a key is in the log");

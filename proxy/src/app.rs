@@ -5,10 +5,9 @@ use std::{io, sync::Arc, time::Duration};
 
 use heddle_tls::{
     CertMetrics, CertifyLoop, ClientAuth, ControlChannel, Readiness, Store, StoreError,
-    connect::ChannelOptions, roots::RootsFile,
+    connect::ChannelOptions, revocation::fetch::RevocationLoop, roots::RootsFile,
 };
 use prometheus_client::registry::Registry;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::{Instant, interval};
 use tracing::{error, info, warn};
 
@@ -47,7 +46,8 @@ pub(crate) enum AppError {
 /// # Errors
 /// It cannot start.
 pub(crate) fn run(mut config: Config, log: LogHandle) -> Result<(), AppError> {
-    raise_file_limit();
+    // Every connection through the proxy takes two file descriptors.
+    heddle_daemon::process::raise_file_limit();
     // Controllers' own proxies find them on loopback, where connections do not grow stale.
     if config.control.policy.addr.is_loopback() {
         config.control.streams = StreamLimits::default();
@@ -60,19 +60,6 @@ pub(crate) fn run(mut config: Config, log: LogHandle) -> Result<(), AppError> {
     // Workers hold connections that the grace period has not ended: they end with the process.
     runtime.shutdown_background();
     result
-}
-
-/// Every connection through the proxy takes two file descriptors; the usual soft limit is far below what is allowed.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    // The limit stays as it is where it may not be changed.
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
-        },
-    );
 }
 
 async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
@@ -98,6 +85,10 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
     tokio::spawn(admin.bind().await?.serve());
 
     let ControlService { addr, name } = config.control.identity.clone();
+    if config.identity.revocation {
+        let follow = RevocationLoop::new(store.clone(), addr.clone(), name.clone());
+        tokio::spawn(follow.run());
+    }
     let certify = CertifyLoop::new(store.clone(), key, addr, name, &config.identity.token_file)
         .metrics(cert_metrics)
         .refresh_bounds(config.identity.min_refresh, config.identity.max_refresh);
@@ -130,6 +121,8 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
         .filter_map(|port| discovery.inbound(port).ok())
         .collect();
 
+    let mut lists = store.revocations();
+    let revocation = config.identity.revocation;
     let parts = worker::Parts {
         config: config.clone(),
         discovery,
@@ -140,6 +133,10 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
     let started = Instant::now();
     let starting = tokio::spawn(async move {
         await_identity(ready).await;
+        // Who cannot tell what is revoked lets nobody in.
+        if revocation && lists.wait_for(|lists| !lists.is_empty()).await.is_err() {
+            return;
+        }
         info!(
             workers = listeners.len(),
             start_ms = started.elapsed().as_millis(),

@@ -77,6 +77,8 @@ pub(crate) struct IdentityConfig {
     pub roots: TrustBundle,
     pub roots_file: PathBuf,
     pub token_file: PathBuf,
+    /// Whether peers' certificates are judged by the identity service's revocation lists.
+    pub revocation: bool,
     pub min_refresh: Duration,
     pub max_refresh: Duration,
 }
@@ -138,6 +140,9 @@ impl Config {
                 Ok(PathBuf::from(text))
             })
             .unwrap_or_else(|| PathBuf::from(TRUST_ROOTS_FILE));
+
+        // Heddle's own: the identity service must serve lists (its --revocations).
+        let revocation = p.flag("LINKERD2_PROXY_IDENTITY_REVOCATION");
 
         let cluster_networks = p
             .optional(env::POLICY_CLUSTER_NETWORKS, parse::networks)
@@ -202,6 +207,7 @@ impl Config {
                         roots,
                         roots_file,
                         token_file,
+                        revocation,
                         min_refresh,
                         max_refresh,
                     },

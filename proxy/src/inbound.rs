@@ -8,7 +8,7 @@ mod tcp;
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use heddle_proxy_policy::{Client, ClientTls, ServerPolicy, inbound::Protocol};
-use heddle_tls::peer_identity;
+use heddle_tls::{PeerLeaf, peer_identity};
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::debug;
@@ -58,6 +58,8 @@ enum InboundError {
     Busy(#[from] Full),
     #[error("the policy no longer allows the connection")]
     Terminated,
+    #[error("the client's certificate was revoked")]
+    Revoked,
 }
 
 impl InboundError {
@@ -68,7 +70,7 @@ impl InboundError {
             Self::HandshakeTimeout => "tls handshake timeout",
             Self::NotDirect | Self::Header(_) => "transport header",
             Self::Loop(_) => "loop",
-            Self::Denied(_) | Self::Terminated => "unauthorized",
+            Self::Denied(_) | Self::Terminated | Self::Revoked => "unauthorized",
             Self::App(_) => "connect",
             Self::Busy(_) => "busy",
         }
@@ -92,6 +94,8 @@ struct Known {
     /// What metrics say when it is not meshed.
     no_tls_reason: &'static str,
     port: Rc<Port>,
+    /// Its certificate, when revocation is looked at.
+    leaf: Option<PeerLeaf>,
 }
 
 /// What a connection carries.
@@ -109,16 +113,26 @@ async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), InboundErr
         place: _place,
     } = accepted;
     let direct = orig_dst.port() == worker.config.inbound.listen.port();
-    let (known, carries) = match direct {
+    let (mut known, carries) = match direct {
         true => Box::pin(accept_direct(worker, tcp, client, orig_dst)).await?,
         false => accept_app(worker, tcp, client, orig_dst).await?,
     };
-    match carries {
-        Carries::Http(version) => {
-            http::serve(worker.clone(), known, drain, version).await;
-            Ok(())
+    let leaf = known.leaf.take();
+    let serving = async {
+        match carries {
+            Carries::Http(version) => {
+                http::serve(worker.clone(), known, drain, version).await;
+                Ok(())
+            }
+            Carries::Bytes => tcp::serve(worker, known, drain).await,
         }
-        Carries::Bytes => tcp::serve(worker, known, drain).await,
+    };
+    if leaf.is_none() {
+        return serving.await;
+    }
+    tokio::select! {
+        served = serving => served,
+        () = worker.tls.until_revoked(leaf) => Err(InboundError::Revoked),
     }
 }
 
@@ -155,7 +169,7 @@ async fn accept_app(
     let mut known = match ours {
         true => {
             let tls = handshake(worker.tls.server(), tcp).await?;
-            meshed(port, tls, client)
+            meshed(worker, port, tls, client)
         }
         false => plain(port, tcp, client, "no_tls_from_remote"),
     };
@@ -211,7 +225,7 @@ async fn accept_direct(
         .port(worker, SocketAddr::new(orig_dst.ip(), port))?;
     port.settled().await;
     // Reading the header took exactly its bytes.
-    let known = meshed(port, tls.into_inner(), client);
+    let known = meshed(worker, port, tls.into_inner(), client);
     Ok(match protocol {
         None => (known, Carries::Bytes),
         Some(transport_header::Protocol::Http1) => (known, Carries::Http(HttpVersion::Http1)),
@@ -230,7 +244,8 @@ async fn handshake(
     }
 }
 
-fn meshed(port: Rc<Port>, tls: TlsStream<Prefixed<TcpStream>>, client: SocketAddr) -> Known {
+fn meshed(worker: &Worker, port: Rc<Port>, tls: TlsStream<Prefixed<TcpStream>>, client: SocketAddr) -> Known {
+    let leaf = worker.tls.leaf(tls.get_ref().1);
     let identity = tls.get_ref().1.peer_certificates().and_then(peer_identity);
     let client = Client {
         addr: client.ip(),
@@ -242,6 +257,7 @@ fn meshed(port: Rc<Port>, tls: TlsStream<Prefixed<TcpStream>>, client: SocketAdd
         client,
         no_tls_reason: "",
         port,
+        leaf,
     }
 }
 
@@ -256,6 +272,7 @@ fn plain(port: Rc<Port>, tcp: Prefixed<TcpStream>, client: SocketAddr, no_tls_re
         client,
         no_tls_reason,
         port,
+        leaf: None,
     }
 }
 

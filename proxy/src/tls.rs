@@ -3,8 +3,8 @@
 use std::{cell::RefCell, sync::Arc};
 
 use heddle_tls::{
-    Identity, Store,
-    rustls::{ClientConfig, ServerConfig},
+    Identity, PeerLeaf, Store,
+    rustls::{ClientConfig, CommonState, ServerConfig},
 };
 
 use crate::transport_header;
@@ -13,6 +13,7 @@ use crate::transport_header;
 #[derive(Debug)]
 pub(crate) struct Tls {
     store: Store,
+    revocation: bool,
     server: RefCell<Option<Derived<ServerConfig>>>,
     client: RefCell<Option<Derived<ClientConfig>>>,
 }
@@ -24,9 +25,10 @@ struct Derived<C> {
 }
 
 impl Tls {
-    pub(crate) fn new(store: Store) -> Self {
+    pub(crate) fn new(store: Store, revocation: bool) -> Self {
         Self {
             store,
+            revocation,
             server: RefCell::default(),
             client: RefCell::default(),
         }
@@ -34,6 +36,17 @@ impl Tls {
 
     pub(crate) fn name(&self) -> &Identity {
         self.store.name()
+    }
+
+    /// What to remember of a peer, so that its connection can end when its certificate is revoked.
+    pub(crate) fn leaf(&self, peer: &CommonState) -> Option<PeerLeaf> {
+        self.revocation
+            .then(|| peer.peer_certificates().and_then(PeerLeaf::of))?
+    }
+
+    /// Returns when `leaf` is revoked, which may be never.
+    pub(crate) async fn until_revoked(&self, leaf: Option<PeerLeaf>) {
+        self.store.until_revoked(leaf).await;
     }
 
     /// For connections that were meant for the application.

@@ -91,6 +91,7 @@ pub(crate) fn run(parts: Parts, listeners: listen::Listeners) {
     };
     let local = LocalSet::new();
     runtime.block_on(local.run_until(async move {
+        let revocation = parts.config.identity.revocation;
         let Parts {
             config,
             discovery,
@@ -101,7 +102,7 @@ pub(crate) fn run(parts: Parts, listeners: listen::Listeners) {
         let worker = Rc::new(Worker {
             config,
             discovery,
-            tls: Rc::new(Tls::new(store)),
+            tls: Rc::new(Tls::new(store, revocation)),
             metrics,
             draining: Cell::new(false),
             outbound: outbound::Targets::default(),

@@ -10,7 +10,7 @@ use crate::{lint, packages};
 /// Measure Heddle beside its peers: builds with the image profile first.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// `proxy` or `reconcile`.
+    /// `proxy`, `reconcile` or `identity`.
     name: Name,
     /// What the benchmark itself takes: `--json FILE`, `--blocks N`; `--help` lists it.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -19,6 +19,7 @@ pub(crate) struct Arguments {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Name {
+    Identity,
     Proxy,
     Reconcile,
 }
@@ -30,10 +31,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
             packages::ensure(host::BENCH_PACKAGES, Progress::Shown)?;
             ("proxy", &["heddle-proxy", "heddle-proxy-init"])
         }
+        // With the bound, which must be built alike.
+        Name::Identity => ("identity", &["heddle-identity"]),
         Name::Reconcile => ("reconcile", &["heddle-reconciler"]),
     };
     let mut build = vec!["build", "--profile", "image"];
     build.extend(packages.iter().flat_map(|package| ["--package", package]));
+    if matches!(name, "identity") {
+        build.extend(["--bins", "--example", "bound"]);
+    }
     lint::cargo(&build)?;
     lint::cargo(&["build", "--package", "heddle-tests-bench"])?;
     let target =

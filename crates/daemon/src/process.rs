@@ -8,9 +8,23 @@ use prometheus_client::{
     metrics::{counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// `/proc/self/stat` counts in units of USER_HZ, which is 100 on every architecture that Linux runs containers on.
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Lets the process have as many connections as it may: the usual soft limit of files is far below what is allowed.
+pub fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // The limit stays as it is where it may not be changed.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
+}
 
 /// Registers `process_*` metrics under the names that Prometheus' own client libraries use.
 pub fn register(registry: &mut Registry) {

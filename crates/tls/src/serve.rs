@@ -16,7 +16,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::Semaphore,
     task::JoinSet,
     time::timeout,
@@ -27,6 +27,10 @@ use tower::ServiceExt;
 use tracing::{Instrument, debug, debug_span, info, warn};
 
 use crate::{PeerLeaf, Store, peer_identity};
+
+/// Connections that wait to be accepted; the kernel has its own bound. A cluster that restarts comes all at once, and who
+/// finds the queue full comes back after a second at the soonest.
+const BACKLOG: u32 = 8192;
 
 /// Who is at the other end of a request's connection; in the request's extensions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,9 +104,16 @@ pub struct Server {
 /// # Errors
 /// The address is taken or not ours; the error names it.
 pub async fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(addr)
-        .await
-        .map_err(|source| BindError { addr, source })
+    let listen = || {
+        let socket = match addr {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        socket.set_reuseaddr(true)?;
+        socket.bind(addr)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| BindError { addr, source })
 }
 
 impl Server {

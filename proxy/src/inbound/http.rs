@@ -50,6 +50,7 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Known, drain: drain::Watch,
         client,
         no_tls_reason,
         port,
+        leaf: _,
     } = known;
     let client_id = match &client.tls {
         ClientTls::Established(Some(id)) => HeaderValue::from_str(id.as_str()).ok(),

@@ -15,6 +15,7 @@ pub(super) async fn serve(
         client,
         no_tls_reason,
         port,
+        leaf: _,
     } = known;
     let policy = port.policy();
     let labels = |server: &heddle_proxy_policy::Meta| {

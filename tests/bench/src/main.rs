@@ -5,6 +5,7 @@
 //! with `--json FILE`, an array of records ([`record::Record`]). It never asserts a figure: reading them is for people.
 
 mod control;
+mod identity;
 mod netns;
 mod proxy;
 mod reconcile;
@@ -43,6 +44,14 @@ enum Bench {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Certificates per CPU second, a restart of 5,000 proxies, and hung reviews.
+    Identity {
+        #[command(flatten)]
+        options: identity::Options,
+        /// Where to write the records.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
     /// A scripted control plane on loopback, started by `proxy` in each namespace.
     #[command(hide = true)]
     Control(control::Options),
@@ -60,6 +69,7 @@ fn main() -> anyhow::Result<()> {
         let (records, json) = match Args::parse().bench {
             Bench::Proxy { options, json } => (proxy::run(options).await?, json),
             Bench::Reconcile { options, json } => (reconcile::run(options).await?, json),
+            Bench::Identity { options, json } => (identity::run(options).await?, json),
             Bench::Control(options) => return control::run(options).await,
             Bench::OpenLoop(options) => {
                 println!("{}", serde_json::to_string(&proxy::run_open(&options)?)?);
