@@ -4,6 +4,7 @@
 //! The index makes these values from Kubernetes objects; the gRPC layer turns them into messages. In between stand the
 //! `Discover` traits in [`discover`]. This crate must never know kube, tonic or protobuf, and does no I/O.
 
+pub mod balance;
 pub mod discover;
 pub mod endpoints;
 pub mod inbound;

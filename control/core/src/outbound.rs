@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use crate::{
+    balance::{Affinity, Limits, Persistence},
     meta::{Meta, ResourceRef},
     route::{Filter, GrpcMatch, HostMatch, HttpMatch},
 };
@@ -34,8 +35,10 @@ pub enum OutboundProtocol {
     Http2(HttpRoutes),
     /// gRPC.
     Grpc(GrpcRoutes),
-    /// Bytes that are not looked into.
-    Opaque(OpaqueRoute),
+    /// TLS that is not ended here: routes by server name, never empty, in order of precedence.
+    Tls(Vec<TlsRoute>),
+    /// Bytes that are not looked into: never empty; the first route is taken.
+    Opaque(Vec<OpaqueRoute>),
 }
 
 /// HTTP routes of a target.
@@ -76,6 +79,19 @@ pub struct OutboundRule<M> {
     pub timeouts: Timeouts,
     /// Which failures are tried again.
     pub retry: Option<Retry>,
+    /// Where copies of requests go.
+    pub mirrors: Vec<Mirror>,
+    /// How requests of a session find the same endpoint.
+    pub session: Option<Persistence>,
+}
+
+/// Where a share of requests is copied to; answers to the copies are thrown away.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    /// Where.
+    pub backend: Backend,
+    /// The share, as numerator and denominator; at most 1.
+    pub share: (u32, u32),
 }
 
 /// How requests spread over backends; never empty.
@@ -96,6 +112,14 @@ pub struct Backend {
     pub target: BackendTarget,
     /// What is done to requests that go there.
     pub filters: Vec<Filter>,
+    /// Where copies of these requests go.
+    pub mirrors: Vec<Mirror>,
+    /// How failures weigh when one of its endpoints is chosen.
+    pub load_bias: Option<LoadBias>,
+    /// How its balancer is bounded.
+    pub limits: Limits,
+    /// Which requests stick to one of its endpoints.
+    pub affinity: Option<Affinity>,
 }
 
 /// How a backend is reached.
@@ -105,6 +129,15 @@ pub enum BackendTarget {
     Balance(String),
     /// At this very address.
     Forward(SocketAddr),
+}
+
+/// A route by the server name of a TLS handshake.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TlsRoute {
+    /// Server names; empty means all.
+    pub snis: Vec<HostMatch>,
+    /// Where such connections go.
+    pub route: OpaqueRoute,
 }
 
 /// The route of bytes that are not looked into.
@@ -143,7 +176,7 @@ pub struct Retry {
 /// See [`Retry::on`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum RetryOn {
-    /// HTTP statuses, as inclusive ranges; never empty.
+    /// HTTP statuses, as inclusive ranges; with none, only tries that take too long are tried again.
     Http(Vec<(u16, u16)>),
     /// gRPC statuses.
     Grpc(GrpcRetryOn),
@@ -166,27 +199,35 @@ pub struct GrpcRetryOn {
 
 /// When an endpoint is taken out for failing.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum FailureAccrual {
-    /// After so many failures in a row.
-    Consecutive {
-        /// How many.
-        max_failures: u32,
-        /// How long it stays out.
-        backoff: Backoff,
-    },
-    /// When its success rate falls, or after so many failures in a row.
-    Unified {
-        /// The lowest rate, from 0 to 1.
-        success_rate_threshold: f64,
-        /// The window that the rate is taken over.
-        window: Duration,
-        /// Requests before the rate counts.
-        min_requests: u32,
-        /// Failures in a row.
-        max_failures: u32,
-        /// How long it stays out.
-        backoff: Backoff,
-    },
+pub struct FailureAccrual {
+    /// After so many failures in a row; 0 is never.
+    pub max_failures: u32,
+    /// And when its success rate falls, if that is looked at.
+    pub success_rate: Option<SuccessRate>,
+    /// How long it stays out.
+    pub backoff: Backoff,
+    /// So many endpoints stay in, however they fail.
+    pub min_ready_endpoints: u32,
+}
+
+/// When an endpoint's success rate is too low.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SuccessRate {
+    /// The lowest good rate, from 0 (never too low) to 1.
+    pub threshold: f64,
+    /// The window that the rate is taken over, at least 10 ms.
+    pub window: Duration,
+    /// Requests before the rate counts, at most a million.
+    pub min_requests: u32,
+}
+
+/// How failures and hints to come back later weigh on an endpoint's load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadBias {
+    /// The latency that a failure counts as.
+    pub penalty: Duration,
+    /// The longest `Retry-After` that is believed.
+    pub max_retry_after: Duration,
 }
 
 /// Growing, jittered waits.
@@ -214,6 +255,19 @@ impl Distribution {
 }
 
 impl Backend {
+    /// A target with nothing special about it.
+    pub fn new(meta: Meta, target: BackendTarget) -> Self {
+        Self {
+            meta,
+            target,
+            filters: Vec::new(),
+            mirrors: Vec::new(),
+            load_bias: None,
+            limits: Limits::default(),
+            affinity: None,
+        }
+    }
+
     /// A service's port, with the name that its endpoints are found by.
     pub fn service(service: ResourceRef, cluster_domain: &str) -> Self {
         let name = format!(
@@ -222,10 +276,6 @@ impl Backend {
             service.namespace,
             service.port.unwrap_or(80)
         );
-        Self {
-            meta: Meta::Resource(service),
-            target: BackendTarget::Balance(name),
-            filters: Vec::new(),
-        }
+        Self::new(Meta::Resource(service), BackendTarget::Balance(name))
     }
 }

@@ -62,6 +62,8 @@ pub struct GrpcMatch {
     pub service: Option<String>,
     /// The method's name.
     pub method: Option<String>,
+    /// Whether the two are regular expressions, each for the whole name.
+    pub regex: bool,
     /// Metadata.
     pub headers: Vec<HeaderMatch>,
 }
@@ -75,6 +77,8 @@ pub enum Filter {
     ResponseHeaders(HeaderModifier),
     /// Answers with a redirect.
     Redirect(Redirect),
+    /// Changes the request's URL on its way.
+    Rewrite(Rewrite),
     /// Answers with this status instead of forwarding.
     Fail {
         /// The HTTP status.
@@ -108,6 +112,15 @@ pub struct Redirect {
     pub port: Option<u16>,
     /// The status, 302 when absent.
     pub status: Option<u16>,
+}
+
+/// A change of the URL; what is absent stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    /// The host.
+    pub host: Option<String>,
+    /// The path.
+    pub path: Option<PathModifier>,
 }
 
 /// A URL's scheme.

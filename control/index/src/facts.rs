@@ -37,6 +37,7 @@ pub(crate) use self::{
     workload::WorkloadFacts,
 };
 use crate::{
+    annotation::Problem,
     status::{Subject, Told},
     store::{Store, Table},
 };
@@ -123,6 +124,14 @@ pub(crate) fn created<K: Resource>(object: &K) -> i64 {
         .creation_timestamp
         .as_ref()
         .map_or(i64::MAX, |time| time.0.as_second())
+}
+
+/// Logs what is wrong with an object's annotations.
+pub(crate) fn complain<K: Resource<DynamicType = ()>>(object: &K, problems: Vec<Problem>) {
+    for problem in problems {
+        let kind = K::kind(&());
+        tracing::warn!(%kind, namespace = object.namespace(), name = object.name_any(), %problem, "Ignored an annotation");
+    }
 }
 
 /// An annotation that is parsed; a wrong value is logged and counts as absent.

@@ -8,6 +8,7 @@
 //!
 //! [`watcher`] is the only part that talks to an API server. This crate must never know tonic or protobuf.
 
+pub mod annotation;
 mod cluster;
 mod config;
 mod dirty;

@@ -1,7 +1,6 @@
 //! The policy of what a client connects to: a service with its routes, or an address outside the cluster.
 
 mod egress;
-mod traffic;
 
 use std::net::SocketAddr;
 
@@ -15,8 +14,8 @@ use heddle_control_core::{
     route::{Filter, GrpcMatch, HttpMatch},
 };
 
-use self::traffic::{RouteTraffic, ServiceTraffic};
 use crate::{
+    annotation::{Balancing, RouteTraffic},
     config::Config,
     facts::{BackendKind, BackendRef, ObjectKey, ParentKind, PortFacts, RouteFacts, RouteKind, RuleFacts},
     status::route,
@@ -57,13 +56,14 @@ pub(crate) fn compute(
         key: &key,
         port,
         backend: Backend::service(resource.clone(), &config.cluster_domain),
-        traffic: ServiceTraffic::read(&key, &service.traffic),
+        traffic: service.traffic.clone(),
+        balancing: service.balancing.clone(),
     };
     let protocol = match service.port(port) {
         Some(declared) => parent.protocol(declared),
         // kube-proxy, too, refuses what the service does not declare; a headless service has no such gate.
         None if service.headless() => parent.detect(),
-        None => OutboundProtocol::Opaque(parent.opaque(true)),
+        None => OutboundProtocol::Opaque(vec![parent.opaque(true)]),
     };
     Ok(OutboundPolicy {
         meta: Meta::Resource(resource),
@@ -81,13 +81,14 @@ struct Parent<'a> {
     port: u16,
     /// Where requests go when no route says otherwise.
     backend: Backend,
-    traffic: ServiceTraffic,
+    traffic: RouteTraffic,
+    balancing: Balancing,
 }
 
 impl Parent<'_> {
     fn protocol(&self, declared: &PortFacts) -> OutboundProtocol {
         if self.store.is_opaque_on_service(self.config, self.key, self.port) {
-            return OutboundProtocol::Opaque(self.opaque(false));
+            return OutboundProtocol::Opaque(vec![self.opaque(false)]);
         }
         match declared.app_protocol.as_deref() {
             Some("http") => OutboundProtocol::Http1(self.http()),
@@ -96,7 +97,7 @@ impl Parent<'_> {
                 None => OutboundProtocol::Http2(self.http()),
             },
             // Linkerd: every other application protocol is the application's own affair.
-            Some(_) => OutboundProtocol::Opaque(self.opaque(false)),
+            Some(_) => OutboundProtocol::Opaque(vec![self.opaque(false)]),
             None => match self.grpc() {
                 Some(grpc) => OutboundProtocol::Grpc(grpc),
                 None => self.detect(),
@@ -127,7 +128,7 @@ impl Parent<'_> {
         }
         Routes {
             routes,
-            failure_accrual: self.traffic.failure_accrual,
+            failure_accrual: self.balancing.failure_accrual,
         }
     }
 
@@ -154,20 +155,22 @@ impl Parent<'_> {
         let routes = self.attached(routes);
         (!routes.is_empty()).then(|| Routes {
             routes,
-            failure_accrual: self.traffic.failure_accrual,
+            failure_accrual: self.balancing.failure_accrual,
         })
     }
 
     fn default_route(&self, meta: Meta) -> OutboundRoute<HttpMatch> {
         let RouteTraffic {
             timeouts, retry_http, ..
-        } = self.traffic.route.clone();
+        } = self.traffic.clone();
         let rule = OutboundRule {
             matches: vec![HttpMatch::all()],
             filters: Vec::new(),
             backends: Distribution::First(self.backend.clone()),
             timeouts,
             retry: retry_http,
+            mirrors: Vec::new(),
+            session: None,
         };
         OutboundRoute {
             meta,
@@ -211,9 +214,7 @@ impl Parent<'_> {
     ) -> Option<OutboundRoute<M>> {
         let body = facts.body.as_ref()?;
         // Linkerd: one annotation on the route replaces all of the service's.
-        let own = (!facts.traffic.is_empty())
-            .then(|| RouteTraffic::read(kind.kind(), namespace, name, &facts.traffic));
-        let traffic = own.unwrap_or_else(|| self.traffic.route.clone());
+        let traffic = facts.traffic.as_ref().unwrap_or(&self.traffic);
         let rule = |rule: &RuleFacts<M>| {
             let RouteTraffic {
                 timeouts,
@@ -229,6 +230,8 @@ impl Parent<'_> {
                     ..timeouts
                 },
                 retry: M::retry(retry_http, retry_grpc),
+                mirrors: Vec::new(),
+                session: None,
             }
         };
         Some(OutboundRoute {
@@ -358,19 +361,16 @@ fn outside(store: &Store, config: &Config, client_namespace: &str, addr: SocketA
         kind: ParentKind::EgressNetwork,
         key,
         port: addr.port(),
-        backend: Backend {
-            meta: meta.clone(),
-            target: BackendTarget::Forward(addr),
-            filters: Vec::new(),
-        },
-        traffic: ServiceTraffic::default(),
+        backend: Backend::new(meta.clone(), BackendTarget::Forward(addr)),
+        traffic: RouteTraffic::default(),
+        balancing: Balancing::default(),
     };
     let opaque = OpaqueRoute {
         meta: Meta::Default(fallback),
         ..parent.opaque(!allowed)
     };
     let protocol = if config.opaque_ports.contains(addr.port()) {
-        OutboundProtocol::Opaque(opaque)
+        OutboundProtocol::Opaque(vec![opaque])
     } else {
         let mut routes = parent.http_routes();
         // What no route matches is for the traffic policy to decide.

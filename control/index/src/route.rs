@@ -200,6 +200,7 @@ impl ReadMatch for GrpcMatch {
         Ok(Self {
             service: method.service,
             method: method.method,
+            regex: false,
             headers: headers(spec.headers)?,
         })
     }

@@ -97,6 +97,8 @@ pub(super) fn grpc_match(matches: &GrpcMatch) -> grpc_route::GrpcRouteMatch {
     let GrpcMatch {
         service,
         method,
+        // Of expressions the extension speaks. As names they match nothing, which is right where they are not understood.
+        regex: _,
         headers,
     } = matches;
     grpc_route::GrpcRouteMatch {

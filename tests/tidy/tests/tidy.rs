@@ -8,7 +8,7 @@ use std::{
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 
 /// Which of our packages each package may name (beside itself), outside its tests.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("heddle-mesh", &[]),
     ("heddle-k8s", &["heddle-mesh"]),
     ("heddle-inject", &["heddle-k8s", "heddle-mesh"]),
@@ -19,7 +19,8 @@ const ARROWS: [(&str, &[&str]); 15] = [
         &["heddle-daemon", "heddle-inject", "heddle-k8s", "heddle-mesh"],
     ),
     ("heddle-identity", &["heddle-daemon", "heddle-mesh", "heddle-tls"]),
-    ("heddle-proxy-policy", &["heddle-mesh"]),
+    ("heddle-wire", &[]),
+    ("heddle-proxy-policy", &["heddle-mesh", "heddle-wire"]),
     ("heddle-proxy-init", &["heddle-mesh"]),
     (
         "heddle-proxy",
@@ -28,6 +29,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "heddle-mesh",
             "heddle-proxy-policy",
             "heddle-tls",
+            "heddle-wire",
         ],
     ),
     ("heddle-control-core", &["heddle-mesh"]),
@@ -45,6 +47,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "heddle-k8s",
             "heddle-mesh",
             "heddle-tls",
+            "heddle-wire",
         ],
     ),
     ("heddle-tests-harness", &["heddle-mesh"]),
@@ -55,8 +58,9 @@ const ARROWS: [(&str, &[&str]); 15] = [
 ];
 
 /// What a package must never reach through its dependencies, and why.
-const NEVER: [(&str, &str, &str); 9] = [
+const NEVER: [(&str, &str, &str); 10] = [
     ("heddle-mesh", "tokio", "the vocabulary does no I/O"),
+    ("heddle-wire", "kube-core", "the wire knows no Kubernetes"),
     ("heddle-inject", "tonic", "injection is a pure decision"),
     (
         "heddle-proxy",

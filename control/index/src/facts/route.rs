@@ -1,7 +1,5 @@
 //! Routes: what they are attached to, and what they do.
 
-use std::collections::BTreeMap;
-
 use gateway_api::apis::standard::{
     grpcroutes::GrpcRoute as GatewayGrpcRoute, httproutes::HttpRoute as GatewayHttpRoute,
 };
@@ -10,9 +8,10 @@ use heddle_k8s::policy::HttpRoute as PolicyHttpRoute;
 use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 
-use super::{ObjectKey, Tracked, service::traffic_annotations};
+use super::{ObjectKey, Tracked};
 pub(crate) use crate::route::{BackendKind, BackendRef, Rule as RuleFacts};
 use crate::{
+    annotation::{Reader, RouteTraffic},
     dirty::Dirty,
     route::{Body, ParentRef, ReadMatch, RouteError},
     status::{Subject, Told},
@@ -38,8 +37,8 @@ pub struct RouteFacts<M> {
     pub(crate) body: Option<Body<M>>,
     /// Why there is no body.
     pub(crate) problem: Option<String>,
-    /// Annotations about retries and timeouts.
-    pub(crate) traffic: BTreeMap<String, String>,
+    /// What its annotations say; `None`: nothing, so that its parent's hold.
+    pub(crate) traffic: Option<RouteTraffic>,
 }
 
 /// What a route is attached to.
@@ -141,8 +140,16 @@ where
             .collect(),
         body,
         problem,
-        traffic: traffic_annotations(object.annotations()),
+        traffic: traffic(object),
     }
+}
+
+/// Linkerd: one annotation on a route replaces all of its parent's.
+fn traffic<K: Resource<DynamicType = ()>>(object: &K) -> Option<RouteTraffic> {
+    let mut annotations = Reader::new(object.annotations());
+    let traffic = annotations.route_traffic();
+    super::complain(object, annotations.problems);
+    (traffic != RouteTraffic::default()).then_some(traffic)
 }
 
 fn known_parent(written: ParentRef, namespace: &str) -> Option<Parent> {

@@ -1,8 +1,8 @@
 //! Services: addresses, ports, and the traffic settings in their annotations.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::net::IpAddr;
 
-use heddle_mesh::{PortSet, annotation};
+use heddle_mesh::PortSet;
 use k8s_openapi::{
     api::core::v1::{Service, ServiceSpec},
     apimachinery::pkg::util::intstr::IntOrString,
@@ -11,17 +11,10 @@ use kube::ResourceExt as _;
 
 use super::{ObjectKey, Tracked};
 use crate::{
+    annotation::{Balancing, Reader, RouteTraffic},
     dirty::Dirty,
     store::{Store, Table},
 };
-
-/// Prefixes of the annotations that say how traffic is treated.
-const TRAFFIC: [&str; 4] = [
-    "retry.linkerd.io/",
-    "timeout.linkerd.io/",
-    "balancer.linkerd.io/",
-    "balancer.alpha.linkerd.io/",
-];
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServiceFacts {
@@ -30,8 +23,9 @@ pub struct ServiceFacts {
     pub(crate) external_name: bool,
     pub(crate) local_only: bool,
     pub(crate) opaque_ports: Option<PortSet>,
-    /// Annotations about retries, timeouts and balancing.
-    pub(crate) traffic: BTreeMap<String, String>,
+    /// How requests are treated that take no route, or one without annotations of its own.
+    pub(crate) traffic: RouteTraffic,
+    pub(crate) balancing: Balancing,
 }
 
 /// A TCP port of a service.
@@ -57,13 +51,21 @@ impl Tracked for Service {
             .collect();
         cluster_ips.sort_unstable();
         cluster_ips.dedup();
+        let mut annotations = Reader::new(self.annotations());
+        let (opaque_ports, traffic, balancing) = (
+            annotations.opaque_ports(),
+            annotations.route_traffic(),
+            annotations.balancing(),
+        );
+        super::complain(self, annotations.problems);
         ServiceFacts {
             cluster_ips,
             ports: ports(spec),
             external_name: spec.type_.as_deref() == Some("ExternalName"),
             local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
-            opaque_ports: super::annotation(self, annotation::OPAQUE_PORTS),
-            traffic: traffic_annotations(self.annotations()),
+            opaque_ports,
+            traffic,
+            balancing,
         }
     }
 
@@ -106,14 +108,6 @@ fn ports(spec: &ServiceSpec) -> Vec<PortFacts> {
         })
     })
     .collect()
-}
-
-/// The annotations of a service or route that say how its traffic is treated.
-pub(crate) fn traffic_annotations(annotations: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let ours = annotations
-        .iter()
-        .filter(|(key, _)| TRAFFIC.iter().any(|prefix| key.starts_with(prefix)));
-    ours.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 impl ServiceFacts {

@@ -108,6 +108,7 @@ fn grpc_servers_have_grpc_routes() {
     let expected = GrpcMatch {
         service: Some("a.B".into()),
         method: Some("C".into()),
+        regex: false,
         headers: vec![],
     };
     assert_eq!(server.grpc_routes[0].rules[0].matches, [expected]);

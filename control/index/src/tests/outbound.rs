@@ -19,11 +19,7 @@ use super::fixtures::*;
 use crate::Cluster;
 
 fn backend(name: &str, port: u16) -> Backend {
-    Backend {
-        meta: Meta::Resource(ResourceRef::service("ns", name, port)),
-        target: BackendTarget::Balance(format!("{name}.ns.svc.cluster.local:{port}")),
-        filters: vec![],
-    }
+    Backend::service(ResourceRef::service("ns", name, port), "cluster.local")
 }
 
 fn http(cluster: &Cluster, client: &str) -> HttpRoutes {
@@ -58,6 +54,8 @@ fn a_service_without_routes_has_one_for_everything() {
         backends: Distribution::First(backend("web", 80)),
         timeouts: Timeouts::default(),
         retry: None,
+        mirrors: vec![],
+        session: None,
     };
     let expected = OutboundPolicy {
         meta: Meta::Resource(ResourceRef::service("ns", "web", 80)),
@@ -129,7 +127,7 @@ fn addresses_outside_the_cluster_are_forwarded_to() {
 fn a_port_that_the_service_does_not_declare_is_forbidden() {
     let policy = web().outbound_of("client", addr("10.96.0.1:81"));
     assert!(
-        matches!(&policy.protocol, OutboundProtocol::Opaque(route) if route.forbidden),
+        matches!(&policy.protocol, OutboundProtocol::Opaque(routes) if routes[0].forbidden),
         "{policy:?}"
     );
 }
@@ -155,7 +153,7 @@ fn application_protocols_decide_what_is_spoken() {
     cluster.apply(&mk_service_with("ns", "web", "10.96.0.1", opaque));
     let policy = cluster.outbound_of("client", addr("10.96.0.1:80"));
     assert!(
-        matches!(&policy.protocol, OutboundProtocol::Opaque(route) if !route.forbidden),
+        matches!(&policy.protocol, OutboundProtocol::Opaque(routes) if !routes[0].forbidden),
         "{policy:?}"
     );
 }
@@ -309,7 +307,11 @@ fn timeouts_and_retries_come_from_route_annotations_or_else_the_services() {
     let routes = http(&cluster, "client");
     assert!(matches!(
         routes.failure_accrual,
-        Some(FailureAccrual::Consecutive { max_failures: 7, .. })
+        Some(FailureAccrual {
+            max_failures: 7,
+            success_rate: None,
+            ..
+        })
     ));
     let rule = &routes.routes[0].rules[0];
     let timeouts = Timeouts {

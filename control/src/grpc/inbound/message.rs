@@ -182,7 +182,7 @@ fn http_filter(filter: &Filter) -> Option<proto::http_route::Filter> {
         Filter::Redirect(redirect) => Kind::Redirect(encode::redirect(redirect)),
         Filter::Fail { status, message } => Kind::FailureInjector(encode::http_failure(*status, message)),
         // The message has no place for it; the index leaves it out.
-        Filter::ResponseHeaders(_) => return None,
+        Filter::ResponseHeaders(_) | Filter::Rewrite(_) => return None,
     };
     Some(proto::http_route::Filter { kind: Some(kind) })
 }
@@ -217,7 +217,7 @@ fn grpc_filter(filter: &Filter) -> Option<proto::grpc_route::Filter> {
         Filter::RequestHeaders(modifier) => Kind::RequestHeaderModifier(encode::request_headers(modifier)),
         Filter::Fail { message, .. } => Kind::FailureInjector(encode::grpc_failure(message)),
         // A gRPC call cannot be redirected, and the message has no place for the other.
-        Filter::Redirect(_) | Filter::ResponseHeaders(_) => return None,
+        Filter::Redirect(_) | Filter::ResponseHeaders(_) | Filter::Rewrite(_) => return None,
     };
     Some(proto::grpc_route::Filter { kind: Some(kind) })
 }

@@ -1,23 +1,25 @@
 //! Outbound policies as messages.
 //!
-//! A proxy refuses a whole policy for one field it misses, so every field it looks at is set here, always.
+//! A proxy refuses a whole policy for one field it misses, so every field it looks at is set here, always. What the
+//! proxy API has no place for goes into Heddle's extension.
 
 use std::time::Duration;
 
 use heddle_control_core::{
     endpoints::DEFAULT_WEIGHT,
     outbound::{
-        Backend, BackendTarget, Backoff, Distribution, FailureAccrual, GrpcRoutes, HttpRoutes, OpaqueRoute,
-        OutboundPolicy, OutboundProtocol, Retry, RetryOn, Timeouts,
+        Backend, BackendTarget, Backoff, Distribution, FailureAccrual, GrpcRoutes, HttpRoutes, LoadBias,
+        OutboundPolicy, OutboundProtocol, Retry, RetryOn, SuccessRate, Timeouts,
     },
     route::Filter,
 };
-use linkerd2_proxy_api::{
-    destination, http_route::Timeouts as ProtoTimeouts, opaque_route as opaque, outbound as proto,
-};
+use heddle_wire::PolicyMessage;
+use linkerd2_proxy_api::{destination, http_route::Timeouts as ProtoTimeouts, outbound as proto};
 
 use crate::grpc::encode;
 
+mod connection;
+mod extension;
 mod grpc;
 mod http;
 
@@ -38,8 +40,13 @@ const RETRY_BACKOFF: Backoff = Backoff {
     honor_retry_after: false,
 };
 
-pub(super) fn policy(policy: &OutboundPolicy) -> proto::OutboundPolicy {
-    use proto::proxy_protocol::{Detect, Kind};
+/// The message of a policy, with Heddle's extension; stock proxies skip that.
+pub(super) fn policy(policy: &OutboundPolicy) -> PolicyMessage {
+    PolicyMessage::new(standard(policy), &extension::of(policy))
+}
+
+fn standard(policy: &OutboundPolicy) -> proto::OutboundPolicy {
+    use proto::proxy_protocol::{Detect, Kind, Opaque};
     let OutboundPolicy { meta, protocol } = policy;
     let kind = match protocol {
         OutboundProtocol::Detect {
@@ -48,14 +55,21 @@ pub(super) fn policy(policy: &OutboundPolicy) -> proto::OutboundPolicy {
             opaque,
         } => Kind::Detect(Detect {
             timeout: encode::duration(*timeout),
-            opaque: Some(opaque_protocol(opaque)),
+            opaque: Some(Opaque {
+                routes: vec![connection::opaque(opaque)],
+            }),
             http1: Some(http1(http)),
             http2: Some(http2(http)),
         }),
         OutboundProtocol::Http1(http) => Kind::Http1(http1(http)),
         OutboundProtocol::Http2(http) => Kind::Http2(http2(http)),
         OutboundProtocol::Grpc(grpc) => Kind::Grpc(grpc_protocol(grpc)),
-        OutboundProtocol::Opaque(opaque) => Kind::Opaque(opaque_protocol(opaque)),
+        OutboundProtocol::Tls(routes) => Kind::Tls(proto::proxy_protocol::Tls {
+            routes: routes.iter().map(connection::tls).collect(),
+        }),
+        OutboundProtocol::Opaque(routes) => Kind::Opaque(Opaque {
+            routes: routes.iter().map(connection::opaque).collect(),
+        }),
     };
     proto::OutboundPolicy {
         protocol: Some(proto::ProxyProtocol { kind: Some(kind) }),
@@ -84,54 +98,17 @@ fn grpc_protocol(routes: &GrpcRoutes) -> proto::proxy_protocol::Grpc {
     }
 }
 
-fn opaque_protocol(route: &OpaqueRoute) -> proto::proxy_protocol::Opaque {
-    use proto::opaque_route::{
-        Distribution as Proto, Filter, RouteBackend, Rule, WeightedRouteBackend, distribution, filter,
-    };
-    let OpaqueRoute {
-        meta,
-        backends,
-        forbidden,
-    } = route;
-    let one = |target: &Backend| RouteBackend {
-        backend: Some(backend(target)),
-        filters: Vec::new(),
-    };
-    let kind = match backends {
-        Distribution::First(target) => distribution::Kind::FirstAvailable(distribution::FirstAvailable {
-            backends: vec![one(target)],
-        }),
-        Distribution::Weighted(targets) => {
-            let weighted = |(target, weight): &(Backend, u32)| WeightedRouteBackend {
-                backend: Some(one(target)),
-                weight: *weight,
-            };
-            distribution::Kind::RandomAvailable(distribution::RandomAvailable {
-                backends: targets.iter().map(weighted).collect(),
-            })
-        }
-    };
-    let refused = forbidden.then(|| Filter {
-        kind: Some(filter::Kind::Forbidden(opaque::Forbidden {})),
-    });
-    let rule = Rule {
-        backends: Some(Proto { kind: Some(kind) }),
-        filters: refused.into_iter().collect(),
-    };
-    proto::proxy_protocol::Opaque {
-        routes: vec![proto::OpaqueRoute {
-            metadata: Some(encode::metadata(meta)),
-            rules: vec![rule],
-        }],
-    }
-}
-
 fn backend(backend: &Backend) -> proto::Backend {
-    use proto::backend::{BalanceP2c, EndpointDiscovery, Kind, balance_p2c, endpoint_discovery};
+    use proto::backend::{BalanceP2c, EndpointDiscovery, Kind, endpoint_discovery};
     let Backend {
         meta,
         target,
+        load_bias,
+        // Of filters the route's backend speaks, of the rest the extension.
         filters: _,
+        mirrors: _,
+        limits: _,
+        affinity: _,
     } = backend;
     let kind = match target {
         BackendTarget::Balance(path) => {
@@ -140,10 +117,7 @@ fn backend(backend: &Backend) -> proto::Backend {
                 discovery: Some(EndpointDiscovery {
                     kind: Some(endpoint_discovery::Kind::Dst(get)),
                 }),
-                load: Some(balance_p2c::Load::PeakEwma(balance_p2c::PeakEwma {
-                    default_rtt: encode::duration(DEFAULT_RTT),
-                    decay: encode::duration(RTT_DECAY),
-                })),
+                load: Some(load(load_bias.as_ref())),
             })
         }
         BackendTarget::Forward(addr) => Kind::Forward(destination::WeightedAddr {
@@ -162,24 +136,45 @@ fn backend(backend: &Backend) -> proto::Backend {
     }
 }
 
+fn load(bias: Option<&LoadBias>) -> proto::backend::balance_p2c::Load {
+    use proto::backend::balance_p2c::{Load, PeakEwma, PenaltyPeakEwma};
+    match bias {
+        None => Load::PeakEwma(PeakEwma {
+            default_rtt: encode::duration(DEFAULT_RTT),
+            decay: encode::duration(RTT_DECAY),
+        }),
+        Some(LoadBias {
+            penalty,
+            max_retry_after,
+        }) => Load::PenaltyPeakEwma(PenaltyPeakEwma {
+            default_rtt: encode::duration(DEFAULT_RTT),
+            decay: encode::duration(RTT_DECAY),
+            penalty: encode::duration(*penalty),
+            max_retry_after: encode::duration(*max_retry_after),
+            penalty_decay: encode::duration(RTT_DECAY),
+        }),
+    }
+}
+
 fn failure_accrual(accrual: &FailureAccrual) -> proto::FailureAccrual {
     use proto::failure_accrual::{ConsecutiveFailures, Kind, Unified};
-    let kind = match accrual {
-        FailureAccrual::Consecutive {
-            max_failures,
-            backoff: waits,
-        } => Kind::ConsecutiveFailures(ConsecutiveFailures {
+    let FailureAccrual {
+        max_failures,
+        success_rate,
+        backoff: waits,
+        min_ready_endpoints,
+    } = accrual;
+    let kind = match success_rate {
+        None => Kind::ConsecutiveFailures(ConsecutiveFailures {
             max_failures: *max_failures,
             backoff: Some(backoff(waits)),
         }),
-        FailureAccrual::Unified {
-            success_rate_threshold,
+        Some(SuccessRate {
+            threshold,
             window,
             min_requests,
-            max_failures,
-            backoff: waits,
-        } => Kind::Unified(Unified {
-            success_rate_threshold: *success_rate_threshold,
+        }) => Kind::Unified(Unified {
+            success_rate_threshold: *threshold,
             decay: encode::duration(*window),
             min_requests: *min_requests,
             max_consecutive_failures: *max_failures,
@@ -187,7 +182,9 @@ fn failure_accrual(accrual: &FailureAccrual) -> proto::FailureAccrual {
         }),
     };
     proto::FailureAccrual {
-        ejection: None,
+        ejection: (*min_ready_endpoints > 0).then_some(proto::EjectionConfig {
+            min_ready_endpoints: *min_ready_endpoints,
+        }),
         kind: Some(kind),
     }
 }

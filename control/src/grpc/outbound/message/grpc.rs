@@ -27,6 +27,8 @@ fn rule(rule: &OutboundRule<GrpcMatch>) -> grpc::Rule {
         backends,
         timeouts: limits,
         retry: tries,
+        mirrors: _,
+        session: _,
     } = rule;
     grpc::Rule {
         matches: matches.iter().map(encode::grpc_match).collect(),
@@ -70,8 +72,8 @@ fn filter(filter: &Filter) -> Option<grpc::Filter> {
     let kind = match filter {
         Filter::RequestHeaders(modifier) => Kind::RequestHeaderModifier(encode::request_headers(modifier)),
         Filter::Fail { message, .. } => Kind::FailureInjector(encode::grpc_failure(message)),
-        // The message has no place for these.
-        Filter::ResponseHeaders(_) | Filter::Redirect(_) => return None,
+        // The extension's affair; and a gRPC call cannot be redirected.
+        Filter::ResponseHeaders(_) | Filter::Rewrite(_) | Filter::Redirect(_) => return None,
     };
     Some(grpc::Filter { kind: Some(kind) })
 }

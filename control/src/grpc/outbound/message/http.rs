@@ -27,10 +27,12 @@ fn rule(rule: &OutboundRule<HttpMatch>) -> http::Rule {
         backends,
         timeouts: limits,
         retry: tries,
+        mirrors: _,
+        session: _,
     } = rule;
     http::Rule {
         matches: matches.iter().map(encode::http_match).collect(),
-        filters: filters.iter().map(filter).collect(),
+        filters: filters.iter().filter_map(filter).collect(),
         backends: Some(distribution(backends)),
         timeouts: Some(timeouts(limits)),
         retry: tries.as_ref().and_then(retry),
@@ -60,20 +62,22 @@ fn distribution(distribution: &Distribution) -> http::Distribution {
 fn route_backend(one: &Backend) -> http::RouteBackend {
     http::RouteBackend {
         backend: Some(backend(one)),
-        filters: one.filters.iter().map(filter).collect(),
+        filters: one.filters.iter().filter_map(filter).collect(),
         ..http::RouteBackend::default()
     }
 }
 
-fn filter(filter: &Filter) -> http::Filter {
+fn filter(filter: &Filter) -> Option<http::Filter> {
     use http::filter::Kind;
     let kind = match filter {
         Filter::RequestHeaders(modifier) => Kind::RequestHeaderModifier(encode::request_headers(modifier)),
         Filter::ResponseHeaders(modifier) => Kind::ResponseHeaderModifier(encode::response_headers(modifier)),
         Filter::Redirect(redirect) => Kind::Redirect(encode::redirect(redirect)),
         Filter::Fail { status, message } => Kind::FailureInjector(encode::http_failure(*status, message)),
+        // The extension's affair.
+        Filter::Rewrite(_) => return None,
     };
-    http::Filter { kind: Some(kind) }
+    Some(http::Filter { kind: Some(kind) })
 }
 
 fn retry(retry: &Retry) -> Option<http::Retry> {
