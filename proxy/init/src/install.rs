@@ -1,18 +1,22 @@
 //! Brings the rules into the kernel.
 
-use std::time::Duration;
+use std::{
+    fs::File,
+    io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use rustix::{
     io::Errno,
-    net::{
-        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
-        sockopt,
-    },
+    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with, sockopt},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
 use crate::{
-    netlink::{Answer, Batch, answers},
-    rules::RuleSet,
+    netlink::{self, Answer, Batch, answers},
+    rules::{RuleSet, Table},
 };
 
 /// Why the rules were not installed. Nothing was changed then: a transaction is all or nothing.
@@ -56,6 +60,14 @@ pub enum InstallError {
     },
 }
 
+/// A network namespace could not be entered.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to enter network namespace {}", .path.display())]
+pub struct EnterError {
+    path: PathBuf,
+    source: io::Error,
+}
+
 /// The kernel answers within milliseconds, unless it has to load a module first.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// All that may be sent: 256 ranges of ports in both directions and families stay below half of it.
@@ -68,12 +80,69 @@ const RECEIVE_BUFFER_BYTES: usize = 1 << 16;
 /// No netfilter in the kernel, no permission (CAP_NET_ADMIN), or a step that the kernel refuses; nothing is changed
 /// then. Only without an answer it is unknown.
 pub fn install(rules: &RuleSet) -> Result<(), InstallError> {
-    let batch = Batch::replacing(rules);
+    let Batch { bytes, steps, last } = Batch::replacing(rules);
+    match ask_kernel(&bytes, last)? {
+        None => Ok(()),
+        Some(Answer { sequence, errno }) => {
+            let errno = Errno::from_raw_os_error(errno);
+            let step = steps.get(sequence as usize).cloned();
+            let step = step.unwrap_or_else(|| format!("take message {sequence} of the transaction"));
+            Err(InstallError::Refused {
+                step,
+                errno,
+                hint: hint(errno),
+            })
+        }
+    }
+}
+
+/// Which chains of these rules are absent from the calling thread's network namespace, as `ip heddle inbound`.
+///
+/// # Errors
+/// As [`install`]; nothing is changed.
+pub fn missing(rules: &RuleSet) -> Result<Vec<String>, InstallError> {
+    let mut missing = Vec::new();
+    for table in &rules.tables {
+        for chain in &table.chains {
+            let name = format!("{} {} {}", table.family, Table::NAME, chain.name);
+            match ask_kernel(&netlink::get_chain(table.family, chain), 0)? {
+                None => {}
+                Some(answer) if answer.errno == Errno::NOENT.raw_os_error() => missing.push(name),
+                Some(answer) => {
+                    let errno = Errno::from_raw_os_error(answer.errno);
+                    return Err(InstallError::Refused {
+                        step: format!("show chain {name}"),
+                        errno,
+                        hint: hint(errno),
+                    });
+                }
+            }
+        }
+    }
+    Ok(missing)
+}
+
+/// Moves the calling thread into the network namespace of this path, such as `/run/netns/NAME`.
+///
+/// # Errors
+/// There is no such namespace, or no permission (CAP_SYS_ADMIN).
+pub fn enter(path: &Path) -> Result<(), EnterError> {
+    let error = |source| EnterError {
+        path: path.to_owned(),
+        source,
+    };
+    let namespace = File::open(path).map_err(error)?;
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(|errno| error(errno.into()))
+}
+
+/// Sends messages and reads answers up to the one about message `last`; returns the first that is an error.
+fn ask_kernel(bytes: &[u8], last: u32) -> Result<Option<Answer>, InstallError> {
     let socket = socket_with(
         AddressFamily::NETLINK,
         SocketType::RAW,
         SocketFlags::CLOEXEC,
-        Some(netlink::NETFILTER),
+        Some(rustix::net::netlink::NETFILTER),
     )
     .map_err(|errno| InstallError::Socket {
         errno,
@@ -85,11 +154,10 @@ pub fn install(rules: &RuleSet) -> Result<(), InstallError> {
     if sockopt::set_socket_send_buffer_size_force(&socket, SEND_BUFFER_BYTES).is_err() {
         let _ = sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES);
     }
-    let bytes = batch.bytes.len();
     // Not connected and without an address, a netlink socket sends to the kernel.
-    send(&socket, &batch.bytes, SendFlags::empty()).map_err(|errno| InstallError::Send {
+    send(&socket, bytes, SendFlags::empty()).map_err(|errno| InstallError::Send {
         errno,
-        bytes,
+        bytes: bytes.len(),
         hint: hint(errno),
     })?;
 
@@ -101,19 +169,12 @@ pub fn install(rules: &RuleSet) -> Result<(), InstallError> {
             Err(Errno::AGAIN) => return Err(InstallError::Silent),
             Err(errno) => return Err(InstallError::Receive(errno)),
         };
-        for Answer { sequence, errno } in answers(&buffer[..length]) {
-            if errno != 0 {
-                let errno = Errno::from_raw_os_error(errno);
-                let step = batch.steps.get(sequence as usize).cloned();
-                let step = step.unwrap_or_else(|| format!("take message {sequence} of the transaction"));
-                return Err(InstallError::Refused {
-                    step,
-                    errno,
-                    hint: hint(errno),
-                });
+        for answer in answers(&buffer[..length]) {
+            if answer.errno != 0 {
+                return Ok(Some(answer));
             }
-            if sequence == batch.last {
-                return Ok(());
+            if answer.sequence == last {
+                return Ok(None);
             }
         }
     }

@@ -1,12 +1,16 @@
 //! `heddle-init`: redirects a pod's traffic to its proxy, and ends. Takes the flags of linkerd2-proxy-init.
 //!
-//! Exit codes: 0 done, 1 not installed (or, for `await`, not ready in time), 2 wrong flags.
+//! Exit codes: 0 done, 1 not installed (or, for `await`, not ready in time), 2 wrong flags, 95 `validate` found that
+//! connections are not redirected.
 
-use std::{error::Error, fs::File, path::PathBuf, process::ExitCode, time::Duration};
+use std::{error::Error, fs, io, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{ArgAction, Parser, Subcommand};
 use heddle_mesh::{PortSet, duration, port};
-use heddle_proxy_init::{Redirect, install, ready};
+use heddle_proxy_init::{
+    Redirect, enter, install, parse_network, ready,
+    validate::{EXIT_NOT_REDIRECTED, ValidateError, validate},
+};
 use ipnet::IpNet;
 
 /// Redirects a pod's TCP traffic to its proxy with nf_tables, and ends.
@@ -42,7 +46,7 @@ struct Args {
     #[arg(long, action = ArgAction::Append)]
     outbound_ports_to_ignore: Vec<PortSet>,
     /// Networks whose inbound connections are left alone, such as 10.0.0.0/8,fd00::/8.
-    #[arg(long, action = ArgAction::Append, value_delimiter = ',', value_parser = network)]
+    #[arg(long, action = ArgAction::Append, value_delimiter = ',', value_parser = parse_network)]
     subnets_to_ignore: Vec<IpNet>,
     /// Redirect IPv6, too.
     #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", require_equals = true,
@@ -56,22 +60,37 @@ struct Args {
           action = ArgAction::Set)]
     simulate: bool,
 
-    /// How long the kernel remembers half-closed connections; 0: its own time. Needs privileges beside NET_ADMIN.
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    /// How long the kernel remembers a connection that its peer has closed; 0 leaves the node's setting. Needs a
+    /// privileged container.
+    #[arg(long, default_value_t = 0)]
     timeout_close_wait_secs: u32,
-    /// Taken for compatibility and without effect: there is no iptables here.
-    #[arg(long, hide = true)]
-    iptables_mode: Option<String>,
+    /// Taken for compatibility: the rules are nf_tables' in every mode.
+    #[arg(long)]
+    iptables_mode: Option<IptablesMode>,
     /// Taken for compatibility and without effect: there is no lock to wait for.
     #[arg(short = 'w', long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true,
           action = ArgAction::Set)]
     use_wait_flag: Option<bool>,
+    /// Taken for compatibility and without effect: no program is run.
+    #[arg(long, hide = true)]
+    firewall_bin_path: Option<String>,
+    /// Taken for compatibility and without effect: no program is run.
+    #[arg(long, hide = true)]
+    firewall_save_bin_path: Option<String>,
     /// Taken for compatibility and without effect.
     #[arg(long, hide = true)]
     log_level: Option<String>,
     /// Taken for compatibility and without effect.
     #[arg(long, hide = true)]
     log_format: Option<String>,
+}
+
+/// Which of iptables' programs Linkerd's own init container would run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum IptablesMode {
+    Legacy,
+    Nft,
+    Plain,
 }
 
 #[derive(Debug, Subcommand)]
@@ -85,20 +104,48 @@ enum Command {
         #[arg(long, default_value = "2m", value_parser = duration::parse)]
         timeout: Duration,
     },
+    /// Tells whether this pod's connections are redirected, as linkerd2-network-validator does.
+    Validate {
+        /// An address outside the pod; nobody needs to be there.
+        #[arg(long, default_value = "1.1.1.1:20001")]
+        connect_addr: SocketAddr,
+        /// Where redirected connections arrive: the proxy's outbound listener, which is not there yet.
+        #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], port::PROXY_OUTBOUND)))]
+        listen_addr: SocketAddr,
+        /// How long to try.
+        #[arg(long, default_value = "10s", value_parser = duration::parse)]
+        timeout: Duration,
+        /// Taken for compatibility and without effect.
+        #[arg(long, hide = true)]
+        log_level: Option<String>,
+        /// Taken for compatibility and without effect.
+        #[arg(long, hide = true)]
+        log_format: Option<String>,
+    },
 }
-
-/// The kernel's setting, of the network namespace of who opens it.
-const CLOSE_WAIT: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait";
 
 fn main() -> ExitCode {
     let mut args = Args::parse();
     let result = match args.command.take() {
         Some(Command::Await { port, timeout }) => ready::wait(port, timeout).map_err(Into::into),
+        Some(Command::Validate {
+            connect_addr,
+            listen_addr,
+            timeout,
+            log_level: _,
+            log_format: _,
+        }) => validate(connect_addr, listen_addr, timeout)
+            .inspect(|()| eprintln!("heddle-init: connections are redirected to {listen_addr}"))
+            .map_err(Into::into),
         None => redirect(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            let code = match error.downcast_ref() {
+                Some(ValidateError::NotRedirected { .. }) => ExitCode::from(EXIT_NOT_REDIRECTED),
+                _ => ExitCode::FAILURE,
+            };
             let mut text = error.to_string();
             let mut cause = error.source();
             while let Some(error) = cause {
@@ -106,7 +153,7 @@ fn main() -> ExitCode {
                 cause = error.source();
             }
             eprintln!("heddle-init: {text}");
-            ExitCode::FAILURE
+            code
         }
     }
 }
@@ -128,6 +175,8 @@ fn redirect(args: Args) -> Result<(), Box<dyn Error>> {
         timeout_close_wait_secs,
         iptables_mode,
         use_wait_flag: _,
+        firewall_bin_path: _,
+        firewall_save_bin_path: _,
         log_level: _,
         log_format: _,
     } = args;
@@ -147,21 +196,15 @@ fn redirect(args: Args) -> Result<(), Box<dyn Error>> {
         print!("{rules}");
         return Ok(());
     }
-    if iptables_mode.is_some() {
+    if matches!(iptables_mode, Some(IptablesMode::Legacy | IptablesMode::Plain)) {
         eprintln!("heddle-init: --iptables-mode has no effect: the rules are nf_tables'");
     }
     if let Some(path) = netns {
-        let namespace = File::open(&path)
-            .map_err(|error| format!("failed to open network namespace {}: {error}", path.display()))?;
-        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind)
-            .map_err(|error| format!("failed to enter network namespace {}: {error}", path.display()))?;
+        enter(&path)?;
     }
     install(&rules)?;
     if timeout_close_wait_secs > 0 {
-        // Only now: the kernel has the setting where connections are tracked, which the rules see to.
-        std::fs::write(CLOSE_WAIT, timeout_close_wait_secs.to_string())
-            .map_err(|error| format!("failed to write {CLOSE_WAIT}: {error}"))?;
+        close_wait(timeout_close_wait_secs)?;
     }
     let outbound = redirect
         .outbound_port
@@ -179,15 +222,20 @@ fn redirect(args: Args) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn union(sets: &[PortSet]) -> PortSet {
-    sets.iter().flat_map(PortSet::iter).collect()
+/// Sets the namespace's own timeout. The rules are there by now, and with them connection tracking and its settings.
+fn close_wait(seconds: u32) -> Result<(), Box<dyn Error>> {
+    const SETTING: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait";
+    fs::write(SETTING, seconds.to_string()).map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                "; only a privileged container may change it"
+            }
+            _ => "",
+        };
+        format!("failed to set --timeout-close-wait-secs={seconds} in {SETTING}: {error}{hint}").into()
+    })
 }
 
-/// A network, or an address alone.
-fn network(text: &str) -> Result<IpNet, String> {
-    let text = text.trim();
-    let address = || text.parse().map(|address: std::net::IpAddr| IpNet::from(address));
-    text.parse()
-        .or_else(|_| address())
-        .map_err(|_| format!("`{text}` is not a network: expected one such as 10.0.0.0/8"))
+fn union(sets: &[PortSet]) -> PortSet {
+    sets.iter().flat_map(PortSet::iter).collect()
 }

@@ -38,6 +38,7 @@ const APPEND: u16 = 0x800;
 const NEW_TABLE: u16 = 0;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
+const GET_CHAIN: u16 = 4;
 const NEW_RULE: u16 = 6;
 
 const NESTED: u16 = 0x8000;
@@ -113,12 +114,7 @@ impl Batch {
     }
 
     fn push(&mut self, kind: u16, flags: u16, family: Family, step: String, fill: impl FnOnce(&mut Message)) {
-        let family = match family {
-            Family::Ip => 2,
-            Family::Ip6 => 10,
-        };
-        let kind = SUBSYSTEM_NFTABLES << 8 | kind;
-        let mut message = Message::new(kind, REQUEST | flags, self.steps.len(), family, 0);
+        let mut message = Message::about(kind, flags, self.steps.len(), family);
         fill(&mut message);
         self.last = u32::try_from(self.steps.len()).expect("the rules are bounded far below 2^32");
         self.bytes.append(&mut message.finish());
@@ -138,6 +134,14 @@ impl Batch {
             offset += length as usize;
         }
     }
+}
+
+/// Asks for one chain; the answer has sequence number 0 and is an error when there is none.
+pub(crate) fn get_chain(family: Family, chain: &Chain) -> Vec<u8> {
+    let mut message = Message::about(GET_CHAIN, ACK, 0, family);
+    message.text(1, Table::NAME);
+    message.text(3, chain.name);
+    message.finish()
 }
 
 /// Reads the answers in one datagram; what is no answer is passed over.
@@ -349,6 +353,21 @@ impl Message {
         bytes.extend([family, 0]);
         bytes.extend(resource.to_be_bytes());
         Self(bytes)
+    }
+
+    /// A request to nf_tables about a table of this family.
+    fn about(kind: u16, flags: u16, sequence: usize, family: Family) -> Self {
+        let family = match family {
+            Family::Ip => 2,
+            Family::Ip6 => 10,
+        };
+        Self::new(
+            SUBSYSTEM_NFTABLES << 8 | kind,
+            REQUEST | flags,
+            sequence,
+            family,
+            0,
+        )
     }
 
     fn bytes(&mut self, kind: u16, value: &[u8]) {

@@ -246,6 +246,18 @@ impl Redirect {
     }
 }
 
+/// A network, or an address alone.
+///
+/// # Errors
+/// A sentence that names the text.
+pub fn parse_network(text: &str) -> Result<IpNet, String> {
+    let text = text.trim();
+    let address = || text.parse().map(|address: std::net::IpAddr| IpNet::from(address));
+    text.parse()
+        .or_else(|_| address())
+        .map_err(|_| format!("`{text}` is not a network: expected one such as 10.0.0.0/8"))
+}
+
 fn ports(set: &PortSet) -> impl Iterator<Item = Match> {
     set.ranges()
         .into_iter()

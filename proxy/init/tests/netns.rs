@@ -1,91 +1,37 @@
-//! The rules in a real kernel: a pod and a client, each in a network namespace of its own, joined by a veth pair.
+//! `heddle-init` as a pod runs it: real rules in a real network namespace, with a client in another.
 //!
 //! Needs root, `ip` and `nft`. Each test makes its own namespaces and removes them.
 
 use std::{
-    fs::File,
-    io::{ErrorKind, Read as _, Write as _},
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsFd as _,
+    io::{ErrorKind, Write as _},
+    net::{Ipv6Addr, SocketAddr},
     process::{Command, Output},
-    thread,
-    time::Duration,
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space, set_thread_uid};
-use socket2::SockRef;
+use heddle_tests_harness::netns::{CLIENT_V4, CLIENT_V6, POD_V4, POD_V6, PodPair, connect, inside, serve};
 
 const INBOUND: u16 = 4143;
 const OUTBOUND: u16 = 4140;
-const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A pod and a client that reaches it. Dropped, they are gone.
-struct Net {
-    pod: String,
-    client: String,
+/// A pod and a client, and `heddle-init` for the pod.
+struct Net(PodPair);
+
+impl std::ops::Deref for Net {
+    type Target = PodPair;
+
+    fn deref(&self) -> &PodPair {
+        &self.0
+    }
 }
 
-const POD_V4: &str = "10.77.0.2";
-const CLIENT_V4: &str = "10.77.0.1";
-const POD_V6: &str = "fd77::2";
-const CLIENT_V6: &str = "fd77::1";
-
 impl Net {
-    /// None where namespaces cannot be made: said aloud, and a failure where CI counts on it.
     fn new(name: &str) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() || Command::new("ip").arg("-V").output().is_err() {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "CI requires the netns tier: root and iproute2"
-            );
-            eprintln!("SKIPPED {name}: needs root and iproute2");
-            return None;
-        }
-        let id = std::process::id();
-        let net = Self {
-            pod: format!("hi-{name}-{id}-p"),
-            client: format!("hi-{name}-{id}-c"),
-        };
-        for namespace in [&net.pod, &net.client] {
-            ip(&["netns", "add", namespace]);
-            ip(&["-n", namespace, "link", "set", "lo", "up"]);
-        }
-        ip(&[
-            "-n",
-            &net.pod,
-            "link",
-            "add",
-            "eth0",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            &net.client,
-        ]);
-        for (namespace, v4, v6) in [(&net.pod, POD_V4, POD_V6), (&net.client, CLIENT_V4, CLIENT_V6)] {
-            ip(&["-n", namespace, "addr", "add", &format!("{v4}/24"), "dev", "eth0"]);
-            ip(&[
-                "-n",
-                namespace,
-                "addr",
-                "add",
-                &format!("{v6}/64"),
-                "dev",
-                "eth0",
-                "nodad",
-            ]);
-            ip(&["-n", namespace, "link", "set", "eth0", "up"]);
-        }
-        Some(net)
+        PodPair::new(name).map(Self)
     }
 
     fn init(&self, flags: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_heddle-init"));
-        command
-            .args(flags)
-            .args(["--netns", &format!("/run/netns/{}", self.pod)]);
+        command.args(flags).arg("--netns").arg(self.pod_path());
         command.output().expect("heddle-init runs")
     }
 
@@ -96,99 +42,20 @@ impl Net {
         text
     }
 
-    /// What is installed in the pod, in nft's words.
-    fn ruleset(&self) -> String {
-        let output = Command::new("ip")
-            .args(["netns", "exec", &self.pod, "nft", "list", "ruleset"])
-            .output();
-        let output = output.expect("nft runs");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).expect("nft prints UTF-8")
-    }
-}
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        for namespace in [&self.pod, &self.client] {
-            let _ = Command::new("ip").args(["netns", "del", namespace]).output();
-        }
-    }
-}
-
-fn ip(args: &[&str]) {
-    let output = Command::new("ip").args(args).output().expect("ip runs");
-    assert!(
-        output.status.success(),
-        "ip {args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-/// Runs `work` on a thread in the namespace: a network namespace is a property of threads.
-fn inside<T: Send>(namespace: &str, uid: Option<u32>, work: impl FnOnce() -> T + Send) -> T {
-    let file = File::open(format!("/run/netns/{namespace}")).expect("the namespace exists");
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-                .expect("root may enter");
-            if let Some(uid) = uid {
-                // A user, too, is a property of threads.
-                set_thread_uid(rustix::process::Uid::from_raw(uid)).expect("root may become anyone");
-            }
-            work()
+    /// Runs `heddle-init validate` in the pod.
+    fn validate(&self, flags: &[&str]) -> (Option<i32>, String) {
+        let output = inside(&self.pod, None, || {
+            Command::new(env!("CARGO_BIN_EXE_heddle-init"))
+                .args(["validate", "--timeout=1s"])
+                .args(flags)
+                .output()
         });
-        thread.join().expect("the thread's own assertions hold")
-    })
-}
-
-/// Accepts connections for as long as the test runs and answers each with `name` and its original destination.
-fn serve(namespace: &str, name: &'static str, address: SocketAddr) {
-    inside(namespace, None, || {
-        let listener =
-            TcpListener::bind(address).unwrap_or_else(|error| panic!("{name} at {address}: {error}"));
-        // The listener stays in the namespace it was made in, whatever thread accepts.
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let Ok(mut stream) = stream else { return };
-                let socket = SockRef::from(&stream);
-                let v6 = stream.local_addr().is_ok_and(|address| match address.ip() {
-                    IpAddr::V4(_) => false,
-                    IpAddr::V6(ip) => ip.to_ipv4_mapped().is_none(),
-                });
-                let original = if v6 {
-                    socket.original_dst_v6()
-                } else {
-                    socket.original_dst_v4()
-                };
-                let original = match original {
-                    Ok(address) => address
-                        .as_socket()
-                        .map_or_else(|| "?".to_owned(), |address| address.to_string()),
-                    // Without connection tracking there is no entry to ask for.
-                    Err(_) => "none".to_owned(),
-                };
-                let _ = write!(stream, "{name} {original}");
-            }
-        });
-    });
-}
-
-/// Connects and returns what the server says, or the error's kind.
-fn connect(namespace: &str, uid: Option<u32>, address: &str) -> Result<String, ErrorKind> {
-    let address: SocketAddr = address.parse().expect("an address");
-    inside(namespace, uid, || {
-        let mut stream = TcpStream::connect_timeout(&address, DEADLINE).map_err(|error| error.kind())?;
-        stream
-            .set_read_timeout(Some(DEADLINE))
-            .expect("a timeout above zero");
-        let mut text = String::new();
-        stream.read_to_string(&mut text).map_err(|error| error.kind())?;
-        Ok(text)
-    })
+        let output = output.expect("heddle-init runs");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    }
 }
 
 /// The proxy's listeners in the pod, both families.
@@ -412,6 +279,37 @@ fn as_many_ports_as_are_allowed_fit_one_transaction() {
         &odd,
     ]);
     assert_eq!(net.ruleset().matches("ignore-port").count(), 1024);
+}
+
+#[test]
+fn the_validator_tells_whether_connections_are_redirected() {
+    let Some(net) = Net::new("val") else { return };
+    // Somebody answers there, so that it is the redirection that decides and not whether a connection succeeds.
+    serve(
+        &net.client,
+        "peer",
+        format!("{CLIENT_V4}:20001").parse().expect("an address"),
+    );
+    let elsewhere = format!("--connect-addr={CLIENT_V4}:20001");
+    let (code, text) = net.validate(&[&elsewhere]);
+    assert_eq!(code, Some(95), "{text}");
+    assert!(text.contains("not redirected to its proxy"), "{text}");
+    let (code, text) = net.validate(&[]);
+    assert_eq!(code, Some(95), "{text}");
+
+    net.install(&["--timeout-close-wait-secs", "77"]);
+    for flags in [
+        &[][..],
+        &[elsewhere.as_str()],
+        &["--connect-addr=[fd00::1]:20001", "--listen-addr=[::]:4140"],
+    ] {
+        let (code, text) = net.validate(flags);
+        assert_eq!(code, Some(0), "{flags:?}: {text}");
+    }
+    let setting = inside(&net.pod, None, || {
+        std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait")
+    });
+    assert_eq!(setting.expect("the setting can be read").trim(), "77");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! - [`image`] turns built binaries into images that a cluster loads without a registry.
 //! - [`git`] serves bare repositories over HTTP to whatever runs in a cluster.
 //! - [`crds`] gets other projects' CRDs out of their Go modules.
+//! - [`netns`] makes a pod's network without a cluster.
 //! - [`wait`] waits for conditions, with a deadline and an explanation.
 //!
 //! Nothing here knows what Heddle's programs do; they come in as binaries and go out as images.
@@ -18,6 +19,7 @@ pub mod crds;
 pub mod git;
 pub mod host;
 pub mod image;
+pub mod netns;
 pub mod progress;
 pub mod tools;
 pub mod wait;
