@@ -6,11 +6,11 @@ pub mod check;
 pub mod completion;
 pub mod inject;
 pub mod install;
+pub mod install_cni;
 pub mod plan;
 pub mod render;
 pub mod run;
 pub mod status;
-pub mod uninject;
 pub mod values;
 pub mod version;
 

@@ -38,10 +38,7 @@ pub(super) struct Happening {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Reason {
     Injected,
-    /// Someone does not want it.
-    Skipped,
-    /// Someone wants it, and it cannot be had.
-    SkippedThoughAsked,
+    InjectionSkipped,
 }
 
 /// Where admissions leave their events.
@@ -126,8 +123,7 @@ impl Worker {
         }
         let (type_, name) = match reason {
             Reason::Injected => (EventType::Normal, "Injected"),
-            Reason::Skipped => (EventType::Normal, "InjectionSkipped"),
-            Reason::SkippedThoughAsked => (EventType::Warning, "InjectionSkipped"),
+            Reason::InjectionSkipped => (EventType::Warning, "InjectionSkipped"),
         };
         let event = Event {
             type_,

@@ -3,7 +3,6 @@
 mod annotation;
 mod beside;
 mod golden;
-mod noise;
 mod stamp;
 mod truth;
 

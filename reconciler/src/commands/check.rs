@@ -40,6 +40,12 @@ pub struct Args {
     /// Check the proxies too.
     #[arg(long)]
     proxy: bool,
+    /// Check the CNI plugin, also when the mesh does not say that it uses one.
+    #[arg(long)]
+    linkerd_cni_enabled: bool,
+    /// The CNI plugin's namespace.
+    #[arg(long, value_name = "NAMESPACE", default_value = "linkerd-cni")]
+    cni_namespace: String,
     /// With --proxy: only pods of this namespace.
     #[arg(short, long, value_name = "NAMESPACE")]
     namespace: Option<String>,
@@ -191,7 +197,7 @@ async fn all(global: &Global, args: &Args) -> Vec<Check> {
         pre(&mut book, &cluster, &global.linkerd_namespace).await;
         return book.0;
     }
-    installed(&mut book, &cluster, &global.linkerd_namespace).await;
+    installed(&mut book, &cluster, &global.linkerd_namespace, args).await;
     if args.proxy || args.namespace.is_some() {
         proxies(&mut book, &cluster, global, args.namespace.as_deref()).await;
     }
@@ -295,7 +301,7 @@ async fn must_get(cluster: &Cluster, id: &ObjectId) -> Result<Value, String> {
         .ok_or_else(|| format!("{id} does not exist"))
 }
 
-async fn installed(book: &mut Book, cluster: &Cluster, namespace: &str) {
+async fn installed(book: &mut Book, cluster: &Cluster, namespace: &str, args: &Args) {
     let mut missing = Vec::new();
     for crd in heddle_k8s::crds() {
         let name = crd.metadata.name.unwrap_or_default();
@@ -323,11 +329,15 @@ async fn installed(book: &mut Book, cluster: &Cluster, namespace: &str) {
             object::text_at(&config, &["data", heddle_inject::CONFIG_KEY]).ok_or("it has no `values`")?;
         heddle_inject::ProxyDefaults::from_yaml(text).map_err(|error| crate::cli::chain(&error))
     });
+    let cni = config.as_ref().is_ok_and(|config| config.cni.enabled);
     book.note(
         "linkerd-config",
         "ConfigMap linkerd-config exists and is understood",
         config.map(|_| Finding::Ok),
     );
+    if cni || args.linkerd_cni_enabled {
+        cni_plugin(book, cluster, &args.cni_namespace).await;
+    }
 
     identity_checks(book, cluster, namespace).await;
 
@@ -395,6 +405,26 @@ async fn installed(book: &mut Book, cluster: &Cluster, namespace: &str) {
             found,
         );
     }
+}
+
+/// Pods do not start, or start unmeshed, on nodes without the plugin.
+async fn cni_plugin(book: &mut Book, cluster: &Cluster, namespace: &str) {
+    const CATEGORY: &str = "linkerd-cni-plugin";
+    let id = |group: &str, kind: &str, name: &str| ObjectId::new(group, kind, namespace, name);
+    let config = must_get(cluster, &id("", "ConfigMap", "linkerd-cni-config")).await;
+    book.note(
+        CATEGORY,
+        "cni plugin ConfigMap exists",
+        config.map(|_| Finding::Ok),
+    );
+    let id = id("apps", "DaemonSet", "linkerd-cni");
+    let found = must_get(cluster, &id)
+        .await
+        .and_then(|live| match readiness::of(&id, &live) {
+            Readiness::Ready => Ok(Finding::Ok),
+            Readiness::Waiting(text) => Err(text),
+        });
+    book.note(CATEGORY, "cni plugin pod is running on all nodes", found);
 }
 
 async fn identity_checks(book: &mut Book, cluster: &Cluster, namespace: &str) {

@@ -28,6 +28,9 @@ pub struct Args {
     /// Highly available: several replicas, spread over nodes.
     #[arg(long)]
     ha: bool,
+    /// A CNI plugin redirects pods' traffic, rather than an init container; `heddle install-cni` prints it.
+    #[arg(long, conflicts_with = "reconciler")]
+    linkerd_cni_enabled: bool,
     /// The issuer is kept by somebody else, such as cert-manager, in the Secret linkerd-identity-issuer.
     #[arg(long)]
     identity_external_issuer: bool,
@@ -103,6 +106,9 @@ fn profile(global: &Global, args: &Args) -> Result<profile::Mesh, Failure> {
     }
     if let Some(domain) = &args.cluster_domain {
         overrides.push(json!({"clusterDomain": domain}));
+    }
+    if args.linkerd_cni_enabled {
+        overrides.push(json!({"cni": {"enabled": true}}));
     }
     for text in &args.set {
         overrides.push(parse_set(text)?);

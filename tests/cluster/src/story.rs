@@ -46,6 +46,14 @@ pub fn reset(kubectl: &Kubectl) -> Result<()> {
         "--ignore-not-found",
         "--timeout=120s",
     ])?;
+    // After the pods that it set up. Its installer takes the plugin away as it ends.
+    kubectl.run(&[
+        "delete",
+        "namespace",
+        "linkerd-cni",
+        "--ignore-not-found",
+        "--timeout=120s",
+    ])?;
     for kind in ["clusterrolebinding", "clusterrole", "crd"] {
         kubectl.run(&[
             "delete",

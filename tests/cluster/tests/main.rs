@@ -8,6 +8,8 @@
 mod bad_input;
 #[path = "cluster/cert_manager.rs"]
 mod cert_manager;
+#[path = "cluster/cni.rs"]
+mod cni;
 #[path = "cluster/crash.rs"]
 mod crash;
 #[path = "cluster/reference.rs"]

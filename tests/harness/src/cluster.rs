@@ -228,6 +228,16 @@ impl Cluster {
         self.layout.state()
     }
 
+    /// The node's folder of network configurations.
+    pub fn cni_net_dir(&self) -> PathBuf {
+        self.layout.cni_net_dir()
+    }
+
+    /// The node's own folder of CNI plugins.
+    pub fn cni_bin_dir(&self) -> PathBuf {
+        self.layout.cni_bin_dir()
+    }
+
     /// URL of the API server, from the host and from within.
     pub fn server_url(&self) -> String {
         match self.record.mode {

@@ -8,7 +8,7 @@ use std::{
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 
 /// Which of our packages each package may name (beside itself), outside its tests.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("heddle-mesh", &[]),
     ("heddle-k8s", &["heddle-mesh"]),
     ("heddle-inject", &["heddle-k8s", "heddle-mesh"]),
@@ -22,6 +22,11 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("heddle-wire", &[]),
     ("heddle-proxy-policy", &["heddle-mesh", "heddle-wire"]),
     ("heddle-proxy-init", &["heddle-mesh"]),
+    (
+        "heddle-proxy-cni",
+        &["heddle-daemon", "heddle-mesh", "heddle-proxy-init"],
+    ),
+    ("heddle-proxy-cni-repair", &["heddle-daemon", "heddle-mesh"]),
     (
         "heddle-proxy",
         &[
@@ -58,7 +63,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
 ];
 
 /// What a package must never reach through its dependencies, and why.
-const NEVER: [(&str, &str, &str); 10] = [
+const NEVER: [(&str, &str, &str); 11] = [
     ("heddle-mesh", "tokio", "the vocabulary does no I/O"),
     ("heddle-wire", "kube-core", "the wire knows no Kubernetes"),
     ("heddle-inject", "tonic", "injection is a pure decision"),
@@ -66,6 +71,11 @@ const NEVER: [(&str, &str, &str); 10] = [
         "heddle-proxy",
         "kube-client",
         "the proxy knows the proxy API and no Kubernetes",
+    ),
+    (
+        "heddle-proxy-cni",
+        "kube-client",
+        "the CNI plugin starts with every pod and asks one question",
     ),
     (
         "heddle-proxy-policy",

@@ -94,6 +94,16 @@ impl Layout {
         format!("{PREFIX}{}", self.name)
     }
 
+    /// The container runtime's network configurations.
+    pub(super) fn cni_net_dir(&self) -> PathBuf {
+        self.at("cni")
+    }
+
+    /// CNI plugins that were put on this node alone; those of the machine come after them.
+    pub(super) fn cni_bin_dir(&self) -> PathBuf {
+        self.at("cni-bin")
+    }
+
     /// The host's end of the veth pair: at most 15 characters, whatever the name.
     pub(super) fn host_link(&self) -> String {
         format!("hd-{}", &self.digest()[..8])

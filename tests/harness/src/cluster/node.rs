@@ -37,7 +37,9 @@ impl Node<'_> {
     /// The container runtime.
     pub(super) fn containerd(&self) -> Result<Daemon> {
         let config = self.layout.at("conf/containerd.toml");
-        let conf_dir = self.layout.at("cni");
+        let conf_dir = self.layout.cni_net_dir();
+        let bin_dir = self.layout.cni_bin_dir();
+        fs::create_dir_all(&bin_dir).with_context(|| format!("failed to make {}", bin_dir.display()))?;
         write(&config, &self.containerd_config())?;
         // The network is there before the runtime: without it the node is not ready.
         write_json(&conf_dir.join("10-heddle.conflist"), &self.cni_config())?;
@@ -56,7 +58,8 @@ impl Node<'_> {
     }
 
     fn containerd_config(&self) -> String {
-        let path = |relative: &str| format!("{:?}", self.layout.at(relative).to_string_lossy());
+        let shown = |path: PathBuf| format!("{:?}", path.to_string_lossy());
+        let path = |relative: &str| shown(self.layout.at(relative));
         let socket = format!("{:?}", self.containerd_socket().to_string_lossy());
         let shim_sockets = format!("{:?}", self.layout.shim_sockets().to_string_lossy());
         format!(
@@ -92,14 +95,15 @@ runtime_type = "io.containerd.runc.v2"
 SystemdCgroup = false
 
 [plugins."io.containerd.cri.v1.runtime".cni]
-bin_dirs = ["{CNI_BIN_DIR}"]
+bin_dirs = [{cni_bin}, "{CNI_BIN_DIR}"]
 conf_dir = {cni}
 # Else every pod leaves a file in a cache of the whole machine.
 use_internal_loopback = true
 "#,
             root = path("containerd/root"),
             state = path("containerd/state"),
-            cni = path("cni"),
+            cni = shown(self.layout.cni_net_dir()),
+            cni_bin = shown(self.layout.cni_bin_dir()),
         )
     }
 

@@ -60,6 +60,12 @@ pub const HEDDLE_IMAGES: &[ProgramImage] = &[
         &["heddle-proxy", "heddle-proxy-init"],
         2102,
     ),
+    image(
+        "cni",
+        &["heddle-cni", "heddle-cni-repair"],
+        &["heddle-proxy-cni", "heddle-proxy-cni-repair"],
+        2103,
+    ),
     image("test-http", &["test-http"], &["heddle-tests-harness"], 65534),
 ];
 
@@ -123,8 +129,19 @@ pub fn build_programs(images: &[ProgramImage], profile: &str) -> Result<BTreeMap
         arguments.extend(image.packages.iter().flat_map(|package| ["--package", package]));
         arguments.extend(image.programs.iter().flat_map(|program| ["--bin", program]));
     }
-    cargo_build(arguments)
+    let mut programs = cargo("build", arguments)?;
+    for (package, program) in STATIC {
+        if programs.contains_key(*program) {
+            let link = ["--", "-C", "target-feature=+crt-static"];
+            let arguments = ["--profile", profile, "--package", package, "--bin", program];
+            programs.extend(cargo("rustc", arguments.into_iter().chain(link))?);
+        }
+    }
+    Ok(programs)
 }
+
+/// Programs that leave their image and run on the nodes themselves, whatever C library these have: package, program.
+const STATIC: &[(&str, &str)] = &[("heddle-proxy-cni", "heddle-cni")];
 
 /// Writes every image of `images` to `folder`, from programs that [`build_programs`] made; returns the tars.
 pub fn write_images(
@@ -150,14 +167,8 @@ pub fn pause_tar() -> Result<PathBuf> {
         .join(format!("pause-{VERSION}-{}.tar", &key[..12]));
     if !tar.is_file() {
         // With xtask's package, so that dependencies have the features that `cargo xtask` has just built.
-        let programs = cargo_build([
-            "--package",
-            "heddle-xtask",
-            "--package",
-            "heddle-tests-harness",
-            "--bin",
-            "pause",
-        ])?;
+        let packages = ["--package", "heddle-xtask", "--package", "heddle-tests-harness"];
+        let programs = cargo("build", packages.into_iter().chain(["--bin", "pause"]))?;
         PAUSE.assemble(&programs)?.write(&tar)?;
     }
     Ok(tar)
@@ -170,10 +181,13 @@ struct Message {
     executable: Option<PathBuf>,
 }
 
-fn cargo_build<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<BTreeMap<String, PathBuf>> {
+fn cargo<'a>(
+    command: &str,
+    arguments: impl IntoIterator<Item = &'a str>,
+) -> Result<BTreeMap<String, PathBuf>> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     cargo
-        .args(["build", "--message-format=json-render-diagnostics"])
+        .args([command, "--message-format=json-render-diagnostics"])
         .args(arguments)
         .current_dir(crate::workspace_root());
     // What Cargo told this process about itself must not look like a change to build scripts.
@@ -193,7 +207,7 @@ fn cargo_build<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<BTree
         .context("failed to start cargo")?;
     if !output.status.success() {
         bail!(
-            "`cargo build` of the images' programs failed ({}); what it said is above",
+            "`cargo {command}` of the images' programs failed ({}); what it said is above",
             output.status
         );
     }
