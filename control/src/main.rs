@@ -4,10 +4,13 @@
 //! pods. `all` runs the three in one process, for small clusters and for trying out.
 
 mod args;
+mod external_workload;
 mod grpc;
 mod injector;
+mod lease;
 mod metrics;
 mod serve;
+mod status;
 mod watches;
 mod webhook;
 

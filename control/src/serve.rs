@@ -20,9 +20,10 @@ use tracing::{error, info, warn};
 
 use crate::{
     args::{Common, IdentityArgs, Listen, Plan},
-    grpc,
+    external_workload, grpc,
+    lease::{self, Elector},
     metrics::{self, GrpcMetrics},
-    watches,
+    status, watches,
 };
 
 const DRAIN_GRACE: Duration = Duration::from_secs(15);
@@ -40,7 +41,7 @@ pub(crate) async fn run(common: Common, plan: Plan) -> anyhow::Result<()> {
     process::register(&mut registry);
     let grpc_metrics = GrpcMetrics::register(&mut registry);
     metrics::register_index(&mut registry, cluster.clone());
-    let mut watchers = Watchers::new(client, cluster.clone(), &mut registry);
+    let mut watchers = Watchers::new(client.clone(), cluster.clone(), &mut registry);
     watches::common(&mut watchers);
     if plan.destination.is_some() {
         watches::destination(&mut watchers);
@@ -58,6 +59,28 @@ pub(crate) async fn run(common: Common, plan: Plan) -> anyhow::Result<()> {
     };
 
     let synced = watchers.synced();
+    let leases = lease::Metrics::register(&mut registry);
+    let elect = |name, tasks: &mut JoinSet<()>| {
+        let (elector, leadership) = Elector::new(client.clone(), &common.control_namespace, name, &leases);
+        tasks.spawn(elector.run(shutdown.watch()));
+        leadership
+    };
+    if plan.destination.is_some() {
+        let leadership = elect(external_workload::LEASE, &mut tasks);
+        let controller = external_workload::Controller::new(client.clone(), leadership, &mut registry);
+        tasks.spawn(controller.run());
+    }
+    if plan.policy.is_some() {
+        let leadership = elect(status::LEASE, &mut tasks);
+        let metrics = status::Metrics::register(&mut registry);
+        let writer = status::Writer::new(client.clone(), cluster.clone(), leadership, metrics);
+        let synced = synced.clone();
+        tasks.spawn(async move {
+            // Judged before the index is complete, what exists would be called missing.
+            wait_for(&synced).await;
+            writer.run().await;
+        });
+    }
     let (certificate, sync) = (store.as_ref().map(Store::ready), synced.clone());
     let ready =
         move || sync.is_synced() && certificate.as_ref().is_none_or(|ready| ready.borrow().is_ready());

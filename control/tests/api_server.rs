@@ -2,6 +2,9 @@
 //!
 //! etcd and an API server are enough: pods, slices and policies are written by hand, as controllers would write them.
 
+#[path = "api_server/status.rs"]
+mod status;
+
 use std::{
     net::{SocketAddr, TcpListener},
     process::{Child, Command, Stdio},

@@ -80,7 +80,7 @@ pub enum Status {
 }
 
 /// Something that a person should see on an object, as a Warning Event.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Notice {
     /// The kind of the object.
     pub subject: Subject,

@@ -14,7 +14,7 @@ use std::{
 
 use futures_util::StreamExt as _;
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     core::DeserializeGuard,
     runtime::{WatchStreamExt as _, watcher, watcher::Event},
 };
@@ -268,7 +268,10 @@ where
 /// Whether the cluster has a kind; kinds of Kubernetes' own core always are there.
 ///
 /// Asked by discovery, because a watch that is refused costs an error in the client's log each time.
-async fn is_served<K: Tracked>(client: &Client) -> kube::Result<bool> {
+///
+/// # Errors
+/// The API server does not tell.
+pub async fn is_served<K: Resource<DynamicType = ()>>(client: &Client) -> kube::Result<bool> {
     let group = K::group(&());
     if group.is_empty() {
         return Ok(true);

@@ -5,6 +5,7 @@ use heddle_k8s::policy::{EgressNetwork, TrafficPolicy};
 
 use super::{ObjectKey, Tracked};
 use crate::{
+    annotation::Annotated,
     dirty::Dirty,
     status::{Subject, Told},
     store::{Store, Table},
@@ -24,7 +25,7 @@ impl Tracked for EgressNetwork {
     const SUBJECT: Option<Subject> = Some(Subject::EgressNetwork);
 
     fn told(&self) -> Told {
-        Told::of(self, self.status.as_ref())
+        Told::of(self, self.status.as_ref()).annotated(Annotated::EgressNetwork, self)
     }
 
     fn facts(&self) -> EgressFacts {

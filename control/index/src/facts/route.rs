@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{ObjectKey, Tracked};
 pub(crate) use crate::route::{BackendKind, BackendRef, Rule as RuleFacts};
 use crate::{
-    annotation::{Reader, RouteTraffic},
+    annotation::{Annotated, Reader, RouteTraffic},
     dirty::Dirty,
     route::{Body, ParentRef, ReadMatch, RouteError},
     status::{Subject, Told},
@@ -174,14 +174,14 @@ fn known_parent(written: ParentRef, namespace: &str) -> Option<Parent> {
 }
 
 macro_rules! tracked {
-    ($kind:ty, $subject:expr, $route:expr, $matches:ty, $table:ident) => {
+    ($kind:ty, $subject:expr, $annotated:expr, $route:expr, $matches:ty, $table:ident) => {
         impl Tracked for $kind {
             type Facts = RouteFacts<$matches>;
 
             const SUBJECT: Option<Subject> = Some($subject);
 
             fn told(&self) -> Told {
-                Told::of(self, self.status.as_ref())
+                Told::of(self, self.status.as_ref()).annotated($annotated, self)
             }
 
             fn facts(&self) -> Self::Facts {
@@ -208,6 +208,7 @@ macro_rules! tracked {
 tracked!(
     PolicyHttpRoute,
     Subject::PolicyHttpRoute,
+    Annotated::HttpRoute,
     RouteKind::PolicyHttp,
     HttpMatch,
     policy_http_routes
@@ -215,6 +216,7 @@ tracked!(
 tracked!(
     GatewayHttpRoute,
     Subject::HttpRoute,
+    Annotated::HttpRoute,
     RouteKind::GatewayHttp,
     HttpMatch,
     gateway_http_routes
@@ -222,6 +224,7 @@ tracked!(
 tracked!(
     GatewayGrpcRoute,
     Subject::GrpcRoute,
+    Annotated::GrpcRoute,
     RouteKind::GatewayGrpc,
     GrpcMatch,
     grpc_routes

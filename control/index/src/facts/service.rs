@@ -11,8 +11,9 @@ use kube::ResourceExt as _;
 
 use super::{ObjectKey, Tracked};
 use crate::{
-    annotation::{Balancing, Reader, RouteTraffic},
+    annotation::{Annotated, Balancing, Reader, RouteTraffic},
     dirty::Dirty,
+    status::{Subject, Told},
     store::{Store, Table},
 };
 
@@ -40,6 +41,12 @@ pub(crate) struct PortFacts {
 
 impl Tracked for Service {
     type Facts = ServiceFacts;
+
+    const SUBJECT: Option<Subject> = Some(Subject::Service);
+
+    fn told(&self) -> Told {
+        Told::of::<_, ()>(self, None).annotated(Annotated::Service, self)
+    }
 
     fn facts(&self) -> ServiceFacts {
         let empty = ServiceSpec::default();

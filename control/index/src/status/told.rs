@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{CONTROLLER_NAME, Condition, Status};
-use crate::route::ParentRef;
+use crate::{
+    annotation::{self, Annotated},
+    route::ParentRef,
+};
 
 /// What we say about a route's attachment to one parent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +50,10 @@ impl Told {
         }
     }
 
-    pub(crate) fn with_problems(mut self, problems: Vec<String>) -> Self {
-        self.problems = problems;
+    /// Takes what is wrong with an object's annotations.
+    pub(crate) fn annotated<K: Resource>(mut self, kind: Annotated, object: &K) -> Self {
+        let problems = annotation::problems(kind, object.annotations());
+        self.problems = problems.iter().map(ToString::to_string).collect();
         self
     }
 

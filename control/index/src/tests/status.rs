@@ -452,3 +452,33 @@ fn what_is_written_wakes_nobody_twice() {
     cluster.remove::<HttpRoute>("ns", "r");
     assert_eq!(cluster.judgements(), []);
 }
+
+#[test]
+fn annotations_that_do_nothing_are_told_on_their_object() {
+    let cluster = cluster();
+    let annotated = |value: &str| {
+        let annotations = j!({"retry.linkerd.io/http": value});
+        mk_service_with(
+            "ns",
+            "web",
+            "10.96.0.1",
+            j!({"metadata": {"annotations": annotations}}),
+        )
+    };
+    cluster.apply(&annotated("5xx"));
+    assert_eq!(cluster.notices(), []);
+    cluster.apply(&annotated("often"));
+    let notices = cluster.notices();
+    assert_eq!(
+        (notices.len(), notices[0].subject, notices[0].reason),
+        (1, Subject::Service, "InvalidAnnotation")
+    );
+    assert!(
+        notices[0].note.contains("retry.linkerd.io/http"),
+        "{}",
+        notices[0].note
+    );
+    assert_eq!(cluster.judgements(), [], "a Service has no conditions of ours");
+    cluster.remove::<Service>("ns", "web");
+    assert_eq!(cluster.notices(), []);
+}
