@@ -128,6 +128,7 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
         discovery,
         store,
         metrics,
+        services: Arc::default(),
         drain: shutdown.watch(),
     };
     let started = Instant::now();

@@ -12,10 +12,10 @@ use std::{
 };
 
 use heddle_proxy_policy::{
-    self as policy, EndpointSet,
+    self as policy, EndpointSet, affinity,
     balance::{Backoff, EwmaParams, PeakEwma, two_choices},
     endpoint::ProtocolHint,
-    outbound::{Backend, BackendKind, FailureAccrual},
+    outbound::{Backend, BackendKind, FailureAccrual, Limits},
 };
 use heddle_tls::rustls::pki_types::ServerName;
 use tokio::{
@@ -25,9 +25,10 @@ use tokio::{
 
 use crate::{
     http::ProxyError,
+    limits::{Gate, Permit, Service},
     metrics::{http::HttpHandles, labels::Labels, tcp::TcpHandles},
     transport_header::TransportHeader,
-    upstream::{Target, TargetTls, Upstream},
+    upstream::{ConnectError, Target, TargetTls, Upstream},
     worker::Worker,
 };
 
@@ -37,6 +38,9 @@ const CONNECT_BACKOFF: Backoff = Backoff {
     max: Duration::from_secs(60),
     jitter_ratio: 0.1,
 };
+
+/// A request that waits for a connection looks again after this, though it was told nothing.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The endpoints of one backend.
 #[derive(Debug)]
@@ -49,13 +53,43 @@ pub(crate) struct Balancer {
     watch: RefCell<Option<watch::Receiver<Arc<EndpointSet>>>>,
     exists: Cell<bool>,
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
+    service: Arc<Service>,
     waiting: Cell<u32>,
+}
+
+/// What the next request or connection asks of its endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Terms {
+    pub wish: Wish,
+    pub limits: Limits,
+}
+
+/// Which endpoint it should be.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum Wish {
+    /// The less loaded of two.
+    #[default]
+    Any,
+    /// The one of this number, as long as it is ready.
+    Endpoint(u64),
+    /// The one that this key leads to.
+    Key(u64),
+}
+
+/// An endpoint that has been picked, with its place under the limits.
+#[derive(Debug)]
+pub(crate) struct Picked {
+    endpoint: Rc<Endpoint>,
+    permit: Option<Permit>,
 }
 
 /// One endpoint, with what this worker knows of it.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     info: Arc<policy::Endpoint>,
+    /// See [`affinity::endpoint_id`].
+    id: u64,
+    gate: Rc<Gate>,
     load: RefCell<PeakEwma>,
     in_flight: Cell<u32>,
     /// Failed connections in a row, and failed responses in a row.
@@ -73,21 +107,24 @@ pub(crate) struct Endpoint {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     endpoint: Rc<Endpoint>,
+    _permit: Option<Permit>,
 }
 
 impl Balancer {
     pub(crate) fn new(worker: Rc<Worker>, backend: &Backend) -> Result<Rc<Self>, ProxyError> {
-        let (authority, ewma, watch, endpoints) = match &backend.kind {
+        let (authority, ewma, watch, service, endpoints) = match &backend.kind {
             BackendKind::Forward(endpoint) => {
                 let authority = endpoint.addr.to_string();
                 let ewma = EwmaParams::default();
-                let endpoints = vec![Endpoint::new(&worker, &authority, endpoint.clone(), ewma)];
-                (authority, ewma, None, endpoints)
+                let service = worker.services.service(&authority);
+                let only = Endpoint::new(&worker, &authority, &service, endpoint.clone(), ewma);
+                (authority, ewma, None, service, vec![only])
             }
             BackendKind::Balance { path, ewma } => (
                 path.clone(),
                 *ewma,
                 Some(worker.discovery.endpoints(path)?),
+                worker.services.service(path),
                 Vec::new(),
             ),
         };
@@ -105,6 +142,7 @@ impl Balancer {
             watch: RefCell::new(watch),
             exists: Cell::new(true),
             endpoints: RefCell::new(endpoints),
+            service,
             waiting: Cell::new(0),
         }))
     }
@@ -125,26 +163,47 @@ impl Balancer {
     }
 
     /// The endpoint for the next request; waits for one until `deadline`.
-    pub(crate) async fn pick(&self, deadline: Instant) -> Result<Rc<Endpoint>, ProxyError> {
-        if let Some(endpoint) = self.try_pick() {
-            return Ok(endpoint);
+    pub(crate) async fn pick(&self, terms: Terms, deadline: Instant) -> Result<Picked, ProxyError> {
+        if let Some(picked) = self.try_pick(terms) {
+            return Ok(picked);
         }
         if self.waiting.get() >= self.queue_capacity {
             return Err(ProxyError::LoadShed(self.waiting.get()));
         }
         let _waiting = Waiting::new(&self.waiting);
+        let _pending = match terms.limits.pending_requests {
+            limit @ Some(_) => Some(
+                self.service
+                    .wait(limit)
+                    .ok_or(ProxyError::LoadShed(self.waiting.get()))?,
+            ),
+            None => None,
+        };
         loop {
             if !self.exists.get() {
                 return Err(ProxyError::NoSuchService);
             }
+            // Listening begins before looking, or what is freed in between would be missed.
+            let freed = self.service.freed().notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if let Some(picked) = self.try_pick(terms) {
+                return Ok(picked);
+            }
             let wake = self.next_ready().map_or(deadline, |at| at.min(deadline));
             let changes = self.watch.borrow().clone();
-            match changes {
-                Some(mut changes) => drop(timeout_at(wake, changes.changed()).await),
-                None => sleep_until(wake).await,
+            let changed = async {
+                match changes {
+                    Some(mut changes) => drop(timeout_at(wake, changes.changed()).await),
+                    None => sleep_until(wake).await,
+                }
+            };
+            tokio::select! {
+                () = changed => {}
+                () = freed => {}
             }
-            if let Some(endpoint) = self.try_pick() {
-                return Ok(endpoint);
+            if let Some(picked) = self.try_pick(terms) {
+                return Ok(picked);
             }
             if Instant::now() >= deadline {
                 return Err(ProxyError::FailFast(self.failfast_timeout));
@@ -152,25 +211,69 @@ impl Balancer {
         }
     }
 
-    fn try_pick(&self) -> Option<Rc<Endpoint>> {
+    /// Takes in that there was no connection to an endpoint. When that is because of a limit, waits for one to end.
+    pub(crate) async fn not_connected(&self, endpoint: Picked, error: &ConnectError, deadline: Instant) {
+        if !matches!(error, ConnectError::Limited { .. }) {
+            return endpoint.connect_failed();
+        }
+        // The place under the limit of requests is for others meanwhile.
+        drop(endpoint);
+        // It may have ended already: then one more look costs little.
+        let wake = deadline.min(Instant::now() + LOOK_AGAIN);
+        let _ = timeout_at(wake, self.service.freed().notified()).await;
+    }
+
+    /// Whether the endpoint of this number could take a request now.
+    pub(crate) fn has_ready(&self, id: u64) -> bool {
         self.refresh();
+        let now = Instant::now();
+        let endpoints = self.endpoints.borrow();
+        endpoints
+            .iter()
+            .any(|endpoint| endpoint.id == id && endpoint.is_ready(now))
+    }
+
+    fn try_pick(&self, terms: Terms) -> Option<Picked> {
+        self.refresh();
+        let endpoint = self.candidate(terms)?;
+        // Another worker may have taken the last place.
+        let permit = endpoint.gate.request(&terms.limits).ok()?;
+        Some(Picked { endpoint, permit })
+    }
+
+    fn candidate(&self, Terms { wish, limits }: Terms) -> Option<Rc<Endpoint>> {
         let endpoints = self.endpoints.borrow();
         let now = Instant::now();
+        let can_take = |endpoint: &Endpoint| endpoint.is_ready(now) && endpoint.gate.has_room(&limits);
         if let [only] = endpoints.as_slice() {
-            return only.is_ready(now).then(|| only.clone());
+            return can_take(only).then(|| only.clone());
+        }
+        match wish {
+            Wish::Any => {}
+            Wish::Endpoint(id) => {
+                let known = endpoints
+                    .iter()
+                    .find(|endpoint| endpoint.id == id && can_take(endpoint));
+                if let Some(known) = known {
+                    return Some(known.clone());
+                }
+            }
+            Wish::Key(key) => {
+                let ready = endpoints.iter().filter(|endpoint| can_take(endpoint));
+                return ready
+                    .max_by_key(|endpoint| affinity::score(key, endpoint.id))
+                    .cloned();
+            }
         }
         let (one, two) = two_choices(endpoints.len(), rand::random())?;
         let (one, two) = (&endpoints[one], &endpoints[two]);
-        match (one.is_ready(now), two.is_ready(now)) {
+        match (can_take(one), can_take(two)) {
             (true, true) => Some(lighter(one, two, now)),
             (true, false) => Some(one.clone()),
             (false, true) => Some(two.clone()),
             (false, false) => {
                 // Both rest: look at all that do not.
-                let ready: Vec<_> = endpoints
-                    .iter()
-                    .filter(|endpoint| endpoint.is_ready(now))
-                    .collect();
+                let ready: Vec<_> = endpoints.iter().filter(|endpoint| can_take(endpoint)).collect();
                 let (one, two) = two_choices(ready.len(), rand::random())?;
                 Some(lighter(ready[one], ready[two], now))
             }
@@ -202,7 +305,13 @@ impl Balancer {
             .collect();
         endpoints.extend(set.iter().map(|info| match old.remove(&info.addr) {
             Some(endpoint) if Arc::ptr_eq(&endpoint.info, info) || endpoint.info == *info => endpoint,
-            _ => Endpoint::new(&self.worker, &self.authority, info.clone(), self.ewma),
+            _ => Endpoint::new(
+                &self.worker,
+                &self.authority,
+                &self.service,
+                info.clone(),
+                self.ewma,
+            ),
         }));
     }
 
@@ -259,7 +368,14 @@ fn lighter(one: &Rc<Endpoint>, two: &Rc<Endpoint>, now: Instant) -> Rc<Endpoint>
 }
 
 impl Endpoint {
-    fn new(worker: &Rc<Worker>, authority: &str, info: Arc<policy::Endpoint>, ewma: EwmaParams) -> Rc<Self> {
+    fn new(
+        worker: &Rc<Worker>,
+        authority: &str,
+        service: &Arc<Service>,
+        info: Arc<policy::Endpoint>,
+        ewma: EwmaParams,
+    ) -> Rc<Self> {
+        let gate = Rc::new(service.gate(info.addr));
         // Our own pod's traffic to itself does not pass our inbound side, so nobody would speak TLS with us.
         let own = worker.config.inbound.ips.contains(&info.addr.ip());
         let identity = match &info.identity {
@@ -293,6 +409,7 @@ impl Endpoint {
                 },
                 worker.tls.clone(),
                 tcp.clone(),
+                Some(gate.clone()),
             )
         };
         let http = upstream(
@@ -324,6 +441,8 @@ impl Endpoint {
             ),
         };
         Rc::new(Self {
+            id: affinity::endpoint_id(info.addr),
+            gate,
             load: RefCell::new(PeakEwma::new(ewma, std::time::Instant::now())),
             in_flight: Cell::new(0),
             connect_failures: Cell::new(0),
@@ -369,12 +488,9 @@ impl Endpoint {
         &self.handles
     }
 
-    /// Counts something as in flight until what is returned is dropped.
-    pub(crate) fn begin(self: &Rc<Self>) -> InFlight {
-        self.in_flight.set(self.in_flight.get() + 1);
-        InFlight {
-            endpoint: self.clone(),
-        }
+    /// See [`affinity::endpoint_id`].
+    pub(crate) fn id(&self) -> u64 {
+        self.id
     }
 
     /// Takes in how long the endpoint took to answer, or to accept.
@@ -397,6 +513,32 @@ impl Endpoint {
     /// A connection was there.
     pub(crate) fn connected(&self) {
         self.connect_failures.set(0);
+    }
+}
+
+impl Picked {
+    /// Counts what it was picked for as in flight until what is returned is dropped.
+    pub(crate) fn begin(self) -> InFlight {
+        let Self { endpoint, permit } = self;
+        endpoint.in_flight.set(endpoint.in_flight.get() + 1);
+        InFlight {
+            endpoint,
+            _permit: permit,
+        }
+    }
+}
+
+impl std::ops::Deref for Picked {
+    type Target = Rc<Endpoint>;
+
+    fn deref(&self) -> &Rc<Endpoint> {
+        &self.endpoint
+    }
+}
+
+impl InFlight {
+    pub(crate) fn endpoint(&self) -> &Rc<Endpoint> {
+        &self.endpoint
     }
 }
 

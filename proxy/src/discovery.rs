@@ -9,6 +9,7 @@ mod cache;
 mod endpoints;
 mod inbound;
 mod outbound;
+mod policy_client;
 mod stream;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -18,13 +19,13 @@ use heddle_tls::ControlChannel;
 use linkerd2_proxy_api::{
     destination::destination_client::DestinationClient,
     inbound::inbound_server_policies_client::InboundServerPoliciesClient,
-    outbound::outbound_policies_client::OutboundPoliciesClient,
 };
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::config::Config;
 use cache::Cache;
 pub(crate) use cache::Full;
+use policy_client::PolicyClient;
 
 /// Addresses, services and ports followed at once. Far above what a pod talks to; a scan must not fill the memory.
 const OUTBOUND_MAX: usize = 4_096;
@@ -64,7 +65,7 @@ struct Inner {
     runtime: Handle,
     config: Arc<Config>,
     destination: DestinationClient<ControlChannel>,
-    outbound_policies: OutboundPoliciesClient<ControlChannel>,
+    outbound_policies: PolicyClient,
     inbound_policies: InboundServerPoliciesClient<ControlChannel>,
     outbound: Cache<SocketAddr, Outbound>,
     endpoints: Cache<Arc<str>, Arc<EndpointSet>>,
@@ -77,8 +78,7 @@ impl Discovery {
         Self(Arc::new(Inner {
             runtime: Handle::current(),
             destination: DestinationClient::new(destination).max_decoding_message_size(MESSAGE_BYTES_MAX),
-            outbound_policies: OutboundPoliciesClient::new(policy.clone())
-                .max_decoding_message_size(MESSAGE_BYTES_MAX),
+            outbound_policies: PolicyClient::new(policy.clone()),
             inbound_policies: InboundServerPoliciesClient::new(policy)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX),
             outbound: Cache::new(OUTBOUND_MAX, config.outbound.discovery_idle),

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_rustls::{client, server};
 
-use crate::metrics::tcp::TcpOpen;
+use crate::{limits::Permit, metrics::tcp::TcpOpen};
 
 /// A stream whose first bytes were read ahead.
 #[derive(Debug)]
@@ -205,6 +205,8 @@ impl AsyncWrite for Socket {
 pub(crate) struct Io {
     inner: Prefixed<Socket>,
     open: TcpOpen,
+    /// The connection's place under its policy's limits.
+    _permit: Option<Permit>,
     read_count: ReadCount,
     /// Whether an error was seen; it becomes the close's label.
     failed: bool,
@@ -230,9 +232,17 @@ impl Io {
         Self {
             inner: Prefixed::new(socket),
             open,
+            _permit: None,
             read_count: ReadCount::default(),
             failed: false,
         }
+    }
+
+    /// Holds the place as long as the connection is open.
+    #[must_use]
+    pub(crate) fn holding(mut self, permit: Option<Permit>) -> Self {
+        self._permit = permit;
+        self
     }
 
     pub(crate) fn bytes_read(&self) -> ReadCount {

@@ -14,6 +14,7 @@ mod http;
 mod http1;
 mod inbound;
 mod io;
+mod limits;
 mod listen;
 mod logging;
 mod metrics;

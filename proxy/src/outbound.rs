@@ -2,8 +2,10 @@
 //! speak, and on to an endpoint.
 
 mod http;
+mod mirror;
 mod opaque;
 mod retry;
+mod sticky;
 mod target;
 mod upgrade;
 
@@ -68,7 +70,7 @@ enum Carries {
 async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), OutboundError> {
     let Accepted {
         tcp,
-        client: _,
+        client,
         orig_dst,
         drain,
         place: _place,
@@ -90,10 +92,10 @@ async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), OutboundEr
     };
     match carries {
         Carries::Http(version) => {
-            http::serve(worker.clone(), target, drain, io, version).await;
+            http::serve(worker.clone(), target, drain, io, version, client.ip()).await;
             Ok(())
         }
-        Carries::Bytes => opaque::serve(&target, drain, io).await,
+        Carries::Bytes => opaque::serve(&target, drain, io, client.ip()).await,
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{
     http::{ProxyError, RequestBody},
     http1::{Connection, Http1Body, Http1Error},
     io::{Io, Prefixed, Socket},
+    limits::Gate,
     metrics::tcp::TcpHandles,
     tls::Tls,
     transport_header::TransportHeader,
@@ -81,6 +82,8 @@ pub(crate) enum ConnectError {
     },
     #[error("connections to {addr} end before they are used")]
     Unstable { addr: SocketAddr },
+    #[error("the policy allows no more connections to {addr}, or to its service")]
+    Limited { addr: SocketAddr },
 }
 
 /// How connections are made.
@@ -105,6 +108,7 @@ pub(crate) struct Upstream {
     target: Target,
     tls: Rc<Tls>,
     tcp: TcpHandles,
+    gate: Option<Rc<Gate>>,
     http2: RefCell<Http2>,
     idle: RefCell<Vec<Idle>>,
 }
@@ -124,11 +128,13 @@ struct Idle {
 }
 
 impl Upstream {
-    pub(crate) fn new(target: Target, tls: Rc<Tls>, tcp: TcpHandles) -> Rc<Self> {
+    /// Connections beyond the gate's limits are not made.
+    pub(crate) fn new(target: Target, tls: Rc<Tls>, tcp: TcpHandles, gate: Option<Rc<Gate>>) -> Rc<Self> {
         Rc::new(Self {
             target,
             tls,
             tcp,
+            gate,
             http2: RefCell::new(Http2::None),
             idle: RefCell::default(),
         })
@@ -142,6 +148,10 @@ impl Upstream {
             tls,
         } = &self.target;
         let (addr, connect_timeout) = (*addr, *connect_timeout);
+        let permit = match &self.gate {
+            Some(gate) => gate.connection().map_err(|()| ConnectError::Limited { addr })?,
+            None => None,
+        };
         let tcp = match timeout(connect_timeout, TcpStream::connect(addr)).await {
             Ok(Ok(tcp)) => tcp,
             Ok(Err(source)) => {
@@ -159,7 +169,7 @@ impl Upstream {
         };
         set_options(&tcp);
         let Some(TargetTls { server_name, header }) = tls else {
-            return Ok(Io::new(Socket::Plain(Prefixed::new(tcp)), self.tcp.open()));
+            return Ok(Io::new(Socket::Plain(Prefixed::new(tcp)), self.tcp.open()).holding(permit));
         };
         let config = if header.is_some() {
             self.tls.direct_client()
@@ -179,7 +189,7 @@ impl Upstream {
             }
             Err(_) => return Err(ConnectError::TlsTimeout { addr, name: name() }),
         };
-        let mut io = Io::new(Socket::Client(Box::new(tls)), self.tcp.open());
+        let mut io = Io::new(Socket::Client(Box::new(tls)), self.tcp.open()).holding(permit);
         if let Some(header) = header {
             // It is flushed with the first bytes that follow, or at once by whoever has none.
             io.write_all(&header.encode())
@@ -319,6 +329,9 @@ impl Upstream {
                 connection,
                 since: Instant::now(),
             });
+            if let Some(gate) = &self.gate {
+                gate.connection_is_free();
+            }
         }
     }
 

@@ -16,8 +16,8 @@ use tokio::{task::LocalSet, time::interval};
 use tracing::error;
 
 use crate::{
-    balance::Balancer, config::Config, discovery::Discovery, http::ProxyError, inbound, listen,
-    metrics::Metrics, outbound, tls::Tls,
+    balance::Balancer, config::Config, discovery::Discovery, http::ProxyError, inbound, limits::Services,
+    listen, metrics::Metrics, outbound, tls::Tls,
 };
 
 /// Idle connections and unused backends are looked for this often.
@@ -30,6 +30,7 @@ pub(crate) struct Parts {
     pub discovery: Discovery,
     pub store: Store,
     pub metrics: Arc<Metrics>,
+    pub services: Arc<Services>,
     pub drain: drain::Watch,
 }
 
@@ -39,9 +40,12 @@ pub(crate) struct Worker {
     pub discovery: Discovery,
     pub tls: Rc<Tls>,
     pub metrics: Arc<Metrics>,
+    pub services: Arc<Services>,
     pub draining: Cell<bool>,
     pub outbound: outbound::Targets,
     pub inbound: inbound::Ports,
+    /// Held once by the worker, and once by each copy of a request that is under way.
+    pub mirrored: Rc<()>,
     balancers: RefCell<AHashMap<BackendKey, Rc<Balancer>>>,
 }
 
@@ -97,6 +101,7 @@ pub(crate) fn run(parts: Parts, listeners: listen::Listeners) {
             discovery,
             store,
             metrics,
+            services,
             drain,
         } = parts;
         let worker = Rc::new(Worker {
@@ -104,9 +109,11 @@ pub(crate) fn run(parts: Parts, listeners: listen::Listeners) {
             discovery,
             tls: Rc::new(Tls::new(store, revocation)),
             metrics,
+            services,
             draining: Cell::new(false),
             outbound: outbound::Targets::default(),
             inbound: inbound::Ports::default(),
+            mirrored: Rc::default(),
             balancers: RefCell::default(),
         });
         let sweeping = worker.clone();

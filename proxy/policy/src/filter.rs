@@ -3,7 +3,10 @@
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, uri};
 use linkerd2_proxy_api::{grpc_route, http_route, http_types, inbound, outbound};
 
-use crate::Invalid;
+use crate::{
+    Invalid,
+    rewrite::{PathModifier, Rewrite},
+};
 
 /// One step of a rule.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +17,8 @@ pub enum Filter {
     ResponseHeaders(HeaderChange),
     /// Answers with a redirect.
     Redirect(Redirect),
+    /// Changes the request's URL.
+    Rewrite(Rewrite),
     /// Answers some requests with an error.
     Fail(FailureInjector),
 }
@@ -34,12 +39,6 @@ pub struct Redirect {
     port: Option<u16>,
     path: Option<PathModifier>,
     status: StatusCode,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum PathModifier {
-    Full(String),
-    Prefix(String),
 }
 
 /// Fails a share of the requests.
@@ -128,19 +127,7 @@ impl Redirect {
         };
         let path = match &self.path {
             None => uri.path().to_owned(),
-            Some(PathModifier::Full(path)) => path.clone(),
-            Some(PathModifier::Prefix(new)) => {
-                let rest = uri
-                    .path()
-                    .strip_prefix(prefix.unwrap_or(""))
-                    .unwrap_or(uri.path());
-                let joined = format!("{}/{}", new.trim_end_matches('/'), rest.trim_start_matches('/'));
-                if rest.is_empty() && joined.len() > 1 {
-                    joined.trim_end_matches('/').to_owned()
-                } else {
-                    joined
-                }
-            }
+            Some(modifier) => modifier.apply(uri.path(), prefix),
         };
         let path_and_query = match uri.query() {
             Some(query) => format!("{path}?{query}"),

@@ -5,6 +5,7 @@
 //! policies, decisions and numbers. This crate opens no socket, reads no clock, and knows neither tokio nor hyper.
 //! A message is taken whole or refused whole: every `TryFrom` names the first field that is wrong.
 
+pub mod affinity;
 pub mod authorize;
 pub mod balance;
 pub mod endpoint;
@@ -16,6 +17,7 @@ pub mod net;
 pub mod outbound;
 pub mod profile;
 pub mod ratelimit;
+pub mod rewrite;
 pub mod route;
 
 pub use authorize::{Client, ClientTls, Denied, Permit};

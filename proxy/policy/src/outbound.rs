@@ -1,9 +1,11 @@
 //! The policy of an address that the pod's applications connect to.
 
+mod extension;
 mod message;
 
-use std::{net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, ops::RangeInclusive, sync::Arc, time::Duration};
 
+pub use heddle_wire::{Affinity, HashKey, Limits, Persistence};
 use http::StatusCode;
 
 use crate::{
@@ -76,6 +78,21 @@ pub struct OutboundRule {
     pub timeouts: Timeouts,
     /// Whether it is tried again.
     pub retry: Option<Retry>,
+    /// Where copies go.
+    pub mirrors: Vec<Mirror>,
+    /// How sessions stick; comes before what the backend says.
+    pub session: Option<Persistence>,
+}
+
+/// Where a share of the requests is copied to.
+#[derive(Clone, Debug)]
+pub struct Mirror {
+    /// Where.
+    pub backend: Arc<Backend>,
+    /// The share's numerator, and below it the denominator.
+    pub numerator: u32,
+    /// The share's denominator.
+    pub denominator: NonZeroU32,
 }
 
 /// Time limits of a request.
@@ -131,6 +148,8 @@ pub struct RouteBackend {
     pub backend: Arc<Backend>,
     /// What is done to requests for it.
     pub filters: Vec<Filter>,
+    /// Where copies of requests for it go.
+    pub mirrors: Vec<Mirror>,
 }
 
 /// Where requests may go.
@@ -144,6 +163,10 @@ pub struct Backend {
     pub queue_capacity: u32,
     /// How long they may wait.
     pub failfast_timeout: Duration,
+    /// Which requests stick to an endpoint.
+    pub affinity: Option<Affinity>,
+    /// Bounds towards the service and its endpoints.
+    pub limits: Limits,
 }
 
 /// How a backend is reached.
@@ -200,6 +223,8 @@ impl ClientPolicy {
                 kind,
                 queue_capacity: QUEUE_CAPACITY_DEFAULT,
                 failfast_timeout: FAILFAST_DEFAULT,
+                affinity: None,
+                limits: Limits::default(),
             })
         };
         let (name, backend) = match profile {
@@ -239,6 +264,7 @@ impl ClientPolicy {
             Distribution::FirstAvailable(vec![RouteBackend {
                 backend: backend.clone(),
                 filters: vec![],
+                mirrors: vec![],
             }])
         };
         let http = || {
@@ -247,6 +273,8 @@ impl ClientPolicy {
                 distribution: distribution(),
                 timeouts: Timeouts::default(),
                 retry: None,
+                mirrors: Vec::new(),
+                session: None,
             };
             let rules = vec![Rule {
                 matches: Vec::new(),
@@ -282,6 +310,35 @@ impl ClientPolicy {
             parent: meta,
             protocol,
         }
+    }
+}
+
+impl ClientPolicy {
+    /// The rules of all its HTTP routes.
+    pub fn http_rules(&self) -> impl Iterator<Item = &OutboundRule> {
+        let (one, two) = match &self.protocol {
+            Protocol::Detect { http1, http2, .. } => (Some(http1), Some(http2)),
+            Protocol::Http1(http) | Protocol::Http2(http) | Protocol::Grpc(http) => (Some(http), None),
+            Protocol::Opaque(_) | Protocol::Tls(_) => (None, None),
+        };
+        let routes = one.into_iter().chain(two).flat_map(|http| &http.routes);
+        routes.flat_map(|route| &route.rules).map(|rule| &rule.policy)
+    }
+}
+
+impl OutboundRule {
+    /// Whether a filter of the rule, or of one of its backends, may look at the matched prefix.
+    pub fn changes_urls(&self) -> bool {
+        let looks = |filter: &Filter| matches!(filter, Filter::Redirect(_) | Filter::Rewrite(_));
+        let of_backends = self.distribution.backends().iter().flat_map(|one| &one.filters);
+        self.filters.iter().chain(of_backends).any(looks)
+    }
+}
+
+impl Mirror {
+    /// Whether a request with this random number is copied.
+    pub fn takes(&self, random: u64) -> bool {
+        random % u64::from(self.denominator.get()) < u64::from(self.numerator)
     }
 }
 

@@ -73,6 +73,13 @@ pub enum PathMatch {
         /// The method.
         method: Option<String>,
     },
+    /// A gRPC call by expressions; an absent one matches any.
+    RpcRegex {
+        /// For the service, with its package.
+        service: Option<Regex>,
+        /// For the method.
+        method: Option<Regex>,
+    },
 }
 
 /// A match on one header.
@@ -238,6 +245,13 @@ impl PathMatch {
                 (rest.is_empty() || rest.starts_with('/')).then_some(PathRank::Prefix(prefix.len()))
             }
             Self::Regex(regex) => regex.is_match(path).then_some(PathRank::Regex),
+            Self::RpcRegex { service, method } => {
+                let (path_service, path_method) = path.strip_prefix('/')?.split_once('/')?;
+                let holds = |regex: &Option<Regex>, have: &str| {
+                    regex.as_ref().is_none_or(|regex| regex.is_match(have))
+                };
+                (holds(service, path_service) && holds(method, path_method)).then_some(PathRank::Regex)
+            }
             Self::Rpc { service, method } => {
                 let (path_service, path_method) = path.strip_prefix('/')?.split_once('/')?;
                 let same = |want: &Option<String>, have: &str| want.as_ref().is_none_or(|want| want == have);
@@ -345,7 +359,7 @@ pub fn canonical_path(path: &str) -> Cow<'_, str> {
 }
 
 /// Compiles an expression that must match the whole text.
-fn whole_regex(field: &str, expression: &str) -> Result<Regex, Invalid> {
+pub(crate) fn whole_regex(field: &str, expression: &str) -> Result<Regex, Invalid> {
     let compile = |text: &str| {
         RegexBuilder::new(text)
             .size_limit(REGEX_SIZE_MAX)

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     grpc_status,
-    replay::{Replay, ReplayBody},
+    replay::{Kept, Replay, ReplayBody},
 };
 use crate::{
     balance::InFlight,
@@ -44,6 +44,8 @@ pub(crate) enum RequestBody {
     Incoming(Incoming),
     /// From the client, and kept so that it can be sent again.
     Replay(ReplayBody),
+    /// Kept as a whole: a copy of another's.
+    Kept(Kept),
     /// None.
     Empty,
 }
@@ -52,6 +54,7 @@ pub(crate) enum RequestBody {
 #[derive(Debug)]
 pub(crate) enum Repeatable {
     Empty,
+    Kept(Kept),
     Replay(Replay),
 }
 
@@ -61,6 +64,7 @@ impl RequestBody {
         match self {
             body if body.is_end_stream() => Repeatable::Empty,
             Self::Empty => Repeatable::Empty,
+            Self::Kept(body) => Repeatable::Kept(body),
             Self::Incoming(body) => Repeatable::Replay(Replay::new(body, kept_bytes_max)),
             Self::Replay(body) => Repeatable::Replay(body.shared()),
         }
@@ -72,13 +76,23 @@ impl Repeatable {
     pub(crate) fn body(&self) -> RequestBody {
         match self {
             Self::Empty => RequestBody::Empty,
+            Self::Kept(body) => RequestBody::Kept(body.clone()),
             Self::Replay(replay) => RequestBody::Replay(replay.attempt()),
+        }
+    }
+
+    /// The whole body, if it has come to its end and was kept.
+    pub(crate) fn whole(&self) -> Option<Kept> {
+        match self {
+            Self::Empty => Some(Kept::default()),
+            Self::Kept(body) => Some(body.clone()),
+            Self::Replay(replay) => replay.whole(),
         }
     }
 
     pub(crate) fn can_repeat(&self) -> bool {
         match self {
-            Self::Empty => true,
+            Self::Empty | Self::Kept(_) => true,
             Self::Replay(replay) => replay.can_repeat(),
         }
     }
@@ -95,6 +109,7 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
             Self::Replay(body) => body.poll_next(cx),
+            Self::Kept(body) => Poll::Ready(body.next().map(Ok)),
             Self::Empty => Poll::Ready(None),
         }
     }
@@ -103,6 +118,7 @@ impl Body for RequestBody {
         match self {
             Self::Incoming(body) => body.is_end_stream(),
             Self::Replay(body) => body.is_ended(),
+            Self::Kept(body) => body.is_ended(),
             Self::Empty => true,
         }
     }
@@ -111,6 +127,7 @@ impl Body for RequestBody {
         match self {
             Self::Incoming(body) => body.size_hint(),
             Self::Replay(body) => body.hint(),
+            Self::Kept(body) => body.hint(),
             Self::Empty => SizeHint::with_exact(0),
         }
     }

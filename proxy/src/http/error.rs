@@ -56,6 +56,7 @@ impl ProxyError {
     /// Who erred.
     pub(crate) fn side(&self) -> Side {
         match self {
+            Self::Connect(ConnectError::Limited { .. }) => Side::Internal,
             Self::Connect(_)
             | Self::Timeout(_)
             | Self::Http1(_)
@@ -75,7 +76,7 @@ impl ProxyError {
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::FailFast(_) => "failfast",
-            Self::LoadShed(_) => "load_shed",
+            Self::LoadShed(_) | Self::Connect(ConnectError::Limited { .. }) => "load_shed",
             Self::Timeout(_) => "response timeout",
             Self::Connect(_) | Self::Http1(_) | Self::Upgrade(_) | Self::Http2(_) => "i/o",
             Self::Unauthorized => "unauthorized",
@@ -87,9 +88,11 @@ impl ProxyError {
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::Unavailable(_) | Self::FailFast(_) | Self::LoadShed(_) | Self::Busy(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Unavailable(_)
+            | Self::Connect(ConnectError::Limited { .. })
+            | Self::FailFast(_)
+            | Self::LoadShed(_)
+            | Self::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::InvalidPolicy(_) | Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::NoSuchService | Self::Connect(_) | Self::Http1(_) | Self::Upgrade(_) | Self::Http2(_) => {

@@ -1,7 +1,7 @@
 //! A rule's filters at work.
 
 use heddle_proxy_policy::filter::{FailureCode, Filter};
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Request, Response, header, request::Parts};
 
 use super::{ProxyError, ResponseBody, error, headers};
 
@@ -16,6 +16,14 @@ pub(crate) fn request<B>(
         match filter {
             Filter::RequestHeaders(change) => change.apply(request.headers_mut()),
             Filter::ResponseHeaders(_) => {}
+            Filter::Rewrite(rewrite) => {
+                let mut uri = std::mem::take(request.uri_mut());
+                let is_uri = rewrite.apply(&mut uri, request.headers_mut(), prefix);
+                *request.uri_mut() = uri;
+                if !is_uri {
+                    return Err(ProxyError::BadRequest("no URI"));
+                }
+            }
             Filter::Redirect(redirect) => {
                 let host = request
                     .headers()
@@ -37,6 +45,26 @@ pub(crate) fn request<B>(
         }
     }
     Ok(None)
+}
+
+/// Applies a backend's filters to a request that goes there. Those that answer by themselves belong to rules.
+pub(crate) fn to_backend(
+    filters: &[Filter],
+    prefix: Option<&str>,
+    head: &mut Parts,
+) -> Result<(), ProxyError> {
+    for filter in filters {
+        match filter {
+            Filter::RequestHeaders(change) => change.apply(&mut head.headers),
+            Filter::Rewrite(rewrite) => {
+                if !rewrite.apply(&mut head.uri, &mut head.headers, prefix) {
+                    return Err(ProxyError::BadRequest("no URI"));
+                }
+            }
+            Filter::ResponseHeaders(_) | Filter::Redirect(_) | Filter::Fail(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Applies filters to a response.

@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -25,6 +26,28 @@ pub(crate) struct ReplayBody {
     attempt: u32,
     next: usize,
     done: bool,
+}
+
+/// A whole body that was kept.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Kept {
+    data: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+}
+
+impl Kept {
+    pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
+        let data = self.data.pop_front().map(Frame::data);
+        data.or_else(|| self.trailers.take().map(Frame::trailers))
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        self.data.is_empty() && self.trailers.is_none()
+    }
+
+    pub(super) fn hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.data.iter().map(|data| data.len() as u64).sum())
+    }
 }
 
 #[derive(Debug)]
@@ -60,6 +83,15 @@ impl Replay {
     /// Whether the body can be sent from its beginning.
     pub(crate) fn can_repeat(&self) -> bool {
         !self.0.borrow().overflowed
+    }
+
+    /// The body, if it has come to its end and all of it was kept.
+    pub(super) fn whole(&self) -> Option<Kept> {
+        let state = self.0.borrow();
+        (state.source_ended && !state.overflowed).then(|| Kept {
+            data: state.kept.clone().into(),
+            trailers: state.trailers.clone(),
+        })
     }
 
     /// The body for the next try.

@@ -34,7 +34,7 @@ impl App {
             tls: None,
         };
         Self {
-            upstream: Upstream::new(target, worker.tls.clone(), tcp),
+            upstream: Upstream::new(target, worker.tls.clone(), tcp, None),
         }
     }
 

@@ -1,10 +1,9 @@
 //! Requests of applications: route, backend, endpoint, and the way there.
 
-use std::rc::Rc;
+use std::{net::IpAddr, rc::Rc};
 
 use heddle_proxy_policy::{
-    filter::Filter,
-    outbound::{Http, OutboundRule, Timeouts},
+    outbound::{FailureAccrual, Http, OutboundRule, Timeouts},
     route,
 };
 use http::{Request, Response, Version, header, request::Parts, uri::Authority};
@@ -12,9 +11,9 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
-use super::{Target, target::Policy};
+use super::{Target, mirror::Copies, sticky::Chosen, target::Policy};
 use crate::{
-    balance::{Balancer, Endpoint},
+    balance::{Balancer, Endpoint, Picked, Terms},
     http::{
         ProxyError, RequestBody, ResponseBody,
         body::Tracker,
@@ -37,8 +36,28 @@ pub(super) struct Client {
     worker: Rc<Worker>,
     target: Rc<Target>,
     version: HttpVersion,
+    addr: IpAddr,
     /// For what outlives the connection: an upgraded one.
     pub(super) drain: drain::Watch,
+}
+
+/// What the policy says of a request.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'p> {
+    pub(super) policy: &'p Rc<Policy>,
+    pub(super) http: &'p Http,
+    pub(super) rule: &'p OutboundRule,
+    /// The part of the path by which the rule was chosen.
+    pub(super) prefix: Option<&'p str>,
+    pub(super) started: Instant,
+}
+
+/// What the policy says of a request to one of its backends.
+#[derive(Clone, Copy)]
+pub(super) struct Errand<'p> {
+    pub(super) accrual: Option<&'p FailureAccrual>,
+    pub(super) terms: Terms,
+    pub(super) started: Instant,
 }
 
 pub(super) async fn serve(
@@ -47,11 +66,13 @@ pub(super) async fn serve(
     drain: drain::Watch,
     io: Io,
     version: HttpVersion,
+    addr: IpAddr,
 ) {
     let client = Rc::new(Client {
         worker: worker.clone(),
         target,
         version,
+        addr,
         drain: drain.clone(),
     });
     let handle = move |request| {
@@ -62,7 +83,7 @@ pub(super) async fn serve(
 }
 
 impl Client {
-    async fn respond(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn respond(self: &Rc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
         let grpc = is_grpc(request.headers());
         match self.request(request).await {
             Ok(response) => response,
@@ -75,62 +96,76 @@ impl Client {
         }
     }
 
-    async fn request(&self, mut request: Request<Incoming>) -> Result<Response<ResponseBody>, ProxyError> {
+    async fn request(
+        self: &Rc<Self>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<ResponseBody>, ProxyError> {
         let started = Instant::now();
         let policy = self.target.policy()?;
         let http = policy.http(self.version).ok_or(ProxyError::NoRoute)?;
         let (_, found) = route::find(&http.routes, &request).ok_or(ProxyError::NoRoute)?;
         let rule = &found.policy;
-        let prefix = if rule.filters.is_empty() {
-            None
-        } else {
-            found.matched_prefix(&request)
+        let way = Way {
+            policy: &policy,
+            http,
+            rule,
+            prefix: rule
+                .changes_urls()
+                .then(|| found.matched_prefix(&request))
+                .flatten(),
+            started,
         };
         headers::strip_forgeable(request.headers_mut());
-        if let Some(response) = filter::request(&rule.filters, prefix, &mut request)? {
+        if let Some(response) = filter::request(&rule.filters, way.prefix, &mut request)? {
             return Ok(response);
         }
         if headers::is_upgrade(&request) {
-            return Box::pin(super::upgrade::serve(self, &policy, rule, request)).await;
+            return Box::pin(super::upgrade::serve(self, way, request)).await;
         }
-        let mut response = match &rule.retry {
-            Some(retry) => {
-                Box::pin(super::retry::send(
-                    self, &policy, http, rule, retry, request, started,
-                ))
-                .await?
-            }
-            None => {
-                let (head, body) = request.into_parts();
-                self.send(&policy, http, rule, head, RequestBody::Incoming(body), started)
-                    .await?
+        let (head, body) = request.into_parts();
+        let body = RequestBody::Incoming(body);
+        let mut response = match Copies::draw(&rule.mirrors, &head) {
+            None => self.tries(way, head, body).await?,
+            Some(copies) => {
+                let send = async |body| self.tries(way, head, body).await;
+                Box::pin(copies.beside(self, &policy, body, send)).await?
             }
         };
         filter::response(&rule.filters, &mut response);
         Ok(response)
     }
 
-    /// One try.
-    pub(super) async fn send(
-        &self,
-        policy: &Policy,
-        http: &Http,
-        rule: &OutboundRule,
+    async fn tries(
+        self: &Rc<Self>,
+        way: Way<'_>,
         head: Parts,
         body: RequestBody,
-        started: Instant,
     ) -> Result<Response<ResponseBody>, ProxyError> {
+        match &way.rule.retry {
+            Some(retry) => Box::pin(super::retry::send(self, way, retry, head, body)).await,
+            None => self.send(way, head, body).await,
+        }
+    }
+
+    /// One try.
+    pub(super) async fn send(
+        self: &Rc<Self>,
+        way: Way<'_>,
+        head: Parts,
+        body: RequestBody,
+    ) -> Result<Response<ResponseBody>, ProxyError> {
+        let started = way.started;
         let Timeouts {
             response,
             request,
             idle: _,
-        } = rule.timeouts;
+        } = way.rule.timeouts;
         let end = request.map(|limit| started + limit);
         let limit = match (response, request) {
             (Some(one), Some(two)) => Some(one.min(two)),
             (one, two) => one.or(two),
         };
-        let sending = self.send_untimed(policy, http, rule, head, body, started);
+        let sending = self.send_untimed(way, head, body);
         let response = match limit {
             None => sending.await?,
             Some(limit) => Box::pin(timeout_at(started + limit, sending))
@@ -144,58 +179,58 @@ impl Client {
     }
 
     async fn send_untimed(
-        &self,
-        policy: &Policy,
-        http: &Http,
-        rule: &OutboundRule,
+        self: &Rc<Self>,
+        way: Way<'_>,
         mut head: Parts,
         body: RequestBody,
-        started: Instant,
     ) -> Result<Response<ResponseBody>, ProxyError> {
-        let (index, balancer) = policy.choose(&rule.distribution)?;
-        let filters = rule
-            .distribution
-            .backends()
-            .get(index)
-            .map_or(&[][..], |one| &one.filters);
-        for filter in filters {
-            if let Filter::RequestHeaders(change) = filter {
-                change.apply(&mut head.headers);
+        let Chosen {
+            backend,
+            balancer,
+            terms,
+            sticky,
+        } = Chosen::new(way.policy, way.rule, &head.headers, self.addr)?;
+        filter::to_backend(&backend.filters, way.prefix, &mut head)?;
+        let errand = Errand {
+            accrual: way.http.failure_accrual.as_ref(),
+            terms,
+            started: way.started,
+        };
+        let (endpoint, mut response) = match Copies::draw(&backend.mirrors, &head) {
+            None => self.to_balancer(balancer, errand, head, body).await?,
+            Some(copies) => {
+                let send = async |body| self.to_balancer(balancer, errand, head, body).await;
+                Box::pin(copies.beside(self, way.policy, body, send)).await?
             }
+        };
+        if let Some(sticky) = sticky {
+            sticky.tell(endpoint, response.headers_mut());
         }
-        let mut response = self.to_balancer(balancer, http, head, body, started).await?;
-        filter::response(filters, &mut response);
+        filter::response(&backend.filters, &mut response);
         headers::clean_response(&mut response);
         Ok(response)
     }
 
-    async fn to_balancer(
+    /// Sends a request to one of the backend's endpoints, whose number comes with the answer.
+    pub(super) async fn to_balancer(
         &self,
         balancer: &Balancer,
-        http: &Http,
+        errand: Errand<'_>,
         mut head: Parts,
         mut body: RequestBody,
-        started: Instant,
-    ) -> Result<Response<ResponseBody>, ProxyError> {
+    ) -> Result<(u64, Response<ResponseBody>), ProxyError> {
         let deadline = balancer.failfast_deadline();
         for _ in 1..UNPROCESSED_MAX {
-            let (endpoint, connection) = self.connection(balancer, &head, deadline).await?;
+            let (endpoint, connection) = self.connection(balancer, errand.terms, &head, deadline).await?;
             let Connection::Http2(sender) = connection else {
                 return self
-                    .to_endpoint(balancer, http, endpoint, connection, head, body, started)
+                    .to_endpoint(balancer, errand, endpoint, connection, head, body)
                     .await;
             };
             // The other side may be ending the connection at this moment; then the request is sent on another.
             let (spare_head, replay) = (head.clone(), body.repeatable(REPLAY_BYTES_MAX));
-            let sent = self.to_endpoint(
-                balancer,
-                http,
-                endpoint,
-                Connection::Http2(sender),
-                head,
-                replay.body(),
-                started,
-            );
+            let connection = Connection::Http2(sender);
+            let sent = self.to_endpoint(balancer, errand, endpoint, connection, head, replay.body());
             match sent.await {
                 Err(ProxyError::Http2(error)) if is_unprocessed(&error) && replay.can_repeat() => {
                     debug!(%error, "Sending a request again that the endpoint did not look at");
@@ -204,8 +239,8 @@ impl Client {
                 result => return result,
             }
         }
-        let (endpoint, connection) = self.connection(balancer, &head, deadline).await?;
-        self.to_endpoint(balancer, http, endpoint, connection, head, body, started)
+        let (endpoint, connection) = self.connection(balancer, errand.terms, &head, deadline).await?;
+        self.to_endpoint(balancer, errand, endpoint, connection, head, body)
             .await
     }
 
@@ -213,19 +248,20 @@ impl Client {
     async fn connection(
         &self,
         balancer: &Balancer,
+        terms: Terms,
         head: &Parts,
         deadline: Instant,
-    ) -> Result<(Rc<Endpoint>, Connection), ProxyError> {
+    ) -> Result<(Picked, Connection), ProxyError> {
         loop {
-            let endpoint = balancer.pick(deadline).await?;
+            let endpoint = balancer.pick(terms, deadline).await?;
             match connection(&endpoint, head.version != Version::HTTP_2).await {
                 Ok(connection) => {
                     endpoint.connected();
                     return Ok((endpoint, connection));
                 }
                 Err(error) => {
-                    debug!(addr = %endpoint.info().addr, error = %heddle_daemon::report::chain(&error), "Resting an endpoint");
-                    endpoint.connect_failed();
+                    debug!(addr = %endpoint.info().addr, error = %heddle_daemon::report::chain(&error), "Not connected to an endpoint");
+                    balancer.not_connected(endpoint, &error, deadline).await;
                     if Instant::now() >= deadline {
                         return Err(error.into());
                     }
@@ -234,22 +270,19 @@ impl Client {
         }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "what a request is made of; a struct of them would be used once"
-    )]
     async fn to_endpoint(
         &self,
         balancer: &Balancer,
-        http: &Http,
-        endpoint: Rc<Endpoint>,
+        errand: Errand<'_>,
+        endpoint: Picked,
         connection: Connection,
         head: Parts,
         body: RequestBody,
-        started: Instant,
-    ) -> Result<Response<ResponseBody>, ProxyError> {
+    ) -> Result<(u64, Response<ResponseBody>), ProxyError> {
+        let Errand { accrual, started, .. } = errand;
         let http1 = head.version != Version::HTTP_2;
         let in_flight = endpoint.begin();
+        let endpoint = in_flight.endpoint().clone();
         let handles = endpoint.handles().clone();
         handles.request();
         let sent = Instant::now();
@@ -277,7 +310,7 @@ impl Client {
         let mut response = match result {
             Ok(response) => response,
             Err(error) => {
-                balancer.judge(&endpoint, true, http.failure_accrual.as_ref());
+                balancer.judge(&endpoint, true, accrual);
                 handles.response(
                     http::StatusCode::BAD_GATEWAY,
                     crate::metrics::http::End::Failed,
@@ -289,11 +322,22 @@ impl Client {
         endpoint.observe(sent.elapsed());
         let failed = response.status().is_server_error()
             || grpc_status(response.headers()).is_some_and(|code| code != 0);
-        balancer.judge(&endpoint, failed, http.failure_accrual.as_ref());
+        balancer.judge(&endpoint, failed, accrual);
         *response.version_mut() = if http1 { Version::HTTP_11 } else { Version::HTTP_2 };
         let (status, in_flight) = (response.status(), Some(in_flight));
         let tracker = Tracker::new(handles, status, response.headers(), started, in_flight);
-        Ok(response.map(|body| body.tracked(tracker)))
+        Ok((endpoint.id(), response.map(|body| body.tracked(tracker))))
+    }
+
+    /// Where the application's connection came from.
+    pub(super) fn addr(&self) -> IpAddr {
+        self.addr
+    }
+
+    /// A place among the copies that may be under way.
+    pub(super) fn mirror_place(&self, under_way_max: usize) -> Option<Rc<()>> {
+        let places = &self.worker.mirrored;
+        (Rc::strong_count(places) <= under_way_max).then(|| places.clone())
     }
 
     /// What a request that names no host is for.

@@ -1,16 +1,23 @@
 //! Connections of bytes: one endpoint each, copied both ways.
 
-use heddle_proxy_policy::outbound::OpaqueVerdict;
+use std::net::IpAddr;
+
+use heddle_proxy_policy::outbound::{Affinity, OpaqueVerdict};
 use tokio::time::Instant;
 
-use super::{OutboundError, Target};
+use super::{OutboundError, Target, sticky};
 use crate::{
-    balance::{Balancer, InFlight},
+    balance::{Balancer, InFlight, Terms, Wish},
     http::ProxyError,
     io::{Io, copy},
 };
 
-pub(super) async fn serve(target: &Target, drain: drain::Watch, mut io: Io) -> Result<(), OutboundError> {
+pub(super) async fn serve(
+    target: &Target,
+    drain: drain::Watch,
+    mut io: Io,
+    client: IpAddr,
+) -> Result<(), OutboundError> {
     let (mut upstream, in_flight) = {
         let policy = target.policy()?;
         let opaque = policy.opaque().ok_or(ProxyError::NoRoute)?;
@@ -19,8 +26,14 @@ pub(super) async fn serve(target: &Target, drain: drain::Watch, mut io: Io) -> R
             OpaqueVerdict::Forbidden => return Err(OutboundError::Forbidden),
             OpaqueVerdict::Invalid(why) => return Err(ProxyError::InvalidPolicy(why.as_str().into()).into()),
         };
-        let balancer = policy.choose(distribution)?.1.clone();
-        Box::pin(connect(&balancer)).await?
+        let (chosen, balancer) = policy.choose(distribution, None)?;
+        let wish = match &chosen.backend.affinity {
+            Some(Affinity::Hash(key)) => sticky::hashed(key, None, client),
+            Some(Affinity::Persist(_)) | None => Wish::Any,
+        };
+        let limits = chosen.backend.limits;
+        let balancer = balancer.clone();
+        Box::pin(connect(&balancer, Terms { wish, limits })).await?
     };
     // Bytes have no good moment to stop: they end by themselves, or with the grace period.
     let copied = copy(&mut io, &mut upstream).await;
@@ -28,20 +41,19 @@ pub(super) async fn serve(target: &Target, drain: drain::Watch, mut io: Io) -> R
     Ok(copied?)
 }
 
-async fn connect(balancer: &Balancer) -> Result<(Io, InFlight), ProxyError> {
+async fn connect(balancer: &Balancer, terms: Terms) -> Result<(Io, InFlight), ProxyError> {
     let deadline = balancer.failfast_deadline();
     loop {
-        let endpoint = balancer.pick(deadline).await?;
-        let in_flight = endpoint.begin();
+        let endpoint = balancer.pick(terms, deadline).await?;
         let started = Instant::now();
         match endpoint.opaque().connect().await {
             Ok(io) => {
                 endpoint.connected();
                 endpoint.observe(started.elapsed());
-                return Ok((io, in_flight));
+                return Ok((io, endpoint.begin()));
             }
             Err(error) => {
-                endpoint.connect_failed();
+                balancer.not_connected(endpoint, &error, deadline).await;
                 if Instant::now() >= deadline {
                     return Err(error.into());
                 }

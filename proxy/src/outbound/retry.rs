@@ -1,28 +1,25 @@
 //! Requests that the policy wants tried again.
 
-use heddle_proxy_policy::outbound::{Http, OutboundRule, Retry};
-use http::{Request, Response};
-use hyper::body::Incoming;
-use tokio::time::{Instant, sleep, timeout};
+use std::rc::Rc;
+
+use heddle_proxy_policy::outbound::Retry;
+use http::{Response, request::Parts};
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use super::{http::Client, target::Policy};
-use crate::http::{ProxyError, RequestBody, ResponseBody, error::Side, grpc_status, replay::Replay};
+use super::http::{Client, Way};
+use crate::http::{ProxyError, RequestBody, ResponseBody, error::Side, grpc_status};
 
 pub(super) async fn send(
-    client: &Client,
-    policy: &Policy,
-    http: &Http,
-    rule: &OutboundRule,
+    client: &Rc<Client>,
+    way: Way<'_>,
     retry: &Retry,
-    request: Request<Incoming>,
-    started: Instant,
+    head: Parts,
+    body: RequestBody,
 ) -> Result<Response<ResponseBody>, ProxyError> {
-    let (head, body) = request.into_parts();
-    let replay = Replay::new(body, retry.max_request_bytes);
+    let replay = body.repeatable(retry.max_request_bytes);
     for tried in 0.. {
-        let body = RequestBody::Replay(replay.attempt());
-        let sending = client.send(policy, http, rule, head.clone(), body, started);
+        let sending = client.send(way, head.clone(), replay.body());
         let last = tried >= retry.max_retries;
         let result = match retry.timeout {
             Some(limit) if !last => timeout(limit, sending)

@@ -11,7 +11,7 @@ use std::{
 use ahash::AHashMap;
 use heddle_proxy_policy::{
     ClientPolicy,
-    outbound::{Backend, Distribution, Http, Opaque, OpaqueVerdict, Protocol},
+    outbound::{Backend, Distribution, Http, Opaque, OpaqueVerdict, Protocol, RouteBackend},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -129,9 +129,25 @@ impl Target {
 impl Policy {
     fn new(worker: &Rc<Worker>, policy: Arc<ClientPolicy>) -> Result<Self, ProxyError> {
         let mut balancers = AHashMap::new();
+        let mut add_one = |backend: &Arc<Backend>| -> Result<(), ProxyError> {
+            balancers.insert(Arc::as_ptr(backend) as usize, worker.balancer(backend)?);
+            Ok(())
+        };
+        for rule in policy.http_rules() {
+            rule.mirrors
+                .iter()
+                .try_for_each(|mirror| add_one(&mirror.backend))?;
+        }
         let mut add = |distribution: &Distribution| -> Result<(), ProxyError> {
-            for one in distribution.backends() {
-                balancers.insert(Arc::as_ptr(&one.backend) as usize, worker.balancer(&one.backend)?);
+            let mirrors = distribution.backends().iter().flat_map(|one| &one.mirrors);
+            let mirrors = mirrors.map(|mirror| &mirror.backend);
+            for backend in distribution
+                .backends()
+                .iter()
+                .map(|one| &one.backend)
+                .chain(mirrors)
+            {
+                add_one(backend)?;
             }
             Ok(())
         };
@@ -182,33 +198,45 @@ impl Policy {
         }
     }
 
-    fn balancer(&self, backend: &Arc<Backend>) -> Result<&Rc<Balancer>, ProxyError> {
+    pub(super) fn balancer(&self, backend: &Arc<Backend>) -> Result<&Rc<Balancer>, ProxyError> {
         // All backends of the policy are in the map.
         self.balancers
             .get(&(Arc::as_ptr(backend) as usize))
             .ok_or(ProxyError::NoBackend)
     }
 
-    /// The backend for the next request or connection: by weight, or the first that has an endpoint. The index is the
-    /// backend's place in the distribution.
-    pub(crate) fn choose(&self, distribution: &Distribution) -> Result<(usize, &Rc<Balancer>), ProxyError> {
+    /// The backend for the next request or connection: the one that has the wanted endpoint, else by weight, or the first
+    /// that has an endpoint.
+    pub(crate) fn choose<'p>(
+        &'p self,
+        distribution: &'p Distribution,
+        endpoint: Option<u64>,
+    ) -> Result<(&'p RouteBackend, &'p Rc<Balancer>), ProxyError> {
+        if let Some(id) = endpoint {
+            for one in distribution.backends() {
+                let balancer = self.balancer(&one.backend)?;
+                if balancer.has_ready(id) {
+                    return Ok((one, balancer));
+                }
+            }
+        }
         match distribution {
             Distribution::Empty => Err(ProxyError::NoBackend),
             Distribution::FirstAvailable(backends) => {
                 let mut first = None;
-                for (index, one) in backends.iter().enumerate() {
+                for one in backends {
                     let balancer = self.balancer(&one.backend)?;
                     if backends.len() == 1 || balancer.is_available() {
-                        return Ok((index, balancer));
+                        return Ok((one, balancer));
                     }
-                    first.get_or_insert((index, balancer));
+                    first.get_or_insert((one, balancer));
                 }
                 first.ok_or(ProxyError::NoBackend)
             }
             Distribution::RandomAvailable(backends, weights) => {
                 let index = weights.pick(rand::random()).ok_or(ProxyError::NoBackend)?;
                 let one = backends.get(index).ok_or(ProxyError::NoBackend)?;
-                Ok((index, self.balancer(&one.backend)?))
+                Ok((one, self.balancer(&one.backend)?))
             }
         }
     }

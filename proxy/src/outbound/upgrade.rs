@@ -1,27 +1,34 @@
 //! Upgrades of applications' connections.
 
-use heddle_proxy_policy::outbound::OutboundRule;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::{http::Client, target::Policy};
-use crate::http::{ProxyError, ResponseBody, headers, upgrade};
+use super::{
+    http::{Client, Way},
+    sticky::Chosen,
+};
+use crate::http::{ProxyError, ResponseBody, filter, headers, upgrade};
 
 pub(super) async fn serve(
     client: &Client,
-    policy: &Policy,
-    rule: &OutboundRule,
-    mut request: Request<Incoming>,
+    way: Way<'_>,
+    request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, ProxyError> {
-    let (_, balancer) = policy.choose(&rule.distribution)?;
+    let chosen = Chosen::new(way.policy, way.rule, request.headers(), client.addr())?;
+    let Chosen {
+        backend, balancer, ..
+    } = chosen;
+    let (mut head, body) = request.into_parts();
+    filter::to_backend(&backend.filters, way.prefix, &mut head)?;
+    let mut request = Request::from_parts(head, body);
     let deadline = balancer.failfast_deadline();
     let (endpoint, connection) = loop {
-        let endpoint = balancer.pick(deadline).await?;
+        let endpoint = balancer.pick(chosen.terms, deadline).await?;
         match endpoint.http().upgradable().await {
             Ok(connection) => break (endpoint, connection),
             Err(error) => {
-                endpoint.connect_failed();
+                balancer.not_connected(endpoint, &error, deadline).await;
                 if Instant::now() >= deadline {
                     return Err(error.into());
                 }

@@ -121,6 +121,11 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
         }
         _ => Response::new(full(name.to_owned())),
     };
+    let seen_uri = request
+        .uri()
+        .path_and_query()
+        .map_or("/", |uri| uri.as_str())
+        .to_owned();
     let seen_version = format!("{:?}", request.version());
     let client_id = request
         .headers()
@@ -144,6 +149,7 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
     );
     headers.insert("seen-client-id", client_id);
     headers.insert("seen-host", seen_host);
+    headers.insert("seen-uri", HeaderValue::from_str(&seen_uri).expect("a path"));
     headers.insert("seen-l5d", HeaderValue::from(seen_l5d));
     response
 }

@@ -2,19 +2,22 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex},
+    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use futures_util::StreamExt as _;
+use heddle_wire::{Extension, PolicyMessage};
 use linkerd2_proxy_api::{
     destination::{self, destination_server as dst},
     identity::{self, identity_server as id},
     inbound::{self, inbound_server_policies_server as inb},
     net,
-    outbound::{self, outbound_policies_server as out, traffic_spec},
+    outbound::{self, TrafficSpec, traffic_spec},
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer, KeyPair,
@@ -25,7 +28,12 @@ use tokio_stream::{
     Stream,
     wrappers::{TcpListenerStream, WatchStream},
 };
-use tonic::{Request, Response, Status};
+use tonic::{
+    Request, Response, Status,
+    server::{Grpc, NamedService},
+};
+use tonic_prost::ProstCodec;
+use tower::{Service, service_fn};
 
 use crate::{
     net::{Namespace, runtime},
@@ -42,7 +50,7 @@ struct Inner {
     issuer: Issuer<'static, KeyPair>,
     anchors: String,
     endpoints: Mutex<HashMap<String, watch::Sender<Vec<destination::WeightedAddr>>>>,
-    outbound: Mutex<HashMap<SocketAddr, watch::Sender<outbound::OutboundPolicy>>>,
+    outbound: Mutex<HashMap<SocketAddr, watch::Sender<PolicyMessage>>>,
     inbound: Mutex<HashMap<(String, u16), watch::Sender<inbound::Server>>>,
 }
 
@@ -87,6 +95,16 @@ impl Script {
     }
 
     pub(crate) fn set_outbound(&self, addr: SocketAddr, policy: outbound::OutboundPolicy) {
+        self.set_extended(addr, policy, &Extension::default());
+    }
+
+    pub(crate) fn set_extended(
+        &self,
+        addr: SocketAddr,
+        policy: outbound::OutboundPolicy,
+        extension: &Extension,
+    ) {
+        let policy = PolicyMessage::new(policy, extension);
         let mut all = self
             .0
             .outbound
@@ -120,7 +138,7 @@ impl Script {
                     .add_service(dst::DestinationServer::new(script.clone()))
                     .add_service(id::IdentityServer::new(script.clone()))
                     .add_service(inb::InboundServerPoliciesServer::new(script.clone()))
-                    .add_service(out::OutboundPoliciesServer::new(script))
+                    .add_service(OutboundPolicies(script))
                     .serve_with_incoming(TcpListenerStream::new(listener));
                 tokio::select! {
                     result = server => result.expect("the control plane serves"),
@@ -220,21 +238,41 @@ impl dst::Destination for Script {
     }
 }
 
-#[tonic::async_trait]
-impl out::OutboundPolicies for Script {
-    type WatchStream = Streaming<outbound::OutboundPolicy>;
+/// `OutboundPolicies.Watch`, with messages that hold Heddle's extension.
+#[derive(Clone)]
+struct OutboundPolicies(Script);
 
-    async fn get(
-        &self,
-        _: Request<outbound::TrafficSpec>,
-    ) -> Result<Response<outbound::OutboundPolicy>, Status> {
-        Err(Status::unimplemented("proxies watch"))
+impl NamedService for OutboundPolicies {
+    const NAME: &'static str = "io.linkerd.proxy.outbound.OutboundPolicies";
+}
+
+impl Service<http::Request<tonic::body::Body>> for OutboundPolicies {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    async fn watch(
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        let Self(script) = self.clone();
+        Box::pin(async move {
+            if !request.uri().path().ends_with("/Watch") {
+                return Ok(Status::unimplemented("proxies watch").into_http());
+            }
+            let watch = service_fn(move |request| std::future::ready(script.watch_outbound(request)));
+            let codec = ProstCodec::<PolicyMessage, TrafficSpec>::default();
+            Ok(Grpc::new(codec).server_streaming(watch, request).await)
+        })
+    }
+}
+
+impl Script {
+    fn watch_outbound(
         &self,
-        request: Request<outbound::TrafficSpec>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
+        request: Request<TrafficSpec>,
+    ) -> Result<Response<Streaming<PolicyMessage>>, Status> {
         let Some(traffic_spec::Target::Addr(addr)) = request.into_inner().target else {
             return Err(Status::invalid_argument("no address"));
         };

@@ -3,6 +3,7 @@
 
 mod apps;
 mod control;
+mod extension;
 mod http_traffic;
 mod lifecycle;
 mod net;

@@ -119,7 +119,7 @@ pub(crate) fn path(service: &str) -> String {
     format!("{service}.test.svc.cluster.local:80")
 }
 
-fn backend(service: &str) -> outbound::Backend {
+pub(crate) fn backend(service: &str) -> outbound::Backend {
     use outbound::backend::{BalanceP2c, EndpointDiscovery, Kind, balance_p2c, endpoint_discovery};
     let dst = endpoint_discovery::DestinationGet { path: path(service) };
     let balancer = BalanceP2c {

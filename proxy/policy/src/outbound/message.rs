@@ -5,7 +5,7 @@ use std::sync::Arc;
 use linkerd2_proxy_api::outbound as proto;
 
 use super::{
-    Backend, BackendKind, ClientPolicy, Distribution, FailureAccrual, Http, Opaque, OpaqueVerdict,
+    Backend, BackendKind, ClientPolicy, Distribution, FailureAccrual, Http, Limits, Opaque, OpaqueVerdict,
     OutboundRule, Protocol, QUEUE_CAPACITY_DEFAULT, RETRIES_MAX, RETRY_BODY_BYTES_MAX, Retry,
     RetryConditions, RouteBackend, Timeouts,
 };
@@ -95,6 +95,8 @@ fn http_route(route: proto::HttpRoute) -> Result<Route<OutboundRule>, Invalid> {
             distribution: http_distribution(backends)?,
             timeouts: read_timeouts(timeouts, old_timeout)?,
             retry: retry.map(http_retry).transpose()?,
+            mirrors: Vec::new(),
+            session: None,
         };
         Ok(Rule {
             matches: route::matches(matches)?,
@@ -125,6 +127,8 @@ fn grpc_route(route: proto::GrpcRoute) -> Result<Route<OutboundRule>, Invalid> {
             distribution: grpc_distribution(backends)?,
             timeouts: read_timeouts(timeouts, old_timeout)?,
             retry: retry.map(grpc_retry).transpose()?,
+            mirrors: Vec::new(),
+            session: None,
         };
         Ok(Rule {
             matches: route::matches(matches)?,
@@ -303,7 +307,7 @@ macro_rules! distributions {
             let read = |one: proto::$module::RouteBackend| {
                 let backend = Backend::try_from(one.backend.ok_or_else(|| Invalid::missing("backend"))?)?;
                 let $filters = one.filters;
-                Ok(RouteBackend { backend: Arc::new(backend), filters: $read_filters })
+                Ok(RouteBackend { backend: Arc::new(backend), filters: $read_filters, mirrors: Vec::new() })
             };
             match kind {
                 Kind::Empty(_) => Ok(Distribution::Empty),
@@ -447,6 +451,8 @@ impl TryFrom<proto::Backend> for Backend {
                 capacity => capacity,
             },
             failfast_timeout: duration("queue.failfast_timeout", failfast)?,
+            affinity: None,
+            limits: Limits::default(),
         })
     }
 }

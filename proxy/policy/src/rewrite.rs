@@ -1,0 +1,170 @@
+//! URL rewrites: what a rule makes of a request's host and path before the request goes on.
+
+use std::borrow::Cow;
+
+use http::{HeaderMap, HeaderValue, Uri, header, uri};
+
+use crate::{Invalid, route::canonical_path};
+
+/// A rewrite; parts that are absent stay as the request has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    host: Option<(uri::Authority, HeaderValue)>,
+    path: Option<PathModifier>,
+}
+
+/// What becomes of a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PathModifier {
+    /// It becomes this.
+    Full(String),
+    /// The matched prefix becomes this.
+    Prefix(String),
+}
+
+impl PathModifier {
+    /// The new path of a request for `path` whose rule matched `prefix` of it.
+    pub(crate) fn apply(&self, path: &str, prefix: Option<&str>) -> String {
+        match self {
+            Self::Full(path) => path.clone(),
+            Self::Prefix(new) => {
+                let prefix = prefix.unwrap_or_default();
+                // Rules match the canonical path; a request may have written its path in another way.
+                let path = match path.strip_prefix(prefix) {
+                    Some(_) => Cow::Borrowed(path),
+                    None => canonical_path(path),
+                };
+                let rest = path.strip_prefix(prefix).unwrap_or(&path);
+                if rest.is_empty() {
+                    return if new.is_empty() {
+                        "/".to_owned()
+                    } else {
+                        new.clone()
+                    };
+                }
+                format!("{}/{}", new.trim_end_matches('/'), rest.trim_start_matches('/'))
+            }
+        }
+    }
+}
+
+impl Rewrite {
+    /// Changes the request's URI and Host header; `prefix` is the part of the path by which its rule was chosen. False
+    /// when the result would be no URI: then the request must not go on.
+    #[must_use]
+    pub fn apply(&self, uri: &mut Uri, headers: &mut HeaderMap, prefix: Option<&str>) -> bool {
+        let path = self.path.as_ref().map(|path| path.apply(uri.path(), prefix));
+        let mut parts = uri.clone().into_parts();
+        if let Some(path) = path {
+            let text = match uri.query() {
+                Some(query) => format!("{path}?{query}"),
+                None => path,
+            };
+            let Ok(path_and_query) = text.parse() else {
+                return false;
+            };
+            parts.path_and_query = Some(path_and_query);
+        }
+        if let Some((authority, _)) = &self.host
+            && parts.authority.is_some()
+        {
+            parts.authority = Some(authority.clone());
+        }
+        let Ok(new) = Uri::from_parts(parts) else {
+            return false;
+        };
+        *uri = new;
+        // HTTP/2 requests name the host in the URI alone.
+        if let Some((_, host)) = &self.host
+            && (headers.contains_key(header::HOST) || uri.authority().is_none())
+        {
+            headers.insert(header::HOST, host.clone());
+        }
+        true
+    }
+}
+
+impl TryFrom<heddle_wire::Rewrite> for Rewrite {
+    type Error = Invalid;
+
+    fn try_from(rewrite: heddle_wire::Rewrite) -> Result<Self, Invalid> {
+        use heddle_wire::PathRewrite;
+        let heddle_wire::Rewrite { host, path } = rewrite;
+        let host = host.map(|host| {
+            let value = HeaderValue::from_str(&host).map_err(|error| Invalid::new("rewrite.host", error))?;
+            let authority = host
+                .parse()
+                .map_err(|error| Invalid::new("rewrite.host", error))?;
+            Ok::<_, Invalid>((authority, value))
+        });
+        Ok(Self {
+            host: host.transpose()?,
+            path: path.map(|path| match path {
+                PathRewrite::Full(path) => PathModifier::Full(path),
+                PathRewrite::Prefix(path) => PathModifier::Prefix(path),
+            }),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use heddle_wire::PathRewrite;
+
+    use super::*;
+
+    fn rewritten(
+        host: Option<&str>,
+        path: Option<PathRewrite>,
+        request: &str,
+        prefix: &str,
+    ) -> (String, Option<String>) {
+        let rewrite = Rewrite::try_from(heddle_wire::Rewrite {
+            host: host.map(str::to_owned),
+            path,
+        })
+        .expect("valid");
+        let (mut uri, mut headers) = (request.parse::<Uri>().expect("valid"), HeaderMap::new());
+        if uri.authority().is_none() {
+            headers.insert(header::HOST, HeaderValue::from_static("old.test:80"));
+        }
+        assert!(rewrite.apply(&mut uri, &mut headers, Some(prefix)));
+        let host = headers
+            .get(header::HOST)
+            .map(|host| host.to_str().expect("text").to_owned());
+        (uri.to_string(), host)
+    }
+
+    /// The table of Gateway API's ReplacePrefixMatch.
+    #[test]
+    fn a_prefix_is_replaced_by_whole_segments() {
+        for (path, prefix, new, expected) in [
+            ("/foo/bar", "/foo", "/xyz", "/xyz/bar"),
+            ("/foo/bar", "/foo", "/xyz/", "/xyz/bar"),
+            ("/foo/", "/foo", "/xyz", "/xyz/"),
+            ("/foo", "/foo", "/xyz", "/xyz"),
+            ("/foo", "/foo", "/", "/"),
+            ("/foo/bar", "/foo", "/", "/bar"),
+            ("/foo/bar?a=b", "/foo", "/xyz", "/xyz/bar?a=b"),
+            ("//foo/bar", "/foo", "/xyz", "/xyz/bar"),
+            ("/%66oo/bar", "/foo", "/xyz", "/xyz/bar"),
+            ("/bar", "", "/xyz", "/xyz/bar"),
+        ] {
+            let path_rewrite = Some(PathRewrite::Prefix(new.to_owned()));
+            assert_eq!(
+                rewritten(None, path_rewrite, path, prefix).0,
+                expected,
+                "{path} {new}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_host_changes_where_the_request_names_it() {
+        let full = || Some(PathRewrite::Full("/new".to_owned()));
+        let (uri, host) = rewritten(Some("new.test"), full(), "/old?a=b", "");
+        assert_eq!((uri.as_str(), host.as_deref()), ("/new?a=b", Some("new.test")));
+        let (uri, host) = rewritten(Some("new.test"), None, "http://old.test/old", "");
+        assert_eq!((uri.as_str(), host), ("http://new.test/old", None));
+    }
+}
