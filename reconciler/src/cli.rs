@@ -76,6 +76,8 @@ pub enum Command {
     Check(commands::check::Args),
     /// Ask for the proxy in manifests.
     Inject(commands::inject::Args),
+    /// Take the proxy, and what asks for it, out of manifests.
+    Uninject(commands::uninject::Args),
     /// Print the manifests of the default profile, for kubectl apply -f -.
     Install(commands::install::Args),
     /// Print the CNI plugin's manifests, for kubectl apply -f -.
@@ -185,6 +187,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Status(args) => commands::status::run(&global, args),
         Command::Check(args) => commands::check::run(&global, args),
         Command::Inject(args) => commands::inject::run(&global, args),
+        Command::Uninject(args) => commands::uninject::run(args),
         Command::Install(args) => commands::install::run(&global, args),
         Command::InstallCni(args) => commands::install_cni::run(&global, args),
         Command::Version(args) => commands::version::run(&global, args),

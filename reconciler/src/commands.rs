@@ -11,6 +11,7 @@ pub mod plan;
 pub mod render;
 pub mod run;
 pub mod status;
+pub mod uninject;
 pub mod values;
 pub mod version;
 

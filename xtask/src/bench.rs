@@ -10,7 +10,7 @@ use crate::{lint, packages};
 /// Measure Heddle beside its peers: builds with the image profile first.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// `proxy`, `reconcile` or `identity`.
+    /// `proxy`, `reconcile`, `identity` or `injector`.
     name: Name,
     /// What the benchmark itself takes: `--json FILE`, `--blocks N`; `--help` lists it.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -22,6 +22,7 @@ enum Name {
     Identity,
     Proxy,
     Reconcile,
+    Injector,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
@@ -34,6 +35,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         // With the bound, which must be built alike.
         Name::Identity => ("identity", &["heddle-identity"]),
         Name::Reconcile => ("reconcile", &["heddle-reconciler"]),
+        Name::Injector => ("injector", &["heddle-control"]),
     };
     let mut build = vec!["build", "--profile", "image"];
     build.extend(packages.iter().flat_map(|package| ["--package", package]));

@@ -153,13 +153,16 @@ impl Admission {
 
     fn skip(&self, request: &Request, pod: &str, owner: Option<Owner>, reason: &SkipReason) -> Answer {
         let mut warnings = Vec::new();
+        let note = || format!("Linkerd sidecar proxy injection skipped: {reason}");
         if reason.is_surprising() {
-            let text = format!("Linkerd sidecar proxy injection skipped: {reason}");
             warn!(namespace = request.namespace, pod, %reason, "Not injected, although asked for");
-            warnings.push(text.clone());
-            self.record(request, owner, Reason::InjectionSkipped, || text);
+            warnings.push(note());
+            self.record(request, owner, Reason::SkippedThoughAsked, note);
         } else {
             debug!(namespace = request.namespace, pod, %reason, "Not injected");
+            if reason.is_worth_an_event() {
+                self.record(request, owner, Reason::Skipped, note);
+            }
         }
         Answer {
             warnings,

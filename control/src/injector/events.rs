@@ -38,7 +38,10 @@ pub(super) struct Happening {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Reason {
     Injected,
-    InjectionSkipped,
+    /// Someone does not want it.
+    Skipped,
+    /// Someone wants it, and it cannot be had.
+    SkippedThoughAsked,
 }
 
 /// Where admissions leave their events.
@@ -123,7 +126,8 @@ impl Worker {
         }
         let (type_, name) = match reason {
             Reason::Injected => (EventType::Normal, "Injected"),
-            Reason::InjectionSkipped => (EventType::Warning, "InjectionSkipped"),
+            Reason::Skipped => (EventType::Normal, "InjectionSkipped"),
+            Reason::SkippedThoughAsked => (EventType::Warning, "InjectionSkipped"),
         };
         let event = Event {
             type_,

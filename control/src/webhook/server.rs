@@ -5,7 +5,8 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use heddle_daemon::report;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -13,7 +14,7 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
     task::JoinSet,
     time::{Instant, timeout},
 };
@@ -29,8 +30,11 @@ use super::{
 const BODY_BYTES_MAX: usize = 5 << 20;
 /// API servers hold a few connections each.
 const CONNECTIONS_MAX: usize = 512;
-/// Reviews that are read at a time: with the bound of a body, the bound of memory.
-const REVIEWS_MAX: usize = 64;
+/// Bytes of bodies that are held at a time, of all reviews together. Taken as the bytes come, so that clients who send
+/// nothing, or slowly, keep nobody else waiting.
+const BODIES_BYTES_MAX: usize = 64 << 20;
+/// A pod and its review, mostly.
+const BODY_BYTES_EXPECTED: u64 = 64 << 10;
 const STREAMS_MAX: u32 = 100;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -77,7 +81,7 @@ impl<R: Review> Server<R> {
     pub(crate) async fn run(self, listener: TcpListener, drain: heddle_daemon::Watch) {
         info!(addr = ?listener.local_addr().ok(), "Serving admissions");
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let reviews = Arc::new(Semaphore::new(REVIEWS_MAX));
+        let memory = Arc::new(Semaphore::new(BODIES_BYTES_MAX));
         let graceful = GracefulShutdown::new();
         let mut connections = JoinSet::new();
         let stop = async {
@@ -110,7 +114,7 @@ impl<R: Review> Server<R> {
             };
             let connection = Connection {
                 admission: Arc::clone(&self.admission),
-                reviews: Arc::clone(&reviews),
+                memory: Arc::clone(&memory),
                 peer,
             };
             let watcher = graceful.watcher();
@@ -130,7 +134,7 @@ impl<R: Review> Server<R> {
 
 struct Connection<R> {
     admission: Arc<R>,
-    reviews: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
     peer: SocketAddr,
 }
 
@@ -216,18 +220,8 @@ impl<R: Review> Connection<R> {
         if !kind.eq_ignore_ascii_case(b"application/json") {
             return Err(Refusal::ContentType(String::from_utf8_lossy(kind).into_owned()));
         }
-        let _place = self
-            .reviews
-            .acquire()
-            .await
-            .expect("the semaphore is never closed");
-        let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
-        let body = match timeout(BODY_TIMEOUT, body).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Refusal::TooLarge),
-            Ok(Err(error)) => return Err(Refusal::Body(error.to_string())),
-            Err(_) => return Err(Refusal::Slow),
-        };
+        let body = timeout(BODY_TIMEOUT, self.body(request.into_body())).await;
+        let (body, _held) = body.unwrap_or(Err(Refusal::Slow))?;
         self.admission
             .answer(&body)
             .await
@@ -235,6 +229,34 @@ impl<R: Review> Connection<R> {
                 bad_request: R::is_bad_request(&error),
                 error,
             })
+    }
+}
+
+impl<R: Review> Connection<R> {
+    /// All of a body, and the permits for its memory.
+    async fn body(&self, mut body: Incoming) -> Result<(Vec<u8>, SemaphorePermit<'_>), Refusal<R::Error>> {
+        // As much as is announced, but no more than what most reviews need before it has come.
+        let expected = body.size_hint().lower().min(BODY_BYTES_EXPECTED);
+        let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
+        let mut held = self.hold(0).await;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| Refusal::Body(error.to_string()))?;
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            if bytes.len() + data.len() > BODY_BYTES_MAX {
+                return Err(Refusal::TooLarge);
+            }
+            held.merge(self.hold(data.len()).await);
+            bytes.extend_from_slice(&data);
+        }
+        Ok((bytes, held))
+    }
+
+    async fn hold(&self, bytes: usize) -> SemaphorePermit<'_> {
+        let bytes = u32::try_from(bytes).expect("at most BODY_BYTES_MAX: checked before");
+        let held = self.memory.acquire_many(bytes).await;
+        held.expect("the semaphore is never closed")
     }
 }
 

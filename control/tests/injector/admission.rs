@@ -1,6 +1,7 @@
 //! What becomes of pods and services.
 
 use base64::Engine as _;
+use futures_util::FutureExt as _;
 use heddle_inject::{Decision, Namespace, ProxyDefaults, decide};
 use heddle_tests_harness::wait;
 use http::{Method, Request, StatusCode};
@@ -13,6 +14,7 @@ use k8s_openapi::api::{
 };
 use kube::{Resource as _, ResourceExt as _, api::ListParams};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{
     cluster::{HOST, LIMIT, World, container_names, mk_pod},
@@ -182,24 +184,48 @@ async fn owners_get_events_and_their_names_become_labels() -> anyhow::Result<()>
     }
     let bad = mk_pod("bad", json!({"config.linkerd.io/proxy-cpu-limit": "lots"}));
     let bad = world
-        .create::<Pod>("payments", owned(bad, reference, true))
+        .create::<Pod>("payments", owned(bad, reference.clone(), true))
         .await?;
     assert_eq!(container_names(&bad), ["app"]);
-    let found = wait::until_ok("both events", LIMIT, || async {
+    // Nobody asked for this one to be in the mesh, so nobody is told; the other opts out, and its owner can see it.
+    world
+        .create::<Pod>(
+            "plain",
+            owned(mk_pod("quiet", json!({})), reference.clone(), true),
+        )
+        .await?;
+    let out = mk_pod("out", json!({"linkerd.io/inject": "disabled"}));
+    world
+        .create::<Pod>("payments", owned(out, reference, true))
+        .await?;
+    let found = wait::until_ok("three events", LIMIT, || async {
         let found = events.list(&ListParams::default()).await?.items;
-        anyhow::ensure!(found.len() >= 2, "{} events", found.len());
+        anyhow::ensure!(found.len() >= 3, "{} events", found.len());
         Ok::<_, anyhow::Error>(found)
     })
     .await?;
-    let of = |reason: &str| {
+    let of = |reason: &str, kind: &str| {
         let found: Vec<_> = found
             .iter()
-            .filter(|event| event.reason.as_deref() == Some(reason))
+            .filter(|event| event.reason.as_deref() == Some(reason) && event.type_.as_deref() == Some(kind))
             .collect();
         assert_eq!(found.len(), 1, "{reason}: three replicas are one event");
         found[0].clone()
     };
-    let regarding = of("Injected").regarding.expect("an event regards something");
+    let opted_out = of("InjectionSkipped", "Normal").note.unwrap_or_default();
+    assert!(opted_out.contains("linkerd.io/inject: disabled"), "{opted_out}");
+    assert_eq!(
+        world
+            .api::<Event>("plain")
+            .list(&ListParams::default())
+            .await?
+            .items
+            .len(),
+        0
+    );
+    let regarding = of("Injected", "Normal")
+        .regarding
+        .expect("an event regards something");
     assert_eq!(
         (regarding.kind.as_deref(), regarding.name.as_deref()),
         (Some("Deployment"), Some("web"))
@@ -208,7 +234,7 @@ async fn owners_get_events_and_their_names_become_labels() -> anyhow::Result<()>
         regarding.uid, deployment.metadata.uid,
         "kubectl describe finds events by uid"
     );
-    let note = of("InjectionSkipped").note.unwrap_or_default();
+    let note = of("InjectionSkipped", "Warning").note.unwrap_or_default();
     assert!(
         note.contains("config.linkerd.io/proxy-cpu-limit") && note.contains("lots"),
         "{note}"
@@ -263,6 +289,10 @@ async fn bad_requests_are_refused_in_words() -> anyhow::Result<()> {
         "{answer}"
     );
 
+    let text = good.to_string();
+    let doubled = text
+        .replacen("\"uid\"", "\"uid\":\"u-0\",\"uid\"", 1)
+        .into_bytes();
     let mut beta = good.clone();
     beta["apiVersion"] = json!("admission.k8s.io/v1beta1");
     let mut nothing = good.clone();
@@ -301,6 +331,7 @@ async fn bad_requests_are_refused_in_words() -> anyhow::Result<()> {
             "admission.k8s.io/v1beta1",
         ),
         (JSON, bytes(&nothing), StatusCode::BAD_REQUEST, "no request"),
+        (JSON, doubled, StatusCode::BAD_REQUEST, "duplicate field"),
         (
             JSON,
             bytes(&review(json!({"spec": []}))),
@@ -375,6 +406,41 @@ async fn settings_are_taken_as_they_change_and_bad_ones_are_not() -> anyhow::Res
     })
     .await?;
 
+    // With a CNI plugin, a debug container, spans and the kernel's close-wait time: a real API server takes it all.
+    world.write_config(
+        "{cni: {enabled: true}, proxy: {tracing: {enabled: true, collector: {endpoint: 'otel.obs:4317', \
+         meshIdentity: {serviceAccountName: otel, namespace: obs}}}}}",
+    )?;
+    let asked = json!({
+        "config.linkerd.io/enable-debug-sidecar": "true",
+        "config.linkerd.io/close-wait-timeout": "30s",
+        "resource.opentelemetry.io/service.name": "web",
+    });
+    wait::until_ok("the validator", LIMIT, || async {
+        let pod = world.admit("payments", mk_pod("web", asked.clone())).await?;
+        let names = container_names(&pod);
+        anyhow::ensure!(
+            names
+                == [
+                    "linkerd-network-validator",
+                    "linkerd-proxy",
+                    "app",
+                    "linkerd-debug"
+                ],
+            "{names:?}"
+        );
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    world.write_config("proxy: {image: {version: 9.9.9}}")?;
+    wait::until_ok("an init container that sets it", LIMIT, || async {
+        let pod = world.admit("payments", mk_pod("web", asked.clone())).await?;
+        let names = container_names(&pod);
+        anyhow::ensure!(names[0] == "linkerd-init", "{names:?}");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+
     world.write_config("proxy: {imagE: {}}")?;
     wait::until_ok("the failure to be counted", LIMIT, || async {
         let failures = injector.metric("proxy_inject_settings_failures_total").await?;
@@ -383,5 +449,40 @@ async fn settings_are_taken_as_they_change_and_bad_ones_are_not() -> anyhow::Res
     })
     .await?;
     assert_eq!(image().await?, "heddle.dev/proxy:9.9.9");
+    Ok(())
+}
+
+#[tokio::test]
+async fn slow_clients_keep_nobody_else_waiting() -> anyhow::Result<()> {
+    let world = World::new("injector-slow").await?;
+    let injector = world.start().await?;
+    let roots = world.secret_bundle().await?;
+    let mut slow = Vec::new();
+    for _ in 0..100 {
+        let mut stream = https::connect(injector.addr, HOST, &roots).await?;
+        let start = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 5000000\r\n\r\n{";
+        stream.write_all(start).await?;
+        stream.flush().await?;
+        slow.push(stream);
+    }
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "u-1", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "namespace": "payments",
+            "operation": "CREATE", "object": mk_pod("web", json!({})),
+        },
+    });
+    let reply = world
+        .post(&injector, "application/json", review.to_string().into_bytes())
+        .await?;
+    assert_eq!(reply.status, StatusCode::OK);
+    // They still have their time.
+    let mut byte = [0];
+    for stream in &mut slow {
+        assert!(
+            stream.read(&mut byte).now_or_never().is_none(),
+            "it was cut off or answered"
+        );
+    }
     Ok(())
 }

@@ -76,6 +76,31 @@ pub fn decide(
     }
 }
 
+/// What about a pod forbids injection, whatever its namespace says: for those who do not know the namespace.
+pub fn obstacle(pod: &Pod) -> Option<SkipReason> {
+    let Some(spec) = &pod.spec else {
+        return Some(SkipReason::NoSpec);
+    };
+    let none = BTreeMap::new();
+    let nowhere = Namespace {
+        name: "",
+        annotations: &none,
+        labels: &none,
+    };
+    let asked = match skip::asked(&nowhere, pod) {
+        Ok(_) | Err(SkipReason::NotEnabled) => None,
+        Err(reason) => Some(reason),
+    };
+    asked.or_else(|| skip::pod_forbids(pod, spec))
+}
+
+/// Whether a template's containers declare UDP ports, whose traffic the proxy does not carry.
+pub fn uses_udp(template: &PodTemplateSpec) -> bool {
+    let containers = template.spec.iter().flat_map(|spec| &spec.containers);
+    let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
+    ports.any(|port| port.protocol.as_deref() == Some("UDP"))
+}
+
 /// The pod that a workload's template makes, before any admission.
 pub fn pod_of_template(template: &PodTemplateSpec) -> Pod {
     Pod {

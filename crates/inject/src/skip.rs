@@ -52,9 +52,15 @@ impl SkipReason {
         }
     }
 
-    /// Whether someone asked for injection and does not get it: worth an Event and a warning, not only a counter.
+    /// Whether someone asked for injection and does not get it: worth a warning, too.
     pub fn is_surprising(&self) -> bool {
         matches!(self, Self::HostNetwork | Self::Invalid(_) | Self::Windows)
+    }
+
+    /// Whether the workload's owner should find the reason in its Events. Linkerd writes one for each pod that is not
+    /// injected; here those say nothing that nobody asked to be in the mesh.
+    pub fn is_worth_an_event(&self) -> bool {
+        self.is_surprising() || matches!(self, Self::DisabledByPod | Self::SidecarExists(_))
     }
 }
 

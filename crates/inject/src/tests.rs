@@ -3,6 +3,7 @@
 mod annotation;
 mod beside;
 mod golden;
+mod noise;
 mod stamp;
 mod truth;
 

@@ -1,28 +1,35 @@
-//! `heddle inject FILE`: asks for the proxy in manifests, as Linkerd's does. Without --manual only the annotation is
+//! `heddle inject FILE`: asks for the proxy in manifests, as Linkerd's does. Without --manual only annotations are
 //! added, and the injector does the rest; with it the sidecar itself is written into the pod templates.
+//!
+//! Injecting what has been injected replaces the sidecar, so the command may be run again.
 
-use std::{io::Read as _, path::PathBuf};
+mod flags;
+pub(super) mod input;
+mod manifest;
+pub(super) mod sidecar;
 
-use heddle_inject::{Decision, Namespace, Owner, ProxyDefaults};
-use heddle_mesh::annotation;
-use k8s_openapi::api::core::v1::PodTemplateSpec;
-use serde_json::Value;
+use std::path::PathBuf;
 
+use heddle_inject::ProxyDefaults;
+
+use self::{
+    flags::ProxyFlags,
+    input::Output,
+    manifest::{Asked, Mode},
+};
 use crate::{
     cli::{Failure, Global, Outcome, say},
     cluster::Cluster,
     commands::connect,
-    fault::Fault,
     identity,
     object::{self, ObjectId},
     profile, render,
     source::memory::MemoryTree,
-    yaml,
 };
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The manifests; - for stdin.
+    /// The manifests: a file, a folder with all that is below it, or - for stdin.
     file: String,
     /// Write the sidecar itself instead of asking the injector for it.
     #[arg(long)]
@@ -33,94 +40,37 @@ pub struct Args {
     /// With --ignore-cluster: PEM of the mesh's trust anchors.
     #[arg(long, value_name = "FILE")]
     identity_trust_anchors_file: Option<PathBuf>,
-    /// Inject as an ingress.
-    #[arg(long)]
-    ingress: bool,
-    /// Further annotations, such as config.linkerd.io/proxy-log-level=debug; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE")]
-    annotation: Vec<String>,
-    /// Ports that bypass the proxy, inbound.
-    #[arg(long, value_name = "PORTS")]
-    skip_inbound_ports: Option<String>,
-    /// Ports that bypass the proxy, outbound.
-    #[arg(long, value_name = "PORTS")]
-    skip_outbound_ports: Option<String>,
-    /// Ports whose bytes are not looked into.
-    #[arg(long, value_name = "PORTS")]
-    opaque_ports: Option<String>,
-    /// The proxy's log level.
-    #[arg(long, value_name = "LEVEL")]
-    proxy_log_level: Option<String>,
-    /// The proxy's CPU request.
-    #[arg(long, value_name = "QUANTITY")]
-    proxy_cpu_request: Option<String>,
-    /// The proxy's CPU limit.
-    #[arg(long, value_name = "QUANTITY")]
-    proxy_cpu_limit: Option<String>,
-    /// The proxy's memory request.
-    #[arg(long, value_name = "QUANTITY")]
-    proxy_memory_request: Option<String>,
-    /// The proxy's memory limit.
-    #[arg(long, value_name = "QUANTITY")]
-    proxy_memory_limit: Option<String>,
+    #[command(flatten)]
+    proxy: ProxyFlags,
+    /// The form of what is printed.
+    #[arg(short, long, value_enum, default_value_t = Output::Yaml)]
+    output: Output,
 }
 
 pub fn run(global: &Global, args: Args) -> Outcome {
-    let text = read(&args.file)?;
-    let annotations = annotations(&args)?;
-    let manual = if args.manual {
-        Some(settings(global, &args)?)
-    } else {
-        None
+    let mut documents = input::read(&args.file)?;
+    let annotations = args.proxy.annotations()?;
+    let asked = Asked {
+        annotations,
+        opaque_ports: args.proxy.opaque_ports.clone(),
     };
-    let documents = yaml::parse_documents(&text)
-        .map_err(|error| Fault::new(&args.file, format!("invalid YAML: {}", error.message)).at(error.place))
-        .map_err(crate::fault::Faults::from)?;
-    let mut out = String::new();
-    for document in documents {
-        let mut value = document.value;
-        inject(&mut value, &annotations, manual.as_ref());
-        out.push_str("---\n");
-        out.push_str(&yaml::print(&value));
+    let manual = match args.manual {
+        true => Some(settings(global, &args)?),
+        false => None,
+    };
+    let mode = manual.as_ref().map_or(Mode::Annotate, Mode::Write);
+    let mut reports = Vec::new();
+    for document in &mut documents {
+        manifest::inject(document, &asked, &mode, &mut reports);
     }
-    crate::cli::print(&out)?;
+    if !reports.iter().any(|report| report.done()) {
+        say("no supported objects found");
+    }
+    for report in &reports {
+        say(&report.to_string());
+    }
+    crate::cli::print(&args.output.print(&documents))?;
     Ok(0)
-}
-
-fn read(file: &str) -> Result<String, Failure> {
-    if file == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text)?;
-        return Ok(text);
-    }
-    std::fs::read_to_string(file).map_err(|error| Failure::message(format!("{file} cannot be read: {error}")))
-}
-
-fn annotations(args: &Args) -> Result<Vec<(String, String)>, Failure> {
-    let mode = if args.ingress { "ingress" } else { "enabled" };
-    let mut annotations = vec![(annotation::INJECT.to_owned(), mode.to_owned())];
-    let named = [
-        ("skip-inbound-ports", &args.skip_inbound_ports),
-        ("skip-outbound-ports", &args.skip_outbound_ports),
-        ("opaque-ports", &args.opaque_ports),
-        ("proxy-log-level", &args.proxy_log_level),
-        ("proxy-cpu-request", &args.proxy_cpu_request),
-        ("proxy-cpu-limit", &args.proxy_cpu_limit),
-        ("proxy-memory-request", &args.proxy_memory_request),
-        ("proxy-memory-limit", &args.proxy_memory_limit),
-    ];
-    for (name, value) in named {
-        if let Some(value) = value {
-            annotations.push((format!("{}{name}", annotation::CONFIG_PREFIX), value.clone()));
-        }
-    }
-    for text in &args.annotation {
-        let (key, value) = text
-            .split_once('=')
-            .ok_or_else(|| Failure::message(format!("--annotation {text}: expected key=value")))?;
-        annotations.push((key.to_owned(), value.to_owned()));
-    }
-    Ok(annotations)
 }
 
 /// What a manual injection needs.
@@ -181,165 +131,4 @@ async fn config_map(cluster: &Cluster, global: &Global, name: &str, key: &str) -
         Failure::message(format!("{id} has no `{key}`"))
             .hint("install the control plane first, or give --ignore-cluster")
     })
-}
-
-/// The pod template of a workload, by kind; `None` for what runs no pods.
-fn template_path(kind: &str) -> Option<&'static [&'static str]> {
-    match kind {
-        "Pod" => Some(&[]),
-        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "ReplicationController" | "Job" => {
-            Some(&["spec", "template"])
-        }
-        "CronJob" => Some(&["spec", "jobTemplate", "spec", "template"]),
-        _ => None,
-    }
-}
-
-fn inject(value: &mut Value, annotations: &[(String, String)], manual: Option<&Manual>) {
-    let kind = object::text_at(value, &["kind"]).unwrap_or_default().to_owned();
-    let name = object::text_at(value, &["metadata", "name"])
-        .unwrap_or_default()
-        .to_owned();
-    let said = format!("{} \"{name}\"", kind.to_lowercase());
-    if kind == "List" {
-        for item in value
-            .get_mut("items")
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
-            inject(item, annotations, manual);
-        }
-        return;
-    }
-    let path: Vec<&str> = match template_path(&kind) {
-        Some(path) => path.to_vec(),
-        // A namespace's annotation is inherited by all of its pods.
-        None if kind == "Namespace" && manual.is_none() => Vec::new(),
-        None => {
-            say(&format!("{said} skipped"));
-            return;
-        }
-    };
-    let namespace = object::text_at(value, &["metadata", "namespace"])
-        .unwrap_or("default")
-        .to_owned();
-    let meta: Vec<&str> = path.iter().copied().chain(["metadata", "annotations"]).collect();
-    let Some(map) = object::map_mut(value, &meta) else {
-        say(&format!("{said} skipped: {} is no map", meta.join(".")));
-        return;
-    };
-    map.extend(
-        annotations
-            .iter()
-            .map(|(key, value)| (key.clone(), value.as_str().into())),
-    );
-    let Some(manual) = manual else {
-        say(&format!("{said} annotated"));
-        return;
-    };
-    match inject_manually(value, &path, &namespace, &kind, &name, manual) {
-        Ok(()) => say(&format!("{said} injected")),
-        Err(reason) => say(&format!("{said} skipped: {reason}")),
-    }
-}
-
-fn inject_manually(
-    value: &mut Value,
-    path: &[&str],
-    namespace: &str,
-    kind: &str,
-    name: &str,
-    manual: &Manual,
-) -> Result<(), String> {
-    let template = path
-        .iter()
-        .try_fold(value, |value, key| value.get_mut(*key))
-        .ok_or("it has no pod template")?;
-    let typed: PodTemplateSpec = serde_json::from_value(template.clone())
-        .map_err(|error| format!("its pod template is not understood: {error}"))?;
-    let pod = heddle_inject::pod_of_template(&typed);
-    let (none, labels) = (Default::default(), Default::default());
-    let namespace = Namespace {
-        name: namespace,
-        annotations: &none,
-        labels: &labels,
-    };
-    let owner = Owner {
-        api_version: "apps/v1".into(),
-        kind: kind.to_owned(),
-        name: name.to_owned(),
-    };
-    let injection = match heddle_inject::decide(&manual.defaults, &namespace, &pod, Some(&owner)) {
-        Decision::Inject(injection) => injection,
-        Decision::Skip(reason) => return Err(reason.to_string()),
-    };
-    let mut injected = serde_json::to_value(&pod).map_err(|error| error.to_string())?;
-    json_patch::patch(&mut injected, &injection.patch(&manual.trust_anchors_pem))
-        .map_err(|error| error.to_string())?;
-    for key in ["metadata", "spec"] {
-        template[key] = injected[key].take();
-    }
-    // An injected pod asks for no further injection.
-    if let Some(map) = object::map_mut(template, &["metadata", "annotations"]) {
-        map.insert(annotation::INJECT.to_owned(), "disabled".into());
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn mk_deployment() -> Value {
-        json!({
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": "payments"},
-            "spec": {"template": {"spec": {"containers": [{"name": "app", "image": "app"}]}}},
-        })
-    }
-
-    #[test]
-    fn the_pod_template_is_annotated() {
-        let mut value = mk_deployment();
-        inject(
-            &mut value,
-            &[("linkerd.io/inject".into(), "enabled".into())],
-            None,
-        );
-        assert_eq!(
-            value["spec"]["template"]["metadata"]["annotations"],
-            json!({"linkerd.io/inject": "enabled"})
-        );
-        assert!(value["metadata"].get("annotations").is_none());
-        let mut service = json!({"kind": "Service", "metadata": {"name": "x"}});
-        inject(
-            &mut service,
-            &[("linkerd.io/inject".into(), "enabled".into())],
-            None,
-        );
-        assert_eq!(service, json!({"kind": "Service", "metadata": {"name": "x"}}));
-    }
-
-    #[test]
-    fn manual_injection_writes_the_sidecar() {
-        let manual = Manual {
-            defaults: ProxyDefaults::from_yaml("{}").unwrap(),
-            trust_anchors_pem: "PEM".into(),
-        };
-        let mut value = mk_deployment();
-        inject(
-            &mut value,
-            &[("linkerd.io/inject".into(), "enabled".into())],
-            Some(&manual),
-        );
-        let names: Vec<_> = value["spec"]["template"]["spec"]["initContainers"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|c| c["name"].as_str().unwrap())
-            .collect();
-        assert_eq!(names, ["linkerd-init", "linkerd-proxy"]);
-    }
 }

@@ -6,6 +6,7 @@
 
 mod control;
 mod identity;
+mod injector;
 mod netns;
 mod proxy;
 mod reconcile;
@@ -52,6 +53,14 @@ enum Bench {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Admissions at a fixed rate, and a burst, against a real API server.
+    Injector {
+        #[command(flatten)]
+        options: injector::Options,
+        /// Where to write the records.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
     /// A scripted control plane on loopback, started by `proxy` in each namespace.
     #[command(hide = true)]
     Control(control::Options),
@@ -70,6 +79,7 @@ fn main() -> anyhow::Result<()> {
             Bench::Proxy { options, json } => (proxy::run(options).await?, json),
             Bench::Reconcile { options, json } => (reconcile::run(options).await?, json),
             Bench::Identity { options, json } => (identity::run(options).await?, json),
+            Bench::Injector { options, json } => (injector::run(options).await?, json),
             Bench::Control(options) => return control::run(options).await,
             Bench::OpenLoop(options) => {
                 println!("{}", serde_json::to_string(&proxy::run_open(&options)?)?);

@@ -16,7 +16,7 @@ use rand::seq::SliceRandom as _;
 use crate::record::{Record, median, quantile};
 use arms::{Arm, Arms};
 pub(crate) use load::{OpenOptions, run_open};
-pub(crate) use usage::resident_bytes;
+pub(crate) use usage::{cpu_seconds, resident_bytes};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {

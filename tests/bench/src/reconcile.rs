@@ -47,7 +47,7 @@ const NAMESPACE: &str = "bench";
 const ADMIN: &str = "127.0.0.1:19995";
 
 /// A child process that is killed when dropped.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

@@ -124,6 +124,9 @@ fn an_injected_pod_is_not_injected_again() {
 #[test]
 fn only_what_someone_asked_for_is_a_surprise() {
     assert!(SkipReason::HostNetwork.is_surprising() && !SkipReason::NotEnabled.is_surprising());
+    assert!(
+        SkipReason::DisabledByPod.is_worth_an_event() && !SkipReason::DisabledByNamespace.is_worth_an_event()
+    );
     let mirror = mk_pod(&[(INJECT, "enabled"), ("kubernetes.io/config.mirror", "hash")]);
     assert_eq!(skipped(decide_in(&[], &mirror)), SkipReason::MirrorPod);
 }
