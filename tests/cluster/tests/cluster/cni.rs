@@ -93,9 +93,11 @@ async fn a_cni_plugin_redirects_pods_and_those_it_missed_are_repaired() -> Resul
     node.wait_plugin(true).await?;
 
     // Their namespace asks for injection before they are there, so that all pods are meshed from the start.
-    stage.kubectl.apply(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: payments, annotations: {linkerd.io/inject: enabled}}\n",
-    )?;
+    let namespace = ["namespace", "payments"];
+    stage.kubectl.run(&[&["create"], &namespace[..]].concat())?;
+    stage
+        .kubectl
+        .run(&[&["annotate"], &namespace[..], &["linkerd.io/inject=enabled"]].concat())?;
     stage.kubectl.apply(PAYMENTS)?;
     story::wait_all_meshed(&stage.kubectl, "payments", MINUTES).await?;
     needs_no_capability(&stage.kubectl)?;

@@ -131,7 +131,8 @@ pub fn build_programs(images: &[ProgramImage], profile: &str) -> Result<BTreeMap
     }
     let mut programs = cargo("build", arguments)?;
     for (package, program) in STATIC {
-        if programs.contains_key(*program) {
+        // Images for development run on this very machine, and linking differently would build every dependency anew.
+        if profile != "dev" && programs.contains_key(*program) {
             let link = ["--", "-C", "target-feature=+crt-static"];
             let arguments = ["--profile", profile, "--package", package, "--bin", program];
             programs.extend(cargo("rustc", arguments.into_iter().chain(link))?);
