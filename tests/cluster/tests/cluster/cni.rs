@@ -112,9 +112,8 @@ async fn a_cni_plugin_redirects_pods_and_those_it_missed_are_repaired() -> Resul
 
     missed_pods_are_repaired(&stage, &node).await?;
 
-    stage
-        .kubectl
-        .run(&["delete", "namespace", "linkerd-cni", "--timeout=120s"])?;
+    let daemonset = ["daemonset", "linkerd-cni", "-n", "linkerd-cni", "--wait=false"];
+    stage.kubectl.run(&[&["delete"], &daemonset[..]].concat())?;
     node.wait_plugin(false).await?;
     Ok(())
 }
