@@ -80,6 +80,14 @@ pub(crate) struct Policy {
     /// Address of a gRPC listener without TLS, on loopback only; off when absent
     #[arg(long, env = "HEDDLE_LOOPBACK_ADDR", value_parser = loopback)]
     loopback_addr: Option<SocketAddr>,
+    /// Address of the validating webhook; absent, with --loopback-addr given: there is none
+    #[arg(
+        long,
+        env = "HEDDLE_ADMISSION_ADDR",
+        default_value_if("loopback_addr", clap::builder::ArgPredicate::IsPresent, None),
+        default_value = "0.0.0.0:9443"
+    )]
+    admission_addr: Option<SocketAddr>,
     /// Address of /live, /ready and /metrics
     #[arg(long, env = "HEDDLE_ADMIN_ADDR", default_value = "0.0.0.0:9990")]
     admin_addr: SocketAddr,
@@ -98,6 +106,9 @@ pub(crate) struct All {
     /// Address of the policy service
     #[arg(long, env = "HEDDLE_POLICY_LISTEN_ADDR", default_value = "0.0.0.0:8090")]
     policy_listen_addr: SocketAddr,
+    /// Address of the validating webhook
+    #[arg(long, env = "HEDDLE_ADMISSION_ADDR", default_value = "0.0.0.0:9443")]
+    admission_addr: SocketAddr,
     /// Address of /live, /ready and /metrics
     #[arg(long, env = "HEDDLE_DESTINATION_ADMIN_ADDR", default_value = "0.0.0.0:9996")]
     admin_addr: SocketAddr,
@@ -200,6 +211,8 @@ pub(crate) struct Listen {
 pub(crate) struct Plan {
     pub(crate) destination: Option<Listen>,
     pub(crate) policy: Option<Listen>,
+    /// Of the validating webhook.
+    pub(crate) admission_addr: Option<SocketAddr>,
     pub(crate) admin_addr: SocketAddr,
     pub(crate) identity: IdentityArgs,
     settings: Settings,
@@ -221,6 +234,7 @@ impl Destination {
         Plan {
             destination: Some(listen),
             policy: None,
+            admission_addr: None,
             admin_addr,
             identity,
             settings,
@@ -233,6 +247,7 @@ impl Policy {
         let Self {
             listen_addr,
             loopback_addr,
+            admission_addr,
             admin_addr,
             identity,
             settings,
@@ -244,6 +259,7 @@ impl Policy {
         Plan {
             destination: None,
             policy: Some(listen),
+            admission_addr,
             admin_addr,
             identity,
             settings,
@@ -256,6 +272,7 @@ impl All {
         let Self {
             destination_listen_addr,
             policy_listen_addr,
+            admission_addr,
             admin_addr,
             identity,
             settings,
@@ -269,6 +286,7 @@ impl All {
         Plan {
             destination: listen(destination_listen_addr),
             policy: listen(policy_listen_addr),
+            admission_addr: Some(admission_addr),
             admin_addr,
             identity,
             settings,

@@ -11,6 +11,7 @@ mod lease;
 mod metrics;
 mod serve;
 mod status;
+mod validate;
 mod watches;
 mod webhook;
 

@@ -23,7 +23,7 @@ use crate::{
     external_workload, grpc,
     lease::{self, Elector},
     metrics::{self, GrpcMetrics},
-    status, watches,
+    status, validate, watches,
 };
 
 const DRAIN_GRACE: Duration = Duration::from_secs(15);
@@ -58,6 +58,15 @@ pub(crate) async fn run(common: Common, plan: Plan) -> anyhow::Result<()> {
         }
     };
 
+    let validating = match plan.admission_addr {
+        None => None,
+        Some(addr) => {
+            let (cluster, drain) = (cluster.clone(), shutdown.watch());
+            let started = validate::start(addr, &common, &client, cluster, &mut registry, drain, &mut tasks);
+            Some(started.await?)
+        }
+    };
+
     let synced = watchers.synced();
     let leases = lease::Metrics::register(&mut registry);
     let elect = |name, tasks: &mut JoinSet<()>| {
@@ -82,8 +91,11 @@ pub(crate) async fn run(common: Common, plan: Plan) -> anyhow::Result<()> {
         });
     }
     let (certificate, sync) = (store.as_ref().map(Store::ready), synced.clone());
-    let ready =
-        move || sync.is_synced() && certificate.as_ref().is_none_or(|ready| ready.borrow().is_ready());
+    let ready = move || {
+        sync.is_synced()
+            && certificate.as_ref().is_none_or(|ready| ready.borrow().is_ready())
+            && validating.as_ref().is_none_or(validate::Validating::is_ready)
+    };
     let admin = Admin::new(plan.admin_addr, registry).ready(ready);
     let admin = admin.spawn().await.context("failed to start the admin server")?;
 

@@ -72,7 +72,7 @@ pub fn of(id: &ObjectId, live: &Value) -> Readiness {
     }
 }
 
-/// Our webhooks get their caBundle from the injector itself, when it serves.
+/// Our webhooks get their caBundle from the program that serves them, once it does.
 fn waits_for_bundle(live: &Value) -> bool {
     let hooks = live.get("webhooks").and_then(Value::as_array);
     let by_service = |hook: &&Value| object::at(hook, &["clientConfig", "service"]).is_some();

@@ -99,6 +99,11 @@ impl Cluster {
         &self.config
     }
 
+    /// Asks the tables something.
+    pub(crate) fn read<T>(&self, ask: impl FnOnce(&Store) -> T) -> T {
+        ask(&self.state.read().store)
+    }
+
     /// An object was made or changed.
     pub fn apply<K: Tracked>(&self, object: &K) {
         self.change::<K>(vec![(ObjectKey::of(object), Some(Reduced::of(object)))]);

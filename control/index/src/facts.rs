@@ -32,7 +32,7 @@ pub(crate) use self::{
     },
     server::ServerFacts,
     service::{PortFacts, ServiceFacts},
-    service_profile::ProfileFacts,
+    service_profile::{ProfileFacts, read as read_service_profile},
     slice::{SliceEndpoint, SliceFacts},
     workload::WorkloadFacts,
 };

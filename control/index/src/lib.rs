@@ -9,6 +9,7 @@
 //! [`watcher`] is the only part that talks to an API server. This crate must never know tonic or protobuf.
 
 pub mod annotation;
+pub mod check;
 mod cluster;
 mod config;
 mod dirty;

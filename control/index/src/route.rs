@@ -266,7 +266,7 @@ fn host_match(host: &str) -> HostMatch {
 }
 
 /// A Gateway API duration (GEP-2257): up to four numbers with units, such as `1m30s`.
-fn gateway_duration(text: &str) -> Result<Duration, RouteError> {
+pub(crate) fn gateway_duration(text: &str) -> Result<Duration, RouteError> {
     let error = || bad("timeouts", text, "duration such as 10s or 1m30s");
     let mut rest = text;
     let mut total = Duration::ZERO;

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Selects objects by their labels. Both parts must match; an empty selector matches everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LabelSelector {
     /// Labels that an object must have, with exactly these values.
@@ -20,13 +19,10 @@ pub struct LabelSelector {
     pub match_expressions: Vec<Requirement>,
 }
 
-/// One condition on an object's labels.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+/// One condition on an object's labels. Values that do not go with the operator are Linkerd's to admit; the webhook warns
+/// of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("self.operator in ['In', 'NotIn'] ? (has(self.values) && self.values.size() > 0) : (!has(self.values) || self.values.size() == 0)")
-        .message("values must be given with the operators In and NotIn, and must be absent with Exists and DoesNotExist")
-)]
 pub struct Requirement {
     /// The label's key.
     #[schemars(length(min = 1, max = 317))]

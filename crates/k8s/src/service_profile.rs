@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// Describes a service's routes. Its name is the service's full DNS name, such as `web.shop.svc.cluster.local`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -43,7 +44,7 @@ pub struct RouteSpec {
     #[schemars(length(max = 1024))]
     pub name: String,
     /// The requests that belong to the route.
-    #[schemars(schema_with = "open_object")]
+    #[schemars(schema_with = "request_match")]
     pub condition: RequestMatch,
     /// Whether failed requests may be sent again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -84,7 +85,7 @@ pub struct RequestMatch {
 #[serde(rename_all = "camelCase")]
 pub struct ResponseClass {
     /// The responses that belong to the class.
-    #[schemars(schema_with = "open_object")]
+    #[schemars(schema_with = "response_match")]
     pub condition: ResponseMatch,
     /// Whether they count as failures.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -144,10 +145,66 @@ pub struct WeightedDst {
     #[schemars(length(min = 1, max = 260))]
     pub authority: String,
     /// Its share, relative to the sum of all weights: a number, or a Kubernetes quantity such as `500m`.
+    #[schemars(schema_with = "quantity")]
     pub weight: IntOrString,
 }
 
-/// Conditions nest in themselves, which a structural schema cannot say.
-fn open_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+/// How deep conditions nest at most, the outermost included.
+///
+/// A structural schema cannot refer to itself, so each level is written out. One that left conditions open would let
+/// anybody nest them deeper than a reader's stack, and no ServiceProfile at all could be read any more.
+const LEVELS: u32 = 4;
+
+fn request_match(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let own = json!({
+        "pathRegex": {"type": "string", "maxLength": 4096, "description": "On the whole path, by regular expression."},
+        "method": {"type": "string", "maxLength": 64, "description": "On the method."},
+    });
+    condition(&own, "has(self.pathRegex) || has(self.method)")
+}
+
+fn response_match(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let bound = |text: &str| json!({"type": "integer", "minimum": 0, "maximum": 599, "description": text});
+    let own = json!({
+        "status": {
+            "type": "object",
+            "description": "On the status code, as a range.",
+            "properties": {
+                "min": bound("The lowest. Absent: no lower bound."),
+                "max": bound("The highest. Absent: no upper bound."),
+            },
+        },
+    });
+    condition(&own, "has(self.status)")
+}
+
+/// A condition with properties of its own, and parts that are conditions.
+fn condition(own: &Value, has_own: &str) -> schemars::Schema {
+    let mut schema = json!({"type": "object", "properties": own});
+    for _ in 1..LEVELS {
+        let mut properties = own.clone();
+        let list =
+            |text: &str| json!({"type": "array", "maxItems": 128, "items": schema, "description": text});
+        properties["all"] = list("All of these must hold.");
+        properties["any"] = list("One of these must hold.");
+        let mut not = schema.clone();
+        not["description"] = json!("This must not hold.");
+        properties["not"] = not;
+        schema = json!({"type": "object", "properties": properties});
+    }
+    schema["x-kubernetes-validations"] = json!([{
+        "rule": format!("{has_own} || has(self.all) || has(self.any) || has(self.not)"),
+        "message": "a condition must say something",
+    }]);
+    schemars::Schema::try_from(schema).expect("an object is a schema")
+}
+
+/// A number, or a Kubernetes quantity that is not negative.
+fn quantity(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "x-kubernetes-int-or-string": true,
+        "minimum": 0,
+        "maxLength": 32,
+        "pattern": r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$",
+    })
 }

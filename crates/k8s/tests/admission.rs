@@ -19,7 +19,17 @@ use serde_json::{Value, json};
 fn admitted() -> Vec<(&'static str, &'static str, Value)> {
     let policy = "policy.linkerd.io";
     let server = json!({"group": policy, "kind": "Server", "name": "a"});
+    // Deeper than a reader of JSON goes: were it kept, no ServiceProfile at all could be listed any more.
+    let mut deep = json!({"method": "GET"});
+    for _ in 0..200 {
+        deep = json!({"not": deep});
+    }
     let mut objects = vec![
+        (
+            "ServiceProfile",
+            "linkerd.io/v1alpha2",
+            json!({"routes": [{"name": "a", "condition": deep}]}),
+        ),
         (
             "Server",
             "policy.linkerd.io/v1beta3",
@@ -58,7 +68,23 @@ fn admitted() -> Vec<(&'static str, &'static str, Value)> {
         (
             "MeshTLSAuthentication",
             "policy.linkerd.io/v1beta3",
-            json!({"identities": ["*", "*.ns.serviceaccount.identity.linkerd.cluster.local"]}),
+            json!({"identities": ["*", "*.ns.serviceaccount.identity.linkerd.cluster.local", "spiffe://root.example.com/proxy-A"]}),
+        ),
+        // What Linkerd admits though little comes of it; the webhook warns.
+        (
+            "Server",
+            "policy.linkerd.io/v1beta3",
+            json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "In"}, {"key": "b", "operator": "Exists", "values": ["c"]}]}, "port": "80"}),
+        ),
+        (
+            "HTTPLocalRateLimitPolicy",
+            "policy.linkerd.io/v1alpha1",
+            json!({"targetRef": server, "overrides": [{"requestsPerSecond": 50, "clientRefs": []}]}),
+        ),
+        (
+            "ServiceProfile",
+            "linkerd.io/v1alpha1",
+            json!({"routes": [{"name": "a", "condition": {"any": [{"all": [{"not": {"method": "DELETE"}}]}]}, "timeout": "1.5s"}], "dstOverrides": [{"authority": "a", "weight": "0.5"}, {"authority": "b", "weight": 1}]}),
         ),
         (
             "MeshTLSAuthentication",
@@ -173,12 +199,6 @@ fn refused() -> Vec<(&'static str, &'static str, Value, &'static str)> {
         (
             "Server",
             beta3,
-            json!({"port": "80", "podSelector": {}}),
-            "spec.port",
-        ),
-        (
-            "Server",
-            beta3,
             json!({"port": true, "podSelector": {}}),
             "spec.port",
         ),
@@ -197,14 +217,8 @@ fn refused() -> Vec<(&'static str, &'static str, Value, &'static str)> {
         (
             "Server",
             beta3,
-            json!({"port": 80, "podSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
-            "values must be given",
-        ),
-        (
-            "Server",
-            beta3,
-            json!({"port": 80, "podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}}),
-            "must be absent",
+            json!({"port": 80, "podSelector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}}),
+            "NotIn",
         ),
         (
             "ServerAuthorization",
@@ -217,6 +231,12 @@ fn refused() -> Vec<(&'static str, &'static str, Value, &'static str)> {
             "policy.linkerd.io/v1beta1",
             json!({"server": {"name": "a"}, "client": {"unauthenticated": true, "meshTLS": {}}}),
             "exclude each other",
+        ),
+        (
+            "ServerAuthorization",
+            "policy.linkerd.io/v1beta1",
+            json!({"server": {"name": "a"}, "client": {"meshTLS": {"unauthenticatedTLS": true, "identities": ["*"]}}}),
+            "excludes identities and serviceAccounts",
         ),
         (
             "AuthorizationPolicy",
@@ -271,6 +291,18 @@ fn refused() -> Vec<(&'static str, &'static str, Value, &'static str)> {
             beta3,
             json!({"identityRefs": [{"kind": "Pod", "name": "a"}]}),
             "must be a ServiceAccount or a Namespace",
+        ),
+        (
+            "MeshTLSAuthentication",
+            beta3,
+            json!({"identities": ["spiffe://root"]}),
+            "spec.identities[0]",
+        ),
+        (
+            "MeshTLSAuthentication",
+            beta3,
+            json!({"identityRefs": [{"kind": "Namespace", "name": "a", "namespace": "b"}]}),
+            "leave out the reference's namespace",
         ),
         (
             "NetworkAuthentication",
@@ -379,6 +411,48 @@ fn refused() -> Vec<(&'static str, &'static str, Value, &'static str)> {
             beta3,
             json!({"parentRefs": [{"name": "a", "port": 0}]}),
             "spec.parentRefs[0].port",
+        ),
+        (
+            "HTTPRoute",
+            beta3,
+            json!({"parentRefs": [{"kind": "EgressNetwork", "name": "a"}]}),
+            "a port must be given for an EgressNetwork",
+        ),
+        (
+            "HTTPRoute",
+            beta3,
+            json!({"rules": [{"timeouts": {"request": "1m", "backendRequest": "61s"}}]}),
+            "must not be longer than request",
+        ),
+        (
+            "HTTPRoute",
+            beta3,
+            json!({"rules": [{"filters": [{"type": "RequestRedirect", "requestRedirect": {"path": {"type": "ReplaceFullPath", "replaceFullPath": "a/b"}}}]}]}),
+            "a path must begin with /",
+        ),
+        (
+            "ServiceProfile",
+            "linkerd.io/v1alpha2",
+            json!({"routes": [{"name": "a", "condition": {}}]}),
+            "a condition must say something",
+        ),
+        (
+            "ServiceProfile",
+            "linkerd.io/v1alpha2",
+            json!({"routes": [{"name": "a", "condition": {"all": [{"method": 1}]}}]}),
+            "spec.routes[0].condition.all[0].method",
+        ),
+        (
+            "ServiceProfile",
+            "linkerd.io/v1alpha2",
+            json!({"routes": [{"name": "a", "condition": {"method": "GET"}, "responseClasses": [{"condition": {"status": {"min": 600}}}]}]}),
+            "condition.status.min",
+        ),
+        (
+            "ServiceProfile",
+            "linkerd.io/v1alpha2",
+            json!({"dstOverrides": [{"authority": "a", "weight": "half"}]}),
+            "spec.dstOverrides[0].weight",
         ),
         ("ExternalWorkload", workload, json!({}), "meshTLS must be given"),
         (

@@ -224,8 +224,27 @@ async fn version(cluster: &Cluster) -> Found {
     }
 }
 
+/// The control plane's webhooks: what Linkerd calls each, and its configuration.
+const WEBHOOKS: [(&str, &str, &str); 3] = [
+    (
+        "proxy-injector",
+        "MutatingWebhookConfiguration",
+        "linkerd-proxy-injector-webhook-config",
+    ),
+    (
+        "sp-validator",
+        "ValidatingWebhookConfiguration",
+        "linkerd-sp-validator-webhook-config",
+    ),
+    (
+        "policy-validator",
+        "ValidatingWebhookConfiguration",
+        "linkerd-policy-validator-webhook-config",
+    ),
+];
+
 /// What the installation creates: group, plural, whether in the control plane's namespace.
-const CREATED: [(&str, &str, bool); 10] = [
+const CREATED: [(&str, &str, bool); 11] = [
     ("", "namespaces", false),
     ("apiextensions.k8s.io", "customresourcedefinitions", false),
     ("rbac.authorization.k8s.io", "clusterroles", false),
@@ -233,6 +252,11 @@ const CREATED: [(&str, &str, bool); 10] = [
     (
         "admissionregistration.k8s.io",
         "mutatingwebhookconfigurations",
+        false,
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "validatingwebhookconfigurations",
         false,
     ),
     ("", "serviceaccounts", true),
@@ -341,33 +365,20 @@ async fn installed(book: &mut Book, cluster: &Cluster, namespace: &str, args: &A
 
     identity_checks(book, cluster, namespace).await;
 
-    let hook = must_get(
-        cluster,
-        &ObjectId::new(
-            "admissionregistration.k8s.io",
-            "MutatingWebhookConfiguration",
-            "",
-            "linkerd-proxy-injector-webhook-config",
-        ),
-    )
-    .await;
-    let found = hook.and_then(|hook| {
-        let id = ObjectId::new(
-            "admissionregistration.k8s.io",
-            "MutatingWebhookConfiguration",
-            "",
-            "",
+    for (webhook, kind, name) in WEBHOOKS {
+        let id = ObjectId::new("admissionregistration.k8s.io", kind, "", name);
+        let found = must_get(cluster, &id)
+            .await
+            .and_then(|hook| match readiness::of(&id, &hook) {
+                Readiness::Ready => Ok(Finding::Ok),
+                Readiness::Waiting(text) => Err(text),
+            });
+        book.note(
+            "linkerd-webhooks-and-apisvc-tls",
+            format!("{webhook} webhook has a caBundle"),
+            found,
         );
-        match readiness::of(&id, &hook) {
-            Readiness::Ready => Ok(Finding::Ok),
-            Readiness::Waiting(text) => Err(text),
-        }
-    });
-    book.note(
-        "linkerd-webhooks-and-apisvc-tls",
-        "proxy-injector webhook has a caBundle",
-        found,
-    );
+    }
 
     for name in COMPONENTS {
         let id = ObjectId::new("apps", "Deployment", namespace, name);

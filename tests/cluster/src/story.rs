@@ -32,7 +32,7 @@ pub fn reset(kubectl: &Kubectl) -> Result<()> {
     ])?;
     kubectl.run(&[
         "delete",
-        "mutatingwebhookconfiguration",
+        "mutatingwebhookconfiguration,validatingwebhookconfiguration",
         "-l",
         MANAGED,
         "--ignore-not-found",

@@ -97,6 +97,23 @@ impl ServerFacts {
         }
     }
 
+    /// Whether both select the same port of this workload.
+    pub(crate) fn meets(&self, other: &Self, workload: &WorkloadFacts) -> bool {
+        let numbers = [self.port_number(), other.port_number()].into_iter().flatten();
+        let mut ports = numbers.chain(workload.ports.iter().map(|(number, _)| *number));
+        ports.any(|port| self.selects(workload, port) && other.selects(workload, port))
+    }
+
+    /// Whether both are bound to select the same port of the same workloads, whatever workloads there are.
+    pub(crate) fn selects_alike(&self, other: &Self) -> bool {
+        let (Some((kind, mine)), Some((other_kind, theirs))) = (&self.selector, &other.selector) else {
+            return false;
+        };
+        self.port == other.port
+            && kind == other_kind
+            && (mine == theirs || mine.selects_all() || theirs.selects_all())
+    }
+
     pub(crate) fn is_opaque(&self) -> bool {
         self.protocol == ProxyProtocol::Opaque
     }

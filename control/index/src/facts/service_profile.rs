@@ -1,12 +1,13 @@
 //! ServiceProfiles: the older way to describe a service's routes and traffic split.
 
-use std::time::Duration;
-
 use heddle_control_core::profile::{ProfileRoute, RequestMatch, ResponseClass, ResponseMatch, RetryBudget};
 use heddle_k8s::service_profile::{
     RequestMatch as RequestSpec, ResponseMatch as ResponseSpec, RouteSpec, ServiceProfile, WeightedDst,
 };
-use heddle_mesh::{PortSet, duration};
+use heddle_mesh::{
+    PortSet,
+    duration::{self, GoDurationError},
+};
 use http::Method;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
@@ -33,56 +34,16 @@ impl Tracked for ServiceProfile {
     const MATTERS_TO_STATUS: bool = false;
 
     fn facts(&self) -> ProfileFacts {
-        let complain = |problem: String| {
+        let (facts, ignored) = read(self);
+        for problem in ignored {
             tracing::warn!(
                 namespace = self.namespace(),
                 name = self.name_any(),
                 problem,
                 "Ignored a part of a ServiceProfile"
             );
-        };
-        let spec = &self.spec;
-        let mut opaque_ports = PortSet::default();
-        for text in &spec.opaque_ports {
-            match text.parse::<PortSet>() {
-                Ok(ports) => ports.iter().for_each(|port| opaque_ports.insert(port)),
-                Err(error) => complain(format!("opaquePorts: {error}")),
-            }
         }
-        let routes = spec.routes.iter().filter_map(|spec| match route(spec) {
-            Ok(route) => Some(route),
-            Err(error) => {
-                complain(format!("route `{}`: {error}", spec.name));
-                None
-            }
-        });
-        let overrides = spec.dst_overrides.iter().filter_map(|dst| match millis(dst) {
-            Some(weight) => Some((dst.authority.trim_end_matches('.').to_owned(), weight)),
-            None => {
-                complain(format!(
-                    "dstOverrides: the weight of {} is no number such as 1 or 500m",
-                    dst.authority
-                ));
-                None
-            }
-        });
-        let budget = spec.retry_budget.as_ref().map(|budget| {
-            let ttl = duration::parse(&budget.ttl);
-            if let Err(error) = &ttl {
-                complain(format!("retryBudget.ttl: {error}"));
-            }
-            RetryBudget {
-                ratio: budget.retry_ratio,
-                min_per_second: budget.min_retries_per_second,
-                ttl: ttl.unwrap_or(RetryBudget::default().ttl),
-            }
-        });
-        ProfileFacts {
-            routes: routes.collect(),
-            budget: budget.unwrap_or_default(),
-            overrides: overrides.collect(),
-            opaque_ports,
-        }
+        facts
     }
 
     fn table(store: &mut Store) -> &mut Table<ProfileFacts> {
@@ -94,13 +55,64 @@ impl Tracked for ServiceProfile {
     }
 }
 
+/// The facts of a profile, and what of it is ignored.
+pub(crate) fn read(profile: &ServiceProfile) -> (ProfileFacts, Vec<String>) {
+    let mut ignored = Vec::new();
+    let spec = &profile.spec;
+    let mut opaque_ports = PortSet::default();
+    for text in &spec.opaque_ports {
+        match text.parse::<PortSet>() {
+            Ok(ports) => ports.iter().for_each(|port| opaque_ports.insert(port)),
+            Err(error) => ignored.push(format!("opaquePorts: {error}")),
+        }
+    }
+    let mut routes = Vec::new();
+    for spec in &spec.routes {
+        match route(spec) {
+            Ok(route) => routes.push(route),
+            Err(error) => ignored.push(format!("route `{}`: {error}", spec.name)),
+        }
+    }
+    let mut overrides = Vec::new();
+    for dst in &spec.dst_overrides {
+        match millis(dst) {
+            Some(weight) => overrides.push((dst.authority.trim_end_matches('.').to_owned(), weight)),
+            None => ignored.push(format!(
+                "dstOverrides: the weight of {} is no number such as 1 or 500m",
+                dst.authority
+            )),
+        }
+    }
+    let budget = spec.retry_budget.as_ref().map(|budget| {
+        let ttl = duration::parse_go(&budget.ttl);
+        if let Err(error) = &ttl {
+            ignored.push(format!("retryBudget.ttl: {error}"));
+        }
+        RetryBudget {
+            ratio: budget.retry_ratio,
+            min_per_second: budget.min_retries_per_second,
+            ttl: ttl.unwrap_or(RetryBudget::default().ttl),
+        }
+    });
+    let facts = ProfileFacts {
+        routes,
+        budget: budget.unwrap_or_default(),
+        overrides,
+        opaque_ports,
+    };
+    (facts, ignored)
+}
+
 fn route(spec: &RouteSpec) -> Result<ProfileRoute, String> {
-    let timeout: Option<Duration> = spec
-        .timeout
-        .as_deref()
-        .map(duration::parse)
-        .transpose()
-        .map_err(|error| format!("timeout: {error}"))?;
+    let timeout = match spec.timeout.as_deref() {
+        None | Some("") => None,
+        Some(text) => match duration::parse_go(text) {
+            Ok(timeout) => Some(timeout),
+            // Linkerd admits it, and no request can take less than no time.
+            Err(GoDurationError::Negative(_)) => None,
+            Err(error) => return Err(format!("timeout: {error}")),
+        },
+    };
     let class = |class: &heddle_k8s::service_profile::ResponseClass| {
         Ok(ResponseClass {
             condition: response(&class.condition)?,
@@ -201,13 +213,34 @@ fn response(spec: &ResponseSpec) -> Result<ResponseMatch, String> {
     }
 }
 
-/// A weight in thousandths, as Linkerd counts: `1` and `1000m` are the same.
+/// A weight in thousandths, as Linkerd counts: `1`, `1000m` and `1.0` are the same.
 fn millis(dst: &WeightedDst) -> Option<u32> {
     match &dst.weight {
         IntOrString::Int(number) => u32::try_from(*number).ok()?.checked_mul(1000),
-        IntOrString::String(text) => match text.strip_suffix('m') {
-            Some(thousandths) => thousandths.parse().ok(),
-            None => text.parse::<u32>().ok()?.checked_mul(1000),
-        },
+        IntOrString::String(text) => quantity_millis(text),
     }
+}
+
+/// A Kubernetes quantity that is not negative, in thousandths.
+fn quantity_millis(text: &str) -> Option<u32> {
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let factor = match unit {
+        "" => 1e3,
+        "m" => 1.0,
+        "u" => 1e-3,
+        "n" => 1e-6,
+        "k" => 1e6,
+        "M" => 1e9,
+        "Ki" => 1024.0 * 1e3,
+        "Mi" => 1024.0 * 1024.0 * 1e3,
+        _ => return None,
+    };
+    let digits = number.strip_prefix('+').unwrap_or(number);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return None;
+    }
+    let millis = (digits.parse::<f64>().ok()? * factor).ceil();
+    // Quantities are rounded up, and a share must fit what the proxy API carries.
+    (millis <= f64::from(u32::MAX)).then_some(millis as u32)
 }

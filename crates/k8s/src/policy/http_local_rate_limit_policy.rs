@@ -85,7 +85,7 @@ pub struct Override {
     #[schemars(with = "i64", range(min = 1, max = 4_294_967_295_u32))]
     pub requests_per_second: NonZeroU32,
     /// The clients: ServiceAccounts.
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(length(max = 64))]
     #[x_kube(
         validation = Rule::new("self.all(r, r.kind.lowerAscii() == 'serviceaccount' && (!has(r.group) || r.group.lowerAscii() in ['', 'core']))")
             .message("a client must be a ServiceAccount (core)")

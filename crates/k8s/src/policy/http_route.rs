@@ -57,8 +57,14 @@ pub struct HttpRouteSpec {
 }
 
 /// Names what a route is for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(
+        "self.kind.lowerAscii() != 'egressnetwork' || self.group.lowerAscii() != 'policy.linkerd.io' || has(self.port)"
+    )
+    .message("a port must be given for an EgressNetwork")
+)]
 pub struct ParentReference {
     /// API group of the parent. Empty and `core` mean Kubernetes' core group, the group of Services.
     #[serde(default = "policy_group")]
@@ -152,8 +158,14 @@ pub struct HttpBackendRef {
 }
 
 /// How long requests may take, as Gateway API durations such as `10s` or `1m30s`; `0s` is no limit.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(
+        "!(has(self.request) && has(self.backendRequest)) || duration(self.backendRequest) <= duration(self.request)"
+    )
+    .message("backendRequest must not be longer than request")
+)]
 pub struct Timeouts {
     /// From the request's first byte to the response's last, retries included.
     #[serde(default, skip_serializing_if = "Option::is_none")]

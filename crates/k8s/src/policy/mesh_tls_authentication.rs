@@ -25,13 +25,15 @@ use crate::reference::IdentityRef;
 )]
 pub struct MeshTLSAuthenticationSpec {
     /// Identities such as `web.shop.serviceaccount.identity.linkerd.cluster.local`. A leading `*` label stands for any
-    /// prefix, and `*` alone for every authenticated client.
+    /// prefix, and `*` alone for every authenticated client. SPIFFE IDs are those of workloads outside the cluster.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 1024),
         inner(
-            length(min = 1, max = 253),
-            regex(pattern = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?)(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+            length(min = 1, max = 2048),
+            regex(
+                pattern = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?)(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$|^spiffe://[-_.a-z0-9]{1,255}(/[-_.A-Za-z0-9]+)+$"
+            )
         )
     )]
     pub identities: Vec<String>,
@@ -42,7 +44,9 @@ pub struct MeshTLSAuthenticationSpec {
         validation = Rule::new(
             "self.all(r, r.kind.lowerAscii() in ['serviceaccount', 'namespace'] && (!has(r.group) || r.group.lowerAscii() in ['', 'core']))"
         )
-        .message("an identity reference must be a ServiceAccount or a Namespace (core)")
+        .message("an identity reference must be a ServiceAccount or a Namespace (core)"),
+        validation = Rule::new("self.all(r, r.kind.lowerAscii() != 'namespace' || !has(r.namespace))")
+            .message("a Namespace is in no namespace: leave out the reference's namespace")
     )]
     pub identity_refs: Vec<IdentityRef>,
 }

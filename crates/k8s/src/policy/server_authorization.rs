@@ -65,8 +65,15 @@ pub struct Client {
 }
 
 /// What clients prove by mesh TLS. Any one of the lists suffices.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(
+        "!(has(self.unauthenticatedTLS) && self.unauthenticatedTLS) \
+         || ((!has(self.identities) || self.identities.size() == 0) && (!has(self.serviceAccounts) || self.serviceAccounts.size() == 0))"
+    )
+    .message("unauthenticatedTLS: true excludes identities and serviceAccounts")
+)]
 pub struct MeshTls {
     /// Permits TLS without a client identity: needed only by control planes.
     #[serde(

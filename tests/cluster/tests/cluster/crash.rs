@@ -118,7 +118,7 @@ fn wait_writes(audit: &AuditLog, count: usize, running: &mut Running) -> Result<
 /// Everything that Heddle manages, without what differs from one cluster life to the next.
 fn state(stage: &Stage) -> Result<BTreeMap<String, Value>> {
     let mut objects = BTreeMap::new();
-    let kinds = "customresourcedefinitions,namespaces,clusterroles,clusterrolebindings,roles,rolebindings,serviceaccounts,services,configmaps,deployments,mutatingwebhookconfigurations,servers.policy.linkerd.io";
+    let kinds = "customresourcedefinitions,namespaces,clusterroles,clusterrolebindings,roles,rolebindings,serviceaccounts,services,configmaps,deployments,mutatingwebhookconfigurations,validatingwebhookconfigurations,servers.policy.linkerd.io";
     let list = stage
         .kubectl
         .get(&[kinds, "-A", "-l", "app.kubernetes.io/managed-by=heddle"])?;

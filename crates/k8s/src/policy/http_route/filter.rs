@@ -182,6 +182,10 @@ impl JsonSchema for PathModifier {
                     "rule": "(self.type == 'ReplacePrefixMatch') == has(self.replacePrefixMatch)",
                     "message": "replacePrefixMatch must be given with type ReplacePrefixMatch, and only then",
                 },
+                {
+                    "rule": "(!has(self.replaceFullPath) || self.replaceFullPath.startsWith('/')) && (!has(self.replacePrefixMatch) || self.replacePrefixMatch.startsWith('/'))",
+                    "message": "a path must begin with /",
+                },
             ],
         })
     }
