@@ -31,10 +31,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use self::event::Teller;
-use crate::{
-    lease::{Leadership, WriteError},
-    webhook::said,
-};
+use crate::lease::{Leadership, WriteError};
 
 /// The Lease; Linkerd's.
 pub(crate) const LEASE: &str = "policy-controller-write";
@@ -252,16 +249,9 @@ impl Writer {
             uid,
             status,
         } = judgement;
-        let Some(resource) = resource::of(*subject) else {
-            return Ok(Written::Needless);
-        };
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &resource);
         for _ in 0..CONFLICTS_MAX {
-            let read = timeout(READ_TIMEOUT, api.get_opt(&key.name)).await;
-            let read = read
-                .map_err(|_| WriteError::Timeout)?
-                .map_err(|error| WriteError::Api(Box::new(error)))?;
-            let Some(live) = read.filter(|live| live.metadata.uid.as_ref() == Some(uid)) else {
+            let found = self.find(*subject, key).await?;
+            let Some((api, live)) = found.filter(|(_, live)| live.metadata.uid.as_ref() == Some(uid)) else {
                 return Ok(Written::Needless);
             };
             let version = live.metadata.resource_version.clone().unwrap_or_default();
@@ -283,7 +273,14 @@ impl Writer {
                 Err(error) => match error.code() {
                     Some(409) => self.metrics.conflicts.inc(),
                     // It was there a moment ago: what is missing is its status.
-                    Some(404) => return Ok(self.missing(&api, key).await),
+                    Some(404) => {
+                        let is_there = self.find(*subject, key).await?.is_some();
+                        return Ok(if is_there {
+                            Written::Statusless
+                        } else {
+                            Written::Needless
+                        });
+                    }
                     _ => return Err(error),
                 },
             };
@@ -291,16 +288,23 @@ impl Writer {
         Ok(Written::Failed)
     }
 
-    /// Whether an object is gone, or only has no status.
-    async fn missing(&self, api: &Api<DynamicObject>, key: &ObjectKey) -> Written {
-        match timeout(READ_TIMEOUT, api.get_opt(&key.name)).await {
-            Ok(Ok(Some(_))) => Written::Statusless,
-            Ok(Ok(None)) => Written::Needless,
-            Ok(Err(error)) => {
-                debug!(error = said(&error), "Failed to look whether an object is there");
-                Written::Failed
+    /// Reads an object, in the first version of its kind that the cluster has.
+    async fn find(
+        &self,
+        subject: Subject,
+        key: &ObjectKey,
+    ) -> Result<Option<(Api<DynamicObject>, DynamicObject)>, WriteError> {
+        for resource in resource::of(subject) {
+            let api: Api<DynamicObject> =
+                Api::namespaced_with(self.client.clone(), &key.namespace, &resource);
+            match timeout(READ_TIMEOUT, api.get(&key.name)).await {
+                Ok(Ok(live)) => return Ok(Some((api, live))),
+                // The object or the version: both are answered alike.
+                Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
+                Ok(Err(error)) => return Err(WriteError::Api(Box::new(error))),
+                Err(_) => return Err(WriteError::Timeout),
             }
-            Err(_) => Written::Failed,
         }
+        Ok(None)
     }
 }

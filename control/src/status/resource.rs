@@ -9,9 +9,22 @@ use heddle_k8s::policy::{AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitP
 use k8s_openapi::api::core::v1::Service;
 use kube::core::ApiResource;
 
-/// The resource whose status is ours to write.
-pub(super) fn of(subject: Subject) -> Option<ApiResource> {
-    (subject != Subject::Service).then(|| regarding(subject))
+/// The resources whose status is ours to write: the first that the cluster has.
+pub(super) fn of(subject: Subject) -> Vec<ApiResource> {
+    let newest = regarding(subject);
+    match subject {
+        Subject::Service => Vec::new(),
+        // Older bundles of the Gateway API have no other.
+        Subject::TlsRoute => {
+            let older = ApiResource {
+                version: "v1alpha2".to_owned(),
+                api_version: format!("{}/v1alpha2", newest.group),
+                ..newest.clone()
+            };
+            vec![newest, older]
+        }
+        _ => vec![newest],
+    }
 }
 
 /// The kind, as Events and metrics name it.
