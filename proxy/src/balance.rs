@@ -13,7 +13,7 @@ use std::{
 
 use heddle_proxy_policy::{
     self as policy, EndpointSet, affinity,
-    balance::{Backoff, EwmaParams, PeakEwma, two_choices},
+    balance::{Backoff, EwmaParams, PeakEwma, Successes, two_choices},
     endpoint::ProtocolHint,
     outbound::{Backend, BackendKind, FailureAccrual, Limits},
 };
@@ -95,12 +95,25 @@ pub(crate) struct Endpoint {
     /// Failed connections in a row, and failed responses in a row.
     connect_failures: Cell<u32>,
     failures: Cell<u32>,
+    /// Rests in a row, without a success in between.
+    trips: Cell<u32>,
+    successes: RefCell<Successes>,
     rests_until: Cell<Option<Instant>>,
     /// For requests.
     http: Rc<Upstream>,
     /// For connections of bytes.
     opaque: Rc<Upstream>,
     handles: Rc<HttpHandles>,
+}
+
+/// What came of a request, as far as it tells of the endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Answer {
+    pub failed: bool,
+    /// It says that it has too much to do: 429, or gRPC's `RESOURCE_EXHAUSTED`.
+    pub overloaded: bool,
+    /// What its `Retry-After` asks for.
+    pub retry_after: Option<Duration>,
 }
 
 /// A request or connection that an endpoint is busy with.
@@ -315,21 +328,32 @@ impl Balancer {
         }));
     }
 
-    /// Counts a response that the policy takes as a failure or not.
-    pub(crate) fn judge(&self, endpoint: &Endpoint, failed: bool, accrual: Option<&FailureAccrual>) {
-        let Some(accrual) = accrual.filter(|accrual| accrual.max_failures > 0) else {
-            return;
-        };
-        if !failed {
-            endpoint.failures.set(0);
-            return;
-        }
-        let failures = endpoint.failures.get().saturating_add(1);
-        endpoint.failures.set(failures);
-        if failures < accrual.max_failures {
-            return;
-        }
+    /// Counts a response, or that there was none. An endpoint that fails as often as the policy says rests.
+    pub(crate) fn judge(&self, endpoint: &Endpoint, answer: Answer, accrual: Option<&FailureAccrual>) {
         let now = Instant::now();
+        if answer.overloaded {
+            endpoint
+                .load
+                .borrow_mut()
+                .penalize(answer.retry_after, now.into_std());
+        }
+        let Some(accrual) = accrual else { return };
+        let too_few = accrual.success_rate.as_ref().is_some_and(|rate| {
+            let mut successes = endpoint.successes.borrow_mut();
+            successes.observe(!answer.failed, rate, now.into_std())
+        });
+        let failures = match answer.failed {
+            true => endpoint.failures.get().saturating_add(1),
+            false => {
+                endpoint.trips.set(0);
+                0
+            }
+        };
+        endpoint.failures.set(failures);
+        let in_a_row = accrual.max_failures > 0 && failures >= accrual.max_failures;
+        if !in_a_row && !too_few {
+            return;
+        }
         let ready = self
             .endpoints
             .borrow()
@@ -337,10 +361,15 @@ impl Balancer {
             .filter(|endpoint| endpoint.is_ready(now))
             .count();
         if ready > accrual.min_ready_endpoints as usize {
-            let tripped = failures - accrual.max_failures + 1;
-            endpoint
-                .rests_until
-                .set(Some(now + accrual.backoff.after(tripped, rand::random())));
+            let trips = endpoint.trips.get().saturating_add(1);
+            endpoint.trips.set(trips);
+            let rest = match answer.retry_after.filter(|_| accrual.respect_retry_after) {
+                Some(asked) => asked.clamp(accrual.backoff.min, accrual.backoff.max),
+                None => accrual.backoff.after(trips, rand::random()),
+            };
+            // It begins anew after its rest: judged by what it does then.
+            *endpoint.successes.borrow_mut() = Successes::new(now.into_std());
+            endpoint.rests_until.set(Some(now + rest));
         }
     }
 
@@ -447,6 +476,8 @@ impl Endpoint {
             in_flight: Cell::new(0),
             connect_failures: Cell::new(0),
             failures: Cell::new(0),
+            trips: Cell::new(0),
+            successes: RefCell::new(Successes::new(std::time::Instant::now())),
             rests_until: Cell::new(None),
             http,
             opaque,

@@ -16,7 +16,11 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::{
-    detect::{SNIFF_BYTES_MAX, Sniff, sniff},
+    detect::{
+        SNIFF_BYTES_MAX, Sniff,
+        client_hello::{self, HELLO_BYTES_MAX, Hello},
+        sniff,
+    },
     discovery::Outbound,
     http::{ProxyError, serve::HttpVersion},
     io::{Ahead, Io, Prefixed, Socket},
@@ -65,6 +69,8 @@ pub(crate) async fn accept(worker: Rc<Worker>, accepted: Accepted) {
 enum Carries {
     Http(HttpVersion),
     Bytes,
+    /// The application's own TLS, with the server name that its client asks for.
+    Tls(Option<String>),
 }
 
 async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), OutboundError> {
@@ -85,7 +91,8 @@ async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), OutboundEr
             Protocol::Detect { timeout, .. } => detect(&mut io, *timeout).await?,
             Protocol::Http1(_) => Carries::Http(HttpVersion::Http1),
             Protocol::Http2(_) | Protocol::Grpc(_) => Carries::Http(HttpVersion::Http2),
-            Protocol::Opaque(_) | Protocol::Tls(_) => Carries::Bytes,
+            Protocol::Opaque(_) => Carries::Bytes,
+            Protocol::Tls(_) => server_name(&mut io, worker.config.outbound.detect_timeout).await?,
         },
         // HTTP clients are told what is wrong.
         _ => detect(&mut io, worker.config.outbound.detect_timeout).await?,
@@ -95,7 +102,21 @@ async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), OutboundEr
             http::serve(worker.clone(), target, drain, io, version, client.ip()).await;
             Ok(())
         }
-        Carries::Bytes => opaque::serve(&target, drain, io, client.ip()).await,
+        Carries::Bytes => opaque::serve(&target, drain, io, client.ip(), None).await,
+        Carries::Tls(name) => opaque::serve(&target, drain, io, client.ip(), name.as_deref()).await,
+    }
+}
+
+async fn server_name(io: &mut Io, timeout: std::time::Duration) -> Result<Carries, OutboundError> {
+    let judge = |bytes: &[u8]| match client_hello::parse(bytes) {
+        Hello::Tls(name) => Some(name),
+        Hello::NotTls => Some(None),
+        Hello::More => None,
+    };
+    let deadline = Instant::now() + timeout;
+    match io.ahead().peek(HELLO_BYTES_MAX, deadline, judge).await? {
+        Ahead::Decided(name) => Ok(Carries::Tls(name)),
+        Ahead::Undecided => Ok(Carries::Tls(None)),
     }
 }
 

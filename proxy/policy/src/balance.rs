@@ -12,14 +12,28 @@ pub struct EwmaParams {
     pub default_rtt: Duration,
     /// Time constant of the decay.
     pub decay: Duration,
+    /// What an endpoint is charged that says it has too much to do.
+    pub penalty: Option<Penalty>,
+}
+
+/// What an endpoint is charged that says it has too much to do: as if its latency were higher by that, decaying.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Penalty {
+    /// The charge, unless the answer asks for another (`Retry-After`).
+    pub charge: Duration,
+    /// The most that an answer can ask for.
+    pub max_retry_after: Duration,
+    /// Time constant of the charge's decay.
+    pub decay: Duration,
 }
 
 impl Default for EwmaParams {
-    /// Linkerd's: 30 ms and 10 s.
+    /// Linkerd's: 30 ms and 10 s, without a penalty.
     fn default() -> Self {
         Self {
             default_rtt: Duration::from_millis(30),
             decay: Duration::from_secs(10),
+            penalty: None,
         }
     }
 }
@@ -30,6 +44,9 @@ pub struct PeakEwma {
     rtt_secs: f64,
     updated: Instant,
     decay_secs: f64,
+    penalty: Option<Penalty>,
+    charge_secs: f64,
+    charged: Instant,
 }
 
 impl PeakEwma {
@@ -40,6 +57,9 @@ impl PeakEwma {
             updated: now,
             // A zero decay would divide by zero; a nanosecond forgets everything at once, which is what it means.
             decay_secs: params.decay.as_secs_f64().max(1e-9),
+            penalty: params.penalty,
+            charge_secs: 0.0,
+            charged: now,
         }
     }
 
@@ -58,12 +78,70 @@ impl PeakEwma {
     /// The estimate at `now`, times the requests in flight plus one. An endpoint that has not been used decays
     /// towards zero, so that one that was slow once is tried again.
     pub fn load(&self, pending: u32, now: Instant) -> f64 {
-        self.rtt_secs * self.keep(now) * (f64::from(pending) + 1.0)
+        (self.rtt_secs * self.keep(now) + self.charge(now)) * (f64::from(pending) + 1.0)
+    }
+
+    /// Charges the endpoint for an answer that says it has too much to do, for as long as that asks for.
+    pub fn penalize(&mut self, retry_after: Option<Duration>, now: Instant) {
+        let Some(penalty) = self.penalty else { return };
+        let charge = retry_after.map_or(penalty.charge, |hint| hint.min(penalty.max_retry_after));
+        self.charge_secs = self.charge(now).max(charge.as_secs_f64());
+        self.charged = now;
+    }
+
+    fn charge(&self, now: Instant) -> f64 {
+        let Some(penalty) = self.penalty.filter(|_| self.charge_secs > 0.0) else {
+            return 0.0;
+        };
+        let elapsed = now.saturating_duration_since(self.charged).as_secs_f64();
+        self.charge_secs * (-elapsed / penalty.decay.as_secs_f64().max(1e-9)).exp()
     }
 
     fn keep(&self, now: Instant) -> f64 {
         let elapsed = now.saturating_duration_since(self.updated).as_secs_f64();
         (-elapsed / self.decay_secs).exp()
+    }
+}
+
+/// When an endpoint's share of successes is too low.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SuccessRate {
+    /// Below this share, between 0 and 1, it is.
+    pub threshold: f64,
+    /// Time constant by which older answers count less.
+    pub decay: Duration,
+    /// It is not judged by fewer answers than these.
+    pub min_requests: u32,
+}
+
+/// An endpoint's recent share of successes, older answers counting exponentially less.
+#[derive(Clone, Copy, Debug)]
+pub struct Successes {
+    share: f64,
+    answers: u32,
+    updated: Instant,
+}
+
+impl Successes {
+    /// None seen yet: a good endpoint, until it shows otherwise.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            share: 1.0,
+            answers: 0,
+            updated: now,
+        }
+    }
+
+    /// Takes in one answer; says whether the share is too low now.
+    pub fn observe(&mut self, success: bool, rate: &SuccessRate, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.updated).as_secs_f64();
+        // Answers that come at the same moment count as one each of `min_requests`, or none but the last would count.
+        let keep = (-elapsed / rate.decay.as_secs_f64().max(1e-9)).exp();
+        let keep = keep.min(1.0 - 1.0 / f64::from(rate.min_requests.max(1) + 1));
+        self.share = self.share * keep + if success { 1.0 - keep } else { 0.0 };
+        self.answers = self.answers.saturating_add(1);
+        self.updated = now;
+        self.answers >= rate.min_requests && self.share < rate.threshold
     }
 }
 
@@ -150,6 +228,7 @@ mod tests {
             EwmaParams {
                 default_rtt: 10 * MS,
                 decay: Duration::from_secs(1),
+                penalty: None,
             },
             start,
         );
@@ -159,6 +238,62 @@ mod tests {
         let expected = 0.1 * (-1f64).exp() + 0.01 * (1.0 - (-1f64).exp());
         assert!((ewma.load(0, start + Duration::from_secs(1)) - expected).abs() < 1e-9);
         assert!(ewma.load(3, start + Duration::from_secs(1)) > ewma.load(2, start + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_busy_endpoint_is_charged_and_forgiven() {
+        let start = Instant::now();
+        let penalty = Penalty {
+            charge: Duration::from_secs(5),
+            max_retry_after: Duration::from_secs(20),
+            decay: Duration::from_secs(10),
+        };
+        let params = EwmaParams {
+            penalty: Some(penalty),
+            ..EwmaParams::default()
+        };
+        let mut ewma = PeakEwma::new(params, start);
+        let before = ewma.load(0, start);
+        ewma.penalize(None, start);
+        assert!((ewma.load(0, start) - before - 5.0).abs() < 1e-9);
+        ewma.penalize(Some(Duration::from_secs(3600)), start);
+        assert!(
+            (ewma.load(0, start) - before - 20.0).abs() < 1e-9,
+            "no more than the policy lets it ask for"
+        );
+        assert!(ewma.load(0, start + Duration::from_secs(200)) < 1e-3);
+        let mut plain = PeakEwma::new(EwmaParams::default(), start);
+        plain.penalize(None, start);
+        assert!((plain.load(0, start) - before).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_low_share_of_successes_shows_after_enough_answers() {
+        let start = Instant::now();
+        let rate = SuccessRate {
+            threshold: 0.8,
+            decay: Duration::from_secs(10),
+            min_requests: 5,
+        };
+        let mut successes = Successes::new(start);
+        let trips: Vec<_> = (0..5u32)
+            .map(|n| successes.observe(false, &rate, start + n * MS))
+            .collect();
+        assert_eq!(
+            trips,
+            [false, false, false, false, true],
+            "never before the fifth answer"
+        );
+        let mut good = Successes::new(start);
+        assert!(
+            (0..1000u32).all(|n| !good.observe(n % 20 != 0, &rate, start + n * 10 * MS)),
+            "95 % is enough"
+        );
+        let mut bad = Successes::new(start);
+        assert!(
+            (0..1000u32).any(|n| bad.observe(n % 2 != 0, &rate, start + n * 10 * MS)),
+            "half is not"
+        );
     }
 
     #[test]

@@ -10,9 +10,9 @@ use http::StatusCode;
 
 use crate::{
     Endpoint, Meta, Profile,
-    balance::{Backoff, EwmaParams, Weights},
+    balance::{Backoff, EwmaParams, SuccessRate, Weights},
     filter::Filter,
-    route::{Route, Rule},
+    route::{self, HostMatch, Route, Rule},
 };
 
 /// Linkerd's queue defaults.
@@ -55,7 +55,7 @@ pub enum Protocol {
     /// Bytes.
     Opaque(Opaque),
     /// The application's own TLS; its routes are by server name.
-    Tls(Opaque),
+    Tls(Vec<TlsRoute>),
 }
 
 /// HTTP routes of an address.
@@ -192,6 +192,15 @@ pub struct Opaque {
     pub verdict: OpaqueVerdict,
 }
 
+/// A route of connections with the application's own TLS.
+#[derive(Clone, Debug)]
+pub struct TlsRoute {
+    /// Server names it is for; empty for all, also for clients that name none.
+    pub names: Vec<HostMatch>,
+    /// What holds for them.
+    pub opaque: Opaque,
+}
+
 /// Where a connection may go.
 #[derive(Clone, Debug)]
 pub enum OpaqueVerdict {
@@ -208,8 +217,12 @@ pub enum OpaqueVerdict {
 pub struct FailureAccrual {
     /// After this many failures in a row; 0 never.
     pub max_failures: u32,
+    /// When its share of successes is lower than this; none: never.
+    pub success_rate: Option<SuccessRate>,
     /// How long it rests.
     pub backoff: Backoff,
+    /// Whether it rests as long as its answer asks for (`Retry-After`), within the backoff's bounds.
+    pub respect_retry_after: bool,
     /// At least this many endpoints stay in use.
     pub min_ready_endpoints: u32,
 }
@@ -323,6 +336,19 @@ impl ClientPolicy {
         };
         let routes = one.into_iter().chain(two).flat_map(|http| &http.routes);
         routes.flat_map(|route| &route.rules).map(|rule| &rule.policy)
+    }
+}
+
+impl TlsRoute {
+    /// The route of a connection: the one with the most specific name, and the first of those.
+    pub fn find<'r>(routes: &'r [Self], server_name: Option<&str>) -> Option<&'r Opaque> {
+        let ranked = routes
+            .iter()
+            .filter_map(|one| route::host_rank(&one.names, server_name).map(|rank| (rank, one)));
+        // `max_by_key` would take the last of equals.
+        ranked
+            .reduce(|best, next| if next.0 > best.0 { next } else { best })
+            .map(|(_, one)| &one.opaque)
     }
 }
 

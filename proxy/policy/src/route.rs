@@ -111,7 +111,7 @@ pub struct Specificity {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-enum HostRank {
+pub(crate) enum HostRank {
     #[default]
     Any,
     Suffix(usize),
@@ -192,7 +192,7 @@ pub fn host<B>(req: &Request<B>) -> Option<Cow<'_, str>> {
     })
 }
 
-fn host_rank(hosts: &[HostMatch], host: Option<&str>) -> Option<HostRank> {
+pub(crate) fn host_rank(hosts: &[HostMatch], host: Option<&str>) -> Option<HostRank> {
     if hosts.is_empty() {
         return Some(HostRank::Any);
     }
@@ -371,6 +371,21 @@ pub(crate) fn whole_regex(field: &str, expression: &str) -> Result<Regex, Invali
     compile(&format!("^(?:{expression})$"))
 }
 
+impl HostMatch {
+    /// A suffix of labels that are given in reverse order.
+    pub(crate) fn suffix(reverse_labels: Vec<String>) -> Result<Self, Invalid> {
+        let labels = reverse_labels
+            .iter()
+            .rev()
+            .map(|label| label.to_ascii_lowercase());
+        let labels: Vec<_> = labels.collect();
+        match labels.is_empty() {
+            true => Err(Invalid::new("suffix", "must have at least one label")),
+            false => Ok(Self::Suffix(format!(".{}", labels.join(".")))),
+        }
+    }
+}
+
 impl TryFrom<http_route::HostMatch> for HostMatch {
     type Error = Invalid;
 
@@ -378,18 +393,7 @@ impl TryFrom<http_route::HostMatch> for HostMatch {
         use http_route::host_match::Match;
         match host.r#match.ok_or_else(|| Invalid::missing("match"))? {
             Match::Exact(name) => Ok(Self::Exact(name.to_ascii_lowercase())),
-            Match::Suffix(suffix) => {
-                let labels: Vec<_> = suffix
-                    .reverse_labels
-                    .iter()
-                    .rev()
-                    .map(|label| label.to_ascii_lowercase())
-                    .collect();
-                match labels.is_empty() {
-                    true => Err(Invalid::new("suffix", "must have at least one label")),
-                    false => Ok(Self::Suffix(format!(".{}", labels.join(".")))),
-                }
-            }
+            Match::Suffix(suffix) => Self::suffix(suffix.reverse_labels),
         }
     }
 }

@@ -1,19 +1,19 @@
 //! Requests of applications: route, backend, endpoint, and the way there.
 
-use std::{net::IpAddr, rc::Rc};
+use std::{net::IpAddr, rc::Rc, time::Duration};
 
 use heddle_proxy_policy::{
     outbound::{FailureAccrual, Http, OutboundRule, Timeouts},
     route,
 };
-use http::{Request, Response, Version, header, request::Parts, uri::Authority};
+use http::{HeaderMap, Request, Response, StatusCode, Version, header, request::Parts, uri::Authority};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::{Target, mirror::Copies, sticky::Chosen, target::Policy};
 use crate::{
-    balance::{Balancer, Endpoint, Picked, Terms},
+    balance::{Answer, Balancer, Endpoint, Picked, Terms},
     http::{
         ProxyError, RequestBody, ResponseBody,
         body::Tracker,
@@ -310,7 +310,11 @@ impl Client {
         let mut response = match result {
             Ok(response) => response,
             Err(error) => {
-                balancer.judge(&endpoint, true, accrual);
+                let failed = Answer {
+                    failed: true,
+                    ..Answer::default()
+                };
+                balancer.judge(&endpoint, failed, accrual);
                 handles.response(
                     http::StatusCode::BAD_GATEWAY,
                     crate::metrics::http::End::Failed,
@@ -320,9 +324,7 @@ impl Client {
             }
         };
         endpoint.observe(sent.elapsed());
-        let failed = response.status().is_server_error()
-            || grpc_status(response.headers()).is_some_and(|code| code != 0);
-        balancer.judge(&endpoint, failed, accrual);
+        balancer.judge(&endpoint, answer(response.status(), response.headers()), accrual);
         *response.version_mut() = if http1 { Version::HTTP_11 } else { Version::HTTP_2 };
         let (status, in_flight) = (response.status(), Some(in_flight));
         let tracker = Tracker::new(handles, status, response.headers(), started, in_flight);
@@ -358,6 +360,29 @@ impl Client {
         {
             request.headers_mut().insert(header::HOST, host);
         }
+    }
+}
+
+/// gRPC's `RESOURCE_EXHAUSTED`.
+const RESOURCE_EXHAUSTED: u32 = 8;
+
+/// What a response's head tells of its endpoint.
+fn answer(status: StatusCode, headers: &HeaderMap) -> Answer {
+    let grpc = grpc_status(headers);
+    // Seconds; the other form, a date, would need the endpoint's clock.
+    let retry_after = || {
+        headers
+            .get(header::RETRY_AFTER)?
+            .to_str()
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    };
+    Answer {
+        failed: status.is_server_error() || grpc.is_some_and(|code| code != 0),
+        overloaded: status == StatusCode::TOO_MANY_REQUESTS || grpc == Some(RESOURCE_EXHAUSTED),
+        retry_after: retry_after().map(Duration::from_secs),
     }
 }
 

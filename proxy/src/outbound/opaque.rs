@@ -17,10 +17,11 @@ pub(super) async fn serve(
     drain: drain::Watch,
     mut io: Io,
     client: IpAddr,
+    server_name: Option<&str>,
 ) -> Result<(), OutboundError> {
     let (mut upstream, in_flight) = {
         let policy = target.policy()?;
-        let opaque = policy.opaque().ok_or(ProxyError::NoRoute)?;
+        let opaque = policy.opaque(server_name).ok_or(ProxyError::NoRoute)?;
         let distribution = match &opaque.verdict {
             OpaqueVerdict::To(distribution) => distribution,
             OpaqueVerdict::Forbidden => return Err(OutboundError::Forbidden),

@@ -11,7 +11,7 @@ use std::{
 use ahash::AHashMap;
 use heddle_proxy_policy::{
     ClientPolicy,
-    outbound::{Backend, Distribution, Http, Opaque, OpaqueVerdict, Protocol, RouteBackend},
+    outbound::{Backend, Distribution, Http, Opaque, OpaqueVerdict, Protocol, RouteBackend, TlsRoute},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -173,7 +173,12 @@ impl Policy {
                 add_opaque(opaque, &mut add)?;
             }
             Protocol::Http1(http) | Protocol::Http2(http) | Protocol::Grpc(http) => add_http(http, &mut add)?,
-            Protocol::Opaque(opaque) | Protocol::Tls(opaque) => add_opaque(opaque, &mut add)?,
+            Protocol::Opaque(opaque) => add_opaque(opaque, &mut add)?,
+            Protocol::Tls(routes) => {
+                routes
+                    .iter()
+                    .try_for_each(|route| add_opaque(&route.opaque, &mut add))?;
+            }
         }
         Ok(Self { policy, balancers })
     }
@@ -188,12 +193,11 @@ impl Policy {
         }
     }
 
-    /// What holds for bytes.
-    pub(crate) fn opaque(&self) -> Option<&Opaque> {
+    /// What holds for bytes, which begin a TLS session with this server name.
+    pub(crate) fn opaque(&self, server_name: Option<&str>) -> Option<&Opaque> {
         match &self.policy.protocol {
-            Protocol::Detect { opaque, .. } | Protocol::Opaque(opaque) | Protocol::Tls(opaque) => {
-                Some(opaque)
-            }
+            Protocol::Detect { opaque, .. } | Protocol::Opaque(opaque) => Some(opaque),
+            Protocol::Tls(routes) => TlsRoute::find(routes, server_name),
             Protocol::Http1(_) | Protocol::Http2(_) | Protocol::Grpc(_) => None,
         }
     }

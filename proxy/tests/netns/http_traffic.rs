@@ -15,7 +15,7 @@ use crate::{
     eventually,
     net::Network,
     pod::Pod,
-    policies::{endpoint, http_rule, identity, outbound_detect, path},
+    policies::{endpoint, http_rule, identity, outbound_detect, path, unified_accrual},
 };
 
 /// The address of the service in these tests: no interface has it, only proxies know it.
@@ -300,4 +300,51 @@ fn failed_requests_are_tried_again_as_the_policy_says() {
     });
     assert_eq!(post("/echo").body, "again");
     assert_eq!(post("/slow").status, 504, "longer than the policy allows");
+}
+
+#[test]
+fn an_endpoint_that_fails_too_often_rests_but_not_the_last() {
+    if !can_run() {
+        return;
+    }
+    use linkerd2_proxy_api::outbound::proxy_protocol::Kind;
+    let (network, script) = (Network::new(), Script::new());
+    let (client, first) = pair(&network, &script);
+    let second = Pod::start(&network, &script, "second");
+    serve_http(&second.namespace, 8080, "second");
+    let endpoints = [(&first, "server"), (&second, "second")]
+        .map(|(pod, name)| endpoint(pod.namespace.ip, 8080, Some(name), false));
+    script.set_endpoints(&path("web"), endpoints.to_vec());
+    let mut policy = outbound_detect("web", http_rule("web"));
+    if let Some(Kind::Detect(detect)) = policy.protocol.as_mut().and_then(|one| one.kind.as_mut())
+        && let Some(http1) = &mut detect.http1
+    {
+        http1.failure_accrual = Some(unified_accrual());
+    }
+    script.set_outbound(service(), policy);
+    let ask = |times: usize| {
+        client.namespace.block_on(move || async move {
+            let mut replies = Vec::new();
+            for _ in 0..times {
+                replies.push(try_get(service(), "/fail").await.expect("a reply"));
+            }
+            replies
+        })
+    };
+    let got = |pod: &Pod| {
+        pod.metric("request_total", &[("direction", "inbound")])
+            .unwrap_or(0.0)
+    };
+    let one_rests = eventually("one of them rests", || {
+        let before = (got(&first), got(&second));
+        let replies = ask(20);
+        let grown = (got(&first) - before.0, got(&second) - before.1);
+        (grown == (20.0, 0.0) || grown == (0.0, 20.0)).then_some(replies)
+    });
+    assert!(
+        one_rests
+            .iter()
+            .all(|reply| !reply.headers.contains_key("l5d-proxy-error")),
+        "the last endpoint answers, however badly"
+    );
 }

@@ -212,6 +212,64 @@ fn opaque(service: &str) -> outbound::proxy_protocol::Opaque {
     }
 }
 
+/// The policy of an address whose TLS connections go to a service by their server name.
+pub(crate) fn outbound_tls(services: &[(&str, &str)]) -> outbound::OutboundPolicy {
+    use linkerd2_proxy_api::tls_route::{SniMatch, sni_match::Match};
+    use outbound::tls_route::{Distribution, RouteBackend, Rule, distribution};
+    let routes = services.iter().map(|(name, service)| {
+        let first = RouteBackend {
+            backend: Some(backend(service)),
+            ..Default::default()
+        };
+        let first = distribution::FirstAvailable {
+            backends: vec![first],
+        };
+        outbound::TlsRoute {
+            metadata: default_meta(service),
+            snis: vec![SniMatch {
+                r#match: Some(Match::Exact((*name).to_owned())),
+            }],
+            rules: vec![Rule {
+                backends: Some(Distribution {
+                    kind: Some(distribution::Kind::FirstAvailable(first)),
+                }),
+                filters: Vec::new(),
+            }],
+        }
+    });
+    let tls = outbound::proxy_protocol::Tls {
+        routes: routes.collect(),
+    };
+    outbound::OutboundPolicy {
+        protocol: Some(outbound::ProxyProtocol {
+            kind: Some(outbound::proxy_protocol::Kind::Tls(tls)),
+        }),
+        metadata: default_meta("tls"),
+    }
+}
+
+/// Judges endpoints by their share of successes, but leaves one in use.
+pub(crate) fn unified_accrual() -> outbound::FailureAccrual {
+    outbound::FailureAccrual {
+        kind: Some(outbound::failure_accrual::Kind::Unified(
+            outbound::failure_accrual::Unified {
+                success_rate_threshold: 0.8,
+                decay: seconds(10),
+                min_requests: 5,
+                max_consecutive_failures: 0,
+                backoff: Some(outbound::ExponentialBackoff {
+                    min_backoff: seconds(60),
+                    max_backoff: seconds(60),
+                    ..Default::default()
+                }),
+            },
+        )),
+        ejection: Some(outbound::EjectionConfig {
+            min_ready_endpoints: 1,
+        }),
+    }
+}
+
 /// The policy of a service on an opaque port.
 pub(crate) fn outbound_opaque(service: &str) -> outbound::OutboundPolicy {
     let kind = outbound::proxy_protocol::Kind::Opaque(opaque(service));

@@ -17,7 +17,10 @@ use crate::{
     http_traffic::service,
     net::Network,
     pod::Pod,
-    policies::{authz, endpoint, http_rule, identity, opaque_server, outbound_detect, outbound_opaque, path},
+    policies::{
+        authz, endpoint, http_rule, identity, opaque_server, outbound_detect, outbound_opaque, outbound_tls,
+        path,
+    },
 };
 
 const PORT: u16 = 8081;
@@ -180,4 +183,66 @@ fn connections_are_refused_and_ended_by_policy() {
         server.metric("inbound_tcp_authz_terminate_total", &[("srv_name", "web")]),
         Some(1.0)
     );
+}
+
+/// What a TLS client sends first.
+fn client_hello(name: &'static str) -> Vec<u8> {
+    use heddle_tls::rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
+    let config = ClientConfig::builder_with_provider(heddle_tls::provider())
+        .with_safe_default_protocol_versions()
+        .expect("TLS 1.3")
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let name = ServerName::try_from(name).expect("a name");
+    let mut connection = ClientConnection::new(config.into(), name).expect("valid");
+    let mut hello = Vec::new();
+    connection.write_tls(&mut hello).expect("memory");
+    hello
+}
+
+#[test]
+fn tls_goes_by_its_server_name() {
+    if !can_run() {
+        return;
+    }
+    let (network, script) = (Network::new(), Script::new());
+    let pods = ["one", "two"].map(|name| {
+        script.set_inbound(name, PORT, opaque_server(vec![authz(None)]));
+        let pod = Pod::start(&network, &script, name);
+        serve_greeting(&pod.namespace, PORT);
+        let endpoint = endpoint(pod.namespace.ip, PORT, Some(name), true);
+        script.set_endpoints(&path(name), vec![endpoint]);
+        pod
+    });
+    script.set_outbound(
+        service(),
+        outbound_tls(&[("one.test", "one"), ("two.test", "two")]),
+    );
+    let client = Pod::start(&network, &script, "client");
+    // The application says hello first; what it hears, and that its hello arrives whole, is the server's affair.
+    let hello = |name: &'static str| {
+        client.namespace.block_on(move || async move {
+            let exchange = async {
+                let mut tcp = TcpStream::connect(service()).await?;
+                let hello = client_hello(name);
+                tcp.write_all(&hello).await?;
+                let mut greeting = [0; 11];
+                tcp.read_exact(&mut greeting).await?;
+                let mut echoed = vec![0; hello.len()];
+                tcp.read_exact(&mut echoed).await?;
+                std::io::Result::Ok(echoed == hello)
+            };
+            timeout(DEADLINE, exchange).await.expect("in time")
+        })
+    };
+    let opened = |pod: &Pod| {
+        let labels = [("direction", "inbound"), ("peer", "src"), ("tls", "true")];
+        pod.metric("tcp_open_total", &labels).unwrap_or(0.0)
+    };
+    assert!(hello("two.test").expect("a reply"));
+    assert!(hello("TWO.test").expect("a reply"), "names have no case");
+    assert_eq!((opened(&pods[0]), opened(&pods[1])), (0.0, 2.0));
+    assert!(hello("one.test").expect("a reply"));
+    assert_eq!((opened(&pods[0]), opened(&pods[1])), (1.0, 2.0));
+    assert!(hello("three.test").is_err(), "no route, no connection");
 }

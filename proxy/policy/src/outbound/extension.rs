@@ -46,7 +46,12 @@ impl Protocol {
                 extend_opaque(opaque, extension);
             }
             Self::Http1(http) | Self::Http2(http) | Self::Grpc(http) => extend_http(http, extension)?,
-            Self::Opaque(opaque) | Self::Tls(opaque) => extend_opaque(opaque, extension),
+            Self::Opaque(opaque) => extend_opaque(opaque, extension),
+            Self::Tls(routes) => {
+                for route in routes {
+                    extend_opaque(&mut route.opaque, extension);
+                }
+            }
         }
         Ok(())
     }

@@ -7,15 +7,15 @@ use linkerd2_proxy_api::outbound as proto;
 use super::{
     Backend, BackendKind, ClientPolicy, Distribution, FailureAccrual, Http, Limits, Opaque, OpaqueVerdict,
     OutboundRule, Protocol, QUEUE_CAPACITY_DEFAULT, RETRIES_MAX, RETRY_BODY_BYTES_MAX, Retry,
-    RetryConditions, RouteBackend, Timeouts,
+    RetryConditions, RouteBackend, Timeouts, TlsRoute,
 };
 use crate::{
     Endpoint, Invalid, Meta,
-    balance::{Backoff, EwmaParams, Weights},
+    balance::{Backoff, EwmaParams, Penalty, SuccessRate, Weights},
     filter::Filter,
     inbound::mk_route,
     invalid::{duration, each},
-    route::{self, Route, Rule},
+    route::{self, HostMatch, Route, Rule},
 };
 
 impl TryFrom<proto::OutboundPolicy> for ClientPolicy {
@@ -286,16 +286,45 @@ fn accrual(accrual: Option<proto::FailureAccrual>) -> Result<Option<FailureAccru
     let Some(proto::FailureAccrual { ejection, kind }) = accrual else {
         return Ok(None);
     };
-    let (max_failures, backoff) = match kind.ok_or_else(|| Invalid::missing("failure_accrual.kind"))? {
-        Kind::ConsecutiveFailures(one) => (one.max_failures, one.backoff),
-        // The success-rate part of the unified mode is not measured; its limit on failures in a row holds.
-        Kind::Unified(one) => (one.max_consecutive_failures, one.backoff),
-    };
+    let (max_failures, success_rate, backoff) =
+        match kind.ok_or_else(|| Invalid::missing("failure_accrual.kind"))? {
+            Kind::ConsecutiveFailures(one) => (one.max_failures, None, one.backoff),
+            Kind::Unified(one) => {
+                let rate = success_rate(one.success_rate_threshold, one.decay, one.min_requests)?;
+                (one.max_consecutive_failures, rate, one.backoff)
+            }
+        };
     let backoff = backoff.ok_or_else(|| Invalid::missing("failure_accrual.backoff"))?;
     Ok(Some(FailureAccrual {
         max_failures,
+        success_rate,
+        respect_retry_after: backoff.respect_retry_after_hint,
         backoff: read_backoff("failure_accrual.backoff", backoff)?,
         min_ready_endpoints: ejection.map_or(0, |ejection| ejection.min_ready_endpoints),
+    }))
+}
+
+fn success_rate(
+    threshold: f64,
+    decay: Option<prost_types::Duration>,
+    min_requests: u32,
+) -> Result<Option<SuccessRate>, Invalid> {
+    if !(0.0..=1.0).contains(&threshold) {
+        return Err(Invalid::new(
+            "failure_accrual.unified.success_rate_threshold",
+            "must be between 0 and 1",
+        ));
+    }
+    // Zero turns the share of successes off.
+    if threshold == 0.0 {
+        return Ok(None);
+    }
+    let field = "failure_accrual.unified.decay";
+    let decay = duration(field, decay.ok_or_else(|| Invalid::missing(field))?)?;
+    Ok(Some(SuccessRate {
+        threshold,
+        decay,
+        min_requests,
     }))
 }
 
@@ -377,26 +406,43 @@ fn opaque_policy(routes: Vec<proto::OpaqueRoute>) -> Result<Opaque, Invalid> {
     })
 }
 
-fn tls_policy(routes: Vec<proto::TlsRoute>) -> Result<Opaque, Invalid> {
+fn tls_policy(routes: Vec<proto::TlsRoute>) -> Result<Vec<TlsRoute>, Invalid> {
+    if routes.is_empty() {
+        return Err(Invalid::new("tls.routes", "must have at least one route"));
+    }
+    each("tls.routes", routes, tls_route)
+}
+
+fn tls_route(route: proto::TlsRoute) -> Result<TlsRoute, Invalid> {
+    use linkerd2_proxy_api::tls_route::sni_match::Match;
     use proto::tls_route::filter::Kind;
-    let route = routes
+    let proto::TlsRoute {
+        metadata,
+        snis,
+        rules,
+    } = route;
+    let rule = rules
         .into_iter()
         .next()
-        .ok_or_else(|| Invalid::new("tls.routes", "must have at least one route"))?;
-    let rule = route
-        .rules
-        .into_iter()
-        .next()
-        .ok_or_else(|| Invalid::new("tls.routes.rules", "must have at least one rule"))?;
+        .ok_or_else(|| Invalid::new("rules", "must have at least one rule"))?;
     let kind = rule.filters.into_iter().next().and_then(|filter| filter.kind);
     let verdict = match kind {
         None => OpaqueVerdict::To(tls_distribution(rule.backends)?),
         Some(Kind::Forbidden(_)) => OpaqueVerdict::Forbidden,
         Some(Kind::Invalid(invalid)) => OpaqueVerdict::Invalid(invalid.message),
     };
-    Ok(Opaque {
-        meta: Meta::required("tls.routes.metadata", route.metadata)?,
-        verdict,
+    let names = each("snis", snis, |sni| {
+        match sni.r#match.ok_or_else(|| Invalid::missing("match"))? {
+            Match::Exact(name) => Ok(HostMatch::Exact(name.to_ascii_lowercase())),
+            Match::Suffix(suffix) => HostMatch::suffix(suffix.reverse_labels),
+        }
+    })?;
+    Ok(TlsRoute {
+        names,
+        opaque: Opaque {
+            meta: Meta::required("metadata", metadata)?,
+            verdict,
+        },
     })
 }
 
@@ -425,20 +471,27 @@ impl TryFrom<proto::Backend> for Backend {
                 if dst.path.is_empty() {
                     return Err(Invalid::new("balancer.discovery.dst.path", "must not be empty"));
                 }
-                let (default_rtt, decay) =
-                    match balancer.load.ok_or_else(|| Invalid::missing("balancer.load"))? {
-                        Load::PeakEwma(ewma) => (ewma.default_rtt, ewma.decay),
-                        // The penalty is not charged; the estimate below it is the same.
-                        Load::PenaltyPeakEwma(ewma) => (ewma.default_rtt, ewma.decay),
-                    };
                 let read = |field: &str, value: Option<prost_types::Duration>| {
                     value
                         .ok_or_else(|| Invalid::missing(field))
                         .and_then(|value| duration(field, value))
                 };
+                let (default_rtt, decay, penalty) =
+                    match balancer.load.ok_or_else(|| Invalid::missing("balancer.load"))? {
+                        Load::PeakEwma(ewma) => (ewma.default_rtt, ewma.decay, None),
+                        Load::PenaltyPeakEwma(ewma) => {
+                            let penalty = Penalty {
+                                charge: read("balancer.load.penalty", ewma.penalty)?,
+                                max_retry_after: read("balancer.load.max_retry_after", ewma.max_retry_after)?,
+                                decay: read("balancer.load.penalty_decay", ewma.penalty_decay)?,
+                            };
+                            (ewma.default_rtt, ewma.decay, Some(penalty))
+                        }
+                    };
                 let ewma = EwmaParams {
                     default_rtt: read("balancer.load.default_rtt", default_rtt)?,
                     decay: read("balancer.load.decay", decay)?,
+                    penalty,
                 };
                 BackendKind::Balance { path: dst.path, ewma }
             }
