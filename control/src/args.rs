@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::Context as _;
 use heddle_control_core::DefaultPolicy;
-use heddle_control_index::Config;
+use heddle_control_index::{Config, watcher::SILENCE_MAX};
 use heddle_daemon::log;
 use heddle_mesh::{CONTROL_NAMESPACE, Identity, PortSet, ServiceAccountRef, TrustDomain, port};
 use heddle_tls::ControlAddr;
@@ -186,6 +186,14 @@ struct Settings {
         default_value = "transport-header"
     )]
     outbound_transport_mode: TransportMode,
+    /// Whether proxies carry IPv6 traffic; if not, IPv6 addresses are nobody's endpoints
+    #[arg(
+        long,
+        env = "HEDDLE_ENABLE_IPV6",
+        action = clap::ArgAction::Set,
+        default_value_t = false
+    )]
+    enable_ipv6: bool,
 }
 
 /// See [`Settings::outbound_transport_mode`].
@@ -308,6 +316,7 @@ impl Plan {
             probe_networks,
             default_opaque_ports,
             outbound_transport_mode,
+            enable_ipv6,
         } = self.settings.clone();
         Config {
             cluster_domain: common.cluster_domain.clone(),
@@ -318,6 +327,7 @@ impl Plan {
             opaque_ports: default_opaque_ports,
             probe_networks,
             transport_header: outbound_transport_mode == TransportMode::TransportHeader,
+            ipv6: enable_ipv6,
             ..Config::default()
         }
     }
@@ -338,6 +348,8 @@ impl Common {
                 config.with_context(|| format!("{} cannot be used", path.display()))?
             }
         };
+        // A connection that a firewall forgot would leave the index as it is for minutes more.
+        config.read_timeout = Some(SILENCE_MAX);
         // The API server's audit log and metrics then tell this program's requests from all others.
         let agent = http::HeaderValue::from_static(concat!("heddle-control/", env!("CARGO_PKG_VERSION")));
         config.headers.push((http::header::USER_AGENT, agent));

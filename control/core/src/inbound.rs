@@ -176,14 +176,23 @@ impl NetworkMatch {
 
 impl IdentityMatch {
     /// Reads `*`, `*.suffix` or a whole identity, as Linkerd's resources write them.
+    ///
+    /// DNS names are compared in lower case; SPIFFE IDs as they are. A `*` anywhere else is no pattern but a part of a
+    /// name, which no client can have.
     pub fn parse(text: &str) -> Self {
-        match text.strip_prefix('*') {
-            Some("") => Self::Suffix(Vec::new()),
-            Some(rest) => {
-                let labels = rest.trim_matches('.').split('.');
-                Self::Suffix(labels.map(str::to_lowercase).collect())
+        if text == "*" {
+            return Self::Suffix(Vec::new());
+        }
+        if let Some(suffix) = text.strip_prefix("*.") {
+            let suffix = suffix.trim_end_matches('.').to_lowercase();
+            let labels: Vec<String> = suffix.split('.').map(str::to_owned).collect();
+            if labels.iter().all(|label| !label.is_empty() && label != "*") {
+                return Self::Suffix(labels);
             }
-            None => Self::Exact(text.trim_end_matches('.').to_lowercase()),
+        }
+        match text.contains("://") {
+            true => Self::Exact(text.to_owned()),
+            false => Self::Exact(text.trim_end_matches('.').to_lowercase()),
         }
     }
 }
@@ -215,5 +224,13 @@ mod tests {
             IdentityMatch::Suffix(vec!["ns".into(), "x".into()])
         );
         assert_eq!(IdentityMatch::parse("A.ns."), IdentityMatch::Exact("a.ns".into()));
+        let spiffe = "spiffe://root.linkerd.cluster.local/VM";
+        assert_eq!(IdentityMatch::parse(spiffe), IdentityMatch::Exact(spiffe.into()));
+        for wrong in ["*ns.x", "a.*.x", "*.", "*.*", "*..x"] {
+            assert!(
+                matches!(IdentityMatch::parse(wrong), IdentityMatch::Exact(_)),
+                "{wrong} was taken for a pattern"
+            );
+        }
     }
 }

@@ -141,22 +141,28 @@ impl Cluster {
 
     /// These are all the objects of their kind. Watchers see one change, not many.
     pub fn reset<K: Tracked>(&self, objects: &[K]) {
-        let new: Vec<(ObjectKey, Reduced<K>)> = objects
-            .iter()
-            .map(|object| (ObjectKey::of(object), Reduced::of(object)))
-            .collect();
+        let mut listing = Listing::default();
+        for object in objects {
+            listing.push(object);
+        }
+        self.replace(listing);
+    }
+
+    /// The listing has all the objects of their kind. Watchers see one change, not many.
+    pub fn replace<K: Tracked>(&self, listing: Listing<K>) {
+        let Listing { objects, unreadable } = listing;
         let mut state = self.state.write();
         let mut dirty = Dirty::default();
-        let kept: BTreeSet<&ObjectKey> = new.iter().map(|(key, _)| key).collect();
+        let listed: BTreeSet<&ObjectKey> = objects.iter().map(|(key, _)| key).chain(&unreadable).collect();
         let gone: Vec<ObjectKey> = K::table(&mut state.store)
             .keys()
-            .filter(|key| !kept.contains(key))
+            .filter(|key| !listed.contains(key))
             .collect();
         let mut changed = false;
         for key in &gone {
             changed |= take::<K>(&mut state.store, key, &mut dirty);
         }
-        for (key, object) in new {
+        for (key, object) in objects {
             changed |= put::<K>(&mut state.store, &key, object, &mut dirty);
         }
         if changed {
@@ -217,6 +223,33 @@ impl Cluster {
             inbound_watches: inbound.len(),
             outbound_watches: outbound.len(),
         }
+    }
+}
+
+/// All objects of a kind, as they come in page by page: only what is kept of them is held.
+pub struct Listing<K: Tracked> {
+    objects: Vec<(ObjectKey, Reduced<K>)>,
+    unreadable: Vec<ObjectKey>,
+}
+
+impl<K: Tracked> Default for Listing<K> {
+    fn default() -> Self {
+        Self {
+            objects: Vec::new(),
+            unreadable: Vec::new(),
+        }
+    }
+}
+
+impl<K: Tracked> Listing<K> {
+    /// An object is there.
+    pub fn push(&mut self, object: &K) {
+        self.objects.push((ObjectKey::of(object), Reduced::of(object)));
+    }
+
+    /// An object is there, but cannot be read: what was known of it stays.
+    pub fn keep(&mut self, key: ObjectKey) {
+        self.unreadable.push(key);
     }
 }
 

@@ -113,8 +113,7 @@ impl Dirty {
         match target {
             Target::Addr(addr) => {
                 let has_service = |key: &ObjectKey| self.profile_services.contains(&key.namespace, &key.name);
-                self.profile_ips.contains(&addr.ip())
-                    || store.services_by_ip.get(&addr.ip()).is_some_and(has_service)
+                self.profile_ips.contains(&addr.ip()) || store.services_by_ip.get(&addr.ip()).any(has_service)
             }
             Target::Service(target) => {
                 self.profile_services.contains(&target.service.namespace, &target.service.name)

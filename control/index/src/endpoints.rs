@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -86,6 +86,19 @@ pub(crate) fn compute(
         local_only: facts.local_only,
         addresses: found.chosen(),
     }
+}
+
+/// The workloads that a service's slices name for a host name and address.
+pub(crate) fn workloads_at<'a>(
+    store: &'a Store,
+    service: &'a ObjectKey,
+    hostname: &'a str,
+    ip: IpAddr,
+) -> impl Iterator<Item = &'a WorkloadName> {
+    let endpoints = store.slices_of(service).flat_map(|slice| &slice.endpoints);
+    endpoints
+        .filter(move |endpoint| endpoint.hostname.as_deref() == Some(hostname) && endpoint.ips.contains(&ip))
+        .filter_map(|endpoint| endpoint.workload.as_ref())
 }
 
 /// The addresses that slices name.

@@ -46,7 +46,7 @@ use crate::{
 pub trait Tracked: Resource<DynamicType = ()> {
     /// What is kept of an object.
     #[doc(hidden)]
-    type Facts: PartialEq;
+    type Facts: PartialEq + Send;
 
     /// As what its status is judged; `None`: nobody reads one.
     #[doc(hidden)]

@@ -17,6 +17,7 @@ use self::authorization::default_authorization;
 use crate::{
     config::Config,
     facts::{ObjectKey, PodFacts, RouteFacts, RouteKind, ServerFacts, WorkloadFacts},
+    route::ReadMatch,
     status::{rate_limit_in_force, route},
     store::{Found, Store},
 };
@@ -43,15 +44,20 @@ pub(crate) fn compute(
         server.protocol,
         ProxyProtocol::Detect { .. } | ProxyProtocol::Http1 | ProxyProtocol::Http2
     );
-    if http && server.http_routes.is_empty() {
-        // Without routes of its own a port takes every request, and the kubelet's probes even when nobody else may.
-        server.http_routes = probes
-            .into_iter()
-            .chain([InboundRoute::default_for(HttpMatch::all())])
-            .collect();
-    } else if http && selecting.is_some_and(|(_, facts)| facts.authorize_probes) {
-        // Last, so that of two equal matches the user's own route is taken.
-        server.http_routes.extend(probes);
+    if http {
+        let asked_for = selecting.is_some_and(|(_, facts)| facts.authorize_probes);
+        let unrouted = server.http_routes.is_empty();
+        // Linkerd: probes pass while there is no route, even when nobody else may connect. A route that cannot be carried
+        // out stops other requests, but should not have the pod killed. Last, so that of two equal matches the user's
+        // own route is taken.
+        if asked_for || server.http_routes.iter().all(is_in_doubt) {
+            server.http_routes.extend(probes);
+        }
+        if unrouted {
+            server
+                .http_routes
+                .push(InboundRoute::default_for(HttpMatch::all()));
+        }
     }
     if server.protocol == ProxyProtocol::Grpc && server.grpc_routes.is_empty() {
         server.grpc_routes = vec![InboundRoute::default_for(GrpcMatch::default())];
@@ -176,7 +182,7 @@ fn grpc_routes(
     attached(store, config, namespace, server, routes)
 }
 
-fn attached<'a, M: Clone + 'a>(
+fn attached<'a, M: ReadMatch + Clone + 'a>(
     store: &Store,
     config: &Config,
     namespace: &str,
@@ -193,7 +199,18 @@ fn attached<'a, M: Clone + 'a>(
         .collect();
     routes.sort_by_key(|(kind, name, facts)| (facts.created, *name, *kind));
     let inbound = |(kind, name, facts): (RouteKind, &String, &RouteFacts<M>)| {
-        let body = facts.body.as_ref()?;
+        let meta = Meta::Resource(ResourceRef {
+            group: kind.group(),
+            kind: kind.kind(),
+            namespace: namespace.to_owned(),
+            name: name.clone(),
+            section: String::new(),
+            port: None,
+        });
+        let authorizations = authorization::of_route(store, config, namespace, kind, name);
+        let Some(body) = &facts.body else {
+            return in_doubt(meta, authorizations, facts.problem.as_deref());
+        };
         let rules = body.rules.iter().map(|rule| {
             if rule
                 .filters
@@ -215,21 +232,42 @@ fn attached<'a, M: Clone + 'a>(
                 filters: filters.cloned().collect(),
             }
         });
-        Some(InboundRoute {
-            meta: Meta::Resource(ResourceRef {
-                group: kind.group(),
-                kind: kind.kind(),
-                namespace: namespace.to_owned(),
-                name: name.clone(),
-                section: String::new(),
-                port: None,
-            }),
+        InboundRoute {
+            meta,
             hosts: body.hosts.clone(),
-            authorizations: authorization::of_route(store, config, namespace, kind, name),
+            authorizations,
             rules: rules.collect(),
-        })
+        }
     };
-    routes.into_iter().filter_map(inbound).collect()
+    routes.into_iter().map(inbound).collect()
+}
+
+/// A route that cannot be carried out fails what no other route takes: left out, it would open what it closes, because a
+/// port without routes takes every request.
+fn in_doubt<M: ReadMatch>(
+    meta: Meta,
+    authorizations: Vec<Authorization>,
+    problem: Option<&str>,
+) -> InboundRoute<M> {
+    let problem = problem.unwrap_or("it cannot be read");
+    InboundRoute {
+        meta,
+        hosts: Vec::new(),
+        authorizations,
+        rules: vec![InboundRule {
+            matches: vec![M::everything()],
+            filters: vec![Filter::Fail {
+                status: 500,
+                message: format!("the route cannot be carried out: {problem}"),
+            }],
+        }],
+    }
+}
+
+/// Whether a route was made by [`in_doubt`]; no other fails requests.
+fn is_in_doubt<M>(route: &InboundRoute<M>) -> bool {
+    let mut filters = route.rules.iter().flat_map(|rule| &rule.filters);
+    filters.any(|filter| matches!(filter, Filter::Fail { .. }))
 }
 
 /// The route of the kubelet's probes of a port; `None` when it does not probe there.

@@ -24,7 +24,7 @@ pub mod status;
 mod store;
 pub mod watcher;
 
-pub use cluster::{Change, Cluster, Sizes};
+pub use cluster::{Change, Cluster, Listing, Sizes};
 pub use config::Config;
 pub use facts::{ObjectKey, Tracked};
 pub use route::ParentRef;

@@ -34,8 +34,8 @@ pub(crate) fn compute(
             ObjectKey::new(&target.service.namespace, &target.service.name),
             target.port,
         ),
-        Target::Addr(addr) => match store.services_by_ip.get(&addr.ip()) {
-            Some(key) => (key.clone(), addr.port()),
+        Target::Addr(addr) => match store.service_at(addr.ip()) {
+            Some((key, _)) => (key.clone(), addr.port()),
             None if config.is_in_cluster(addr.ip()) || addr.ip().is_loopback() => {
                 return Err(NotFound::Address(addr.ip()));
             }

@@ -25,11 +25,7 @@ pub(crate) fn compute(store: &Store, config: &Config, client_namespace: &str, ta
 
 fn of_addr(store: &Store, config: &Config, client_namespace: &str, addr: SocketAddr) -> Profile {
     let (ip, port) = (addr.ip(), addr.port());
-    if let Some((key, facts)) = store
-        .services_by_ip
-        .get(&ip)
-        .and_then(|key| Some((key, store.services.get(key)?)))
-    {
+    if let Some((key, facts)) = store.service_at(ip) {
         return of_service(store, config, client_namespace, key, facts, port);
     }
     if let Some((key, pod, inside)) = store.pod_at_host_port(addr) {
@@ -76,11 +72,15 @@ fn of_name(store: &Store, config: &Config, client_namespace: &str, target: &Serv
     let Some(facts) = store.services.get(&key) else {
         return Profile::unknown(config.opaque_ports.contains(*port));
     };
-    if instance.is_some() {
-        // The name of one pod behind a headless service: the pod's own profile.
+    if let Some(instance) = instance {
+        // The name of one pod behind a headless service: that pod's profile, whoever else has its address by now.
         let all = endpoints::compute(store, config, target, None);
         if let Some((addr, _)) = all.addresses.first_key_value() {
-            return of_addr(store, config, client_namespace, *addr);
+            let mut workloads = endpoints::workloads_at(store, &key, instance, addr.ip());
+            return match workloads.find_map(|name| Some((name, store.workload(name)?))) {
+                Some((name, found)) => of_workload(store, config, name, found, *addr),
+                None => Profile::unknown(config.opaque_ports.contains(addr.port())),
+            };
         }
     }
     of_service(store, config, client_namespace, &key, facts, *port)

@@ -51,7 +51,7 @@ pub struct Store {
     /// Pods before external workloads; addresses may be used anew before the old owner's end is known.
     pub(crate) workloads_by_ip: Links<IpAddr, WorkloadName>,
     pub(crate) pods_by_host_port: Links<SocketAddr, ObjectKey>,
-    pub(crate) services_by_ip: AHashMap<IpAddr, ObjectKey>,
+    pub(crate) services_by_ip: Links<IpAddr, ObjectKey>,
     slices_by_service: Links<ObjectKey, String>,
     /// The routes of each parent.
     attached: AHashMap<(ParentKind, ObjectKey), Vec<Attached>>,
@@ -238,6 +238,12 @@ impl Store {
     pub(crate) fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = &SliceFacts> {
         let names = self.slices_by_service.get(service);
         names.filter_map(|name| self.slices.find(&service.namespace, name))
+    }
+
+    /// The service that has an address.
+    pub(crate) fn service_at(&self, ip: IpAddr) -> Option<(&ObjectKey, &ServiceFacts)> {
+        let mut services = self.services_by_ip.get(&ip);
+        services.find_map(|key| Some((key, self.services.get(key)?)))
     }
 
     /// The workload that has an address.

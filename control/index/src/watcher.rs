@@ -27,10 +27,14 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::{Change, Cluster, ObjectKey, Tracked};
+use crate::{Change, Cluster, Listing, ObjectKey, Tracked};
 
 /// How long a list request may take; the API server ends watches within this time, too.
 const WATCH_SECS: u32 = 290;
+
+/// How long a watch may be silent before it is taken for dead, for the client's configuration. API servers send a
+/// bookmark about every minute when nothing else happens.
+pub const SILENCE_MAX: Duration = Duration::from_secs(150);
 
 /// Objects in one page of a list: bounds the memory that a relist takes.
 const PAGE_SIZE: u32 = 500;
@@ -116,7 +120,7 @@ impl Watchers {
             pending: Some(self.pending.clone()),
             metrics: self.metrics.clone(),
             kind,
-            list: Vec::new(),
+            list: Listing::default(),
             changes: Vec::new(),
             missing: false,
         };
@@ -141,14 +145,14 @@ impl Synced {
 }
 
 /// One watch.
-struct Watch<K> {
+struct Watch<K: Tracked> {
     cluster: Cluster,
     kind: Kind,
     /// Taken when the first list is complete.
     pending: Option<Arc<AtomicUsize>>,
     metrics: Metrics,
     /// The objects of a list that is still coming in.
-    list: Vec<K>,
+    list: Listing<K>,
     /// Changes that have come in together and are not handed over yet; at most a batch.
     changes: Vec<Change<K>>,
     missing: bool,
@@ -218,11 +222,13 @@ where
             Event::Init => {
                 self.metrics.restarts.get_or_create(&self.kind).inc();
                 self.flush();
-                self.list.clear();
+                self.list = Listing::default();
             }
             Event::InitApply(object) => {
-                if let Some(object) = self.readable(object) {
-                    self.list.push(object);
+                let key = ObjectKey::of(&object);
+                match self.readable(object) {
+                    Some(object) => self.list.push(&object),
+                    None => self.list.keep(key),
                 }
             }
             Event::InitDone => {
@@ -230,7 +236,7 @@ where
                     let Kind { group, kind } = &self.kind;
                     info!(group, kind, "Found a kind that the cluster did not have before");
                 }
-                self.cluster.reset(&std::mem::take(&mut self.list));
+                self.cluster.replace(std::mem::take(&mut self.list));
                 self.ready();
             }
             Event::Apply(object) => {

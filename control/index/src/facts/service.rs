@@ -82,16 +82,7 @@ impl Tracked for Service {
 
     fn touch(store: &mut Store, key: &ObjectKey, facts: &ServiceFacts, added: bool, dirty: &mut Dirty) {
         for ip in &facts.cluster_ips {
-            match added {
-                true => {
-                    store.services_by_ip.insert(*ip, key.clone());
-                }
-                // The address may already be another service's when the old one's deletion arrives late.
-                false if store.services_by_ip.get(ip) == Some(key) => {
-                    store.services_by_ip.remove(ip);
-                }
-                false => {}
-            }
+            store.services_by_ip.link(*ip, key, added);
             dirty.profile_ip(*ip);
         }
         dirty.service_endpoints(key.clone());

@@ -121,7 +121,11 @@ fn by_policy(
                 let Some(authentication) = store.mesh_tls.get(key) else {
                     return dangling(namespace, name, "MeshTLSAuthentication", key);
                 };
-                clients = Clients::Tls(authentication.identities(config));
+                let identities = authentication.identities(config);
+                if identities.is_empty() {
+                    return None;
+                }
+                clients = Clients::Tls(identities);
             }
             AuthenticationRef::ServiceAccount(account) => {
                 clients = Clients::Tls(vec![IdentityMatch::Exact(
@@ -188,15 +192,16 @@ fn by_server_authorization(
     };
     let networks = match networks {
         Some(Some(networks)) if !networks.is_empty() => networks.clone(),
-        Some(None) => return None,
+        // A list that names no network, or one that cannot be read, must not mean all of them.
+        Some(_) => return None,
         // The type's documentation: the cluster's networks for clients that prove something.
-        _ if clients != Clients::Unauthenticated => config
+        None if clients != Clients::Unauthenticated => config
             .cluster_networks
             .iter()
             .copied()
             .map(NetworkMatch::whole)
             .collect(),
-        _ => NetworkMatch::all(),
+        None => NetworkMatch::all(),
     };
     Some(Authorization {
         reference: AuthorizationRef::ServerAuthorization(name.to_owned()),

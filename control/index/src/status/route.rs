@@ -77,9 +77,11 @@ fn refusal(
             return none("a Server takes routes of its own namespace only".to_owned());
         }
         ParentKind::Server => {
-            if store.servers.get(&key).is_none() {
-                return missing();
-            }
+            // Of HTTP and gRPC routes a Server's protocol picks those in force: one kind is not in the other's way.
+            return match store.servers.get(&key) {
+                None => missing(),
+                Some(_) => None,
+            };
         }
         ParentKind::Service => {
             let Some(service) = store.services.get(&key) else {
@@ -126,8 +128,7 @@ fn rival<'a>(
 ) -> Option<&'a Attached> {
     let others = store.attached_to(parent.kind, key).iter();
     let in_the_way = others.filter(|other| {
-        let heard = other.route.namespace == route.namespace
-            || (parent.kind != ParentKind::Server && other.route.namespace == key.namespace);
+        let heard = [&route.namespace, &key.namespace].contains(&&other.route.namespace);
         heard
             && other.kind.generality() < kind.generality()
             && (other.port.is_none() || other.port == parent.port)

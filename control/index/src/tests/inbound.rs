@@ -9,21 +9,18 @@ use heddle_control_core::{
     },
     route::HttpMatch,
 };
-use heddle_k8s::policy::{
-    AuthorizationPolicy, HttpLocalRateLimitPolicy, MeshTLSAuthentication, NetworkAuthentication, Server,
-    ServerAuthorization,
-};
+use heddle_k8s::policy::{AuthorizationPolicy, HttpLocalRateLimitPolicy, MeshTLSAuthentication, Server};
 use serde_json::Value;
 
 use super::fixtures::*;
 use crate::{Cluster, Config};
 
-const ALL: DefaultPolicy = DefaultPolicy::Allow {
+pub(super) const ALL: DefaultPolicy = DefaultPolicy::Allow {
     authenticated_only: false,
     cluster_only: false,
 };
 
-fn default(policy: DefaultPolicy, networks: Vec<NetworkMatch>, clients: Clients) -> Authorization {
+pub(super) fn default(policy: DefaultPolicy, networks: Vec<NetworkMatch>, clients: Clients) -> Authorization {
     Authorization {
         reference: AuthorizationRef::Default(policy),
         networks,
@@ -31,7 +28,7 @@ fn default(policy: DefaultPolicy, networks: Vec<NetworkMatch>, clients: Clients)
     }
 }
 
-fn by_policy(name: &str, networks: Vec<NetworkMatch>, clients: Clients) -> Authorization {
+pub(super) fn by_policy(name: &str, networks: Vec<NetworkMatch>, clients: Clients) -> Authorization {
     Authorization {
         reference: AuthorizationRef::AuthorizationPolicy(name.into()),
         networks,
@@ -39,17 +36,17 @@ fn by_policy(name: &str, networks: Vec<NetworkMatch>, clients: Clients) -> Autho
     }
 }
 
-fn exactly(name: &str) -> Clients {
+pub(super) fn exactly(name: &str) -> Clients {
     Clients::Tls(vec![IdentityMatch::Exact(name.into())])
 }
 
-fn server(name: &str, more: Value) -> Server {
+pub(super) fn server(name: &str, more: Value) -> Server {
     let mut rest = j!({"spec": {"podSelector": {"matchLabels": {"app": "web-0"}}, "port": "http"}});
     merge(&mut rest, more);
     mk("ns", name, rest)
 }
 
-fn policy(name: &str, target: Value, required: Value) -> AuthorizationPolicy {
+pub(super) fn policy(name: &str, target: Value, required: Value) -> AuthorizationPolicy {
     mk(
         "ns",
         name,
@@ -57,16 +54,16 @@ fn policy(name: &str, target: Value, required: Value) -> AuthorizationPolicy {
     )
 }
 
-fn to_server(name: &str) -> Value {
+pub(super) fn to_server(name: &str) -> Value {
     j!({"group": "policy.linkerd.io", "kind": "Server", "name": name})
 }
 
-fn mesh_tls(name: &str) -> Value {
+pub(super) fn mesh_tls(name: &str) -> Value {
     j!([{"group": "policy.linkerd.io", "kind": "MeshTLSAuthentication", "name": name}])
 }
 
 /// The seed's three objects, for the pod of `web()`.
-fn guarded() -> Cluster {
+pub(super) fn guarded() -> Cluster {
     let cluster = web();
     cluster.apply(&server("web", j!({})));
     cluster.apply(&policy("allow-checkout", to_server("web"), mesh_tls("checkout")));
@@ -307,189 +304,6 @@ fn an_open_watch_follows_policies_as_they_come_change_and_go() {
 }
 
 #[test]
-fn authentications_name_service_accounts_and_namespaces() {
-    let cluster = guarded();
-    let refs = j!({"spec": {"identityRefs": [
-        {"kind": "ServiceAccount", "name": "a"},
-        {"kind": "ServiceAccount", "name": "b", "namespace": "other"},
-        {"kind": "Namespace", "name": "third"},
-        {"kind": "ServiceAccount"},
-    ]}});
-    cluster.apply(&mk::<MeshTLSAuthentication>("ns", "checkout", refs));
-    let suffix = |ns: &str| {
-        IdentityMatch::Suffix(
-            [ns, "serviceaccount", "identity", "linkerd", "cluster", "local"]
-                .map(str::to_owned)
-                .to_vec(),
-        )
-    };
-    let Clients::Tls(identities) = cluster.authorizations("ns", "web-0", 8080)[0].clients.clone() else {
-        panic!("TLS")
-    };
-    assert_eq!(
-        identities,
-        [
-            IdentityMatch::Exact("a.ns.serviceaccount.identity.linkerd.cluster.local".into()),
-            IdentityMatch::Exact("b.other.serviceaccount.identity.linkerd.cluster.local".into()),
-            suffix("third"),
-            suffix("ns"),
-        ]
-    );
-}
-
-#[test]
-fn identity_and_network_are_both_required() {
-    let cluster = guarded();
-    let both = j!([
-        {"kind": "ServiceAccount", "name": "a"},
-        {"group": "policy.linkerd.io", "kind": "NetworkAuthentication", "name": "inside"},
-    ]);
-    cluster.apply(&policy("allow-checkout", to_server("web"), both));
-    assert_eq!(
-        cluster.authorizations("ns", "web-0", 8080),
-        [],
-        "the network is not there yet"
-    );
-    let inside = |except: &str| {
-        mk::<NetworkAuthentication>(
-            "ns",
-            "inside",
-            j!({"spec": {"networks": [{"cidr": "10.0.0.0/8", "except": [except]}]}}),
-        )
-    };
-    cluster.apply(&inside("10.9.0.0/16"));
-    let networks = vec![NetworkMatch {
-        net: "10.0.0.0/8".parse().expect("a net"),
-        except: vec!["10.9.0.0/16".parse().expect("a net")],
-    }];
-    let expected = by_policy(
-        "allow-checkout",
-        networks,
-        exactly("a.ns.serviceaccount.identity.linkerd.cluster.local"),
-    );
-    assert_eq!(cluster.authorizations("ns", "web-0", 8080), [expected]);
-    cluster.apply(&inside("nonsense"));
-    assert_eq!(
-        cluster.authorizations("ns", "web-0", 8080),
-        [],
-        "an exception that is not understood lets nobody in"
-    );
-}
-
-#[test]
-fn a_policy_without_requirements_lets_everybody_in() {
-    let cluster = guarded();
-    cluster.apply(&policy("allow-checkout", to_server("web"), j!([])));
-    assert_eq!(
-        cluster.authorizations("ns", "web-0", 8080),
-        [by_policy(
-            "allow-checkout",
-            NetworkMatch::all(),
-            Clients::Unauthenticated
-        )]
-    );
-}
-
-#[test]
-fn a_policy_that_is_not_understood_permits_nothing() {
-    let cluster = guarded();
-    for (target, required) in [
-        (to_server("web"), j!([{"kind": "Secret", "name": "x"}])),
-        (
-            to_server("web"),
-            j!([{"kind": "ServiceAccount", "name": "x"}, {"kind": "ServiceAccount", "name": "y"}]),
-        ),
-        (j!({"kind": "Namespace", "name": "other"}), j!([])),
-        (j!({"group": "apps", "kind": "Deployment", "name": "web"}), j!([])),
-        (to_server("other"), j!([])),
-    ] {
-        cluster.apply(&policy("allow-checkout", target.clone(), required));
-        assert_eq!(cluster.authorizations("ns", "web-0", 8080), [], "{target}");
-    }
-}
-
-#[test]
-fn a_policy_for_the_namespace_covers_its_servers_but_not_default_ports() {
-    let cluster = guarded();
-    cluster.remove::<AuthorizationPolicy>("ns", "allow-checkout");
-    cluster.apply(&policy(
-        "all",
-        j!({"kind": "Namespace", "name": "ns"}),
-        mesh_tls("checkout"),
-    ));
-    assert_eq!(cluster.authorizations("ns", "web-0", 8080).len(), 1);
-    assert_eq!(
-        cluster.authorizations("ns", "web-0", 9999),
-        [default(ALL, NetworkMatch::all(), Clients::Unauthenticated)]
-    );
-}
-
-#[test]
-fn server_authorizations_by_name_and_label_are_honoured() {
-    let cluster = web();
-    cluster.apply(&server("web", j!({"metadata": {"labels": {"team": "a"}}})));
-    let clients = |client: Value, server: Value| {
-        cluster.apply(&mk::<ServerAuthorization>(
-            "ns",
-            "saz",
-            j!({"spec": {"server": server, "client": client}}),
-        ));
-        cluster.authorizations("ns", "web-0", 8080)
-    };
-    let by_label = || j!({"selector": {"matchLabels": {"team": "a"}}});
-    let inside: Vec<_> = Config::default()
-        .cluster_networks
-        .into_iter()
-        .map(NetworkMatch::whole)
-        .collect();
-    let all = clients(j!({"meshTLS": {"serviceAccounts": [{"name": "x"}]}}), by_label());
-    assert_eq!(
-        all,
-        [Authorization {
-            reference: AuthorizationRef::ServerAuthorization("saz".into()),
-            networks: inside,
-            clients: exactly("x.ns.serviceaccount.identity.linkerd.cluster.local"),
-        }]
-    );
-    let open = clients(j!({"unauthenticated": true}), j!({"name": "web"}));
-    assert_eq!(
-        (open[0].networks.clone(), open[0].clients.clone()),
-        (NetworkMatch::all(), Clients::Unauthenticated)
-    );
-    assert_eq!(
-        clients(j!({"meshTLS": {"unauthenticatedTLS": true}}), by_label())[0].clients,
-        Clients::TlsUnauthenticated
-    );
-    assert_eq!(clients(j!({}), by_label()), [], "names nobody");
-    assert_eq!(
-        clients(
-            j!({"unauthenticated": true}),
-            j!({"selector": {"matchLabels": {"team": "b"}}})
-        ),
-        []
-    );
-    assert_eq!(
-        clients(
-            j!({"unauthenticated": true, "networks": [{"cidr": "x"}]}),
-            by_label()
-        ),
-        [],
-        "a network that cannot be read"
-    );
-}
-
-#[test]
-fn relabelling_a_server_updates_an_open_watch() {
-    let cluster = web();
-    cluster.apply(&server("web", j!({"metadata": {"labels": {"team": "b"}}})));
-    cluster.apply(&mk::<ServerAuthorization>("ns", "saz", j!({"spec": {"server": {"selector": {"matchLabels": {"team": "a"}}}, "client": {"unauthenticated": true}}})));
-    let mut watch = cluster.watch_inbound("ns", "web-0", 8080);
-    assert_eq!(watch.borrow_and_update().authorizations, []);
-    cluster.apply(&server("web", j!({"metadata": {"labels": {"team": "a"}}})));
-    assert_eq!(watch.borrow_and_update().authorizations.len(), 1);
-}
-
-#[test]
 fn the_oldest_rate_limit_of_a_server_holds() {
     let cluster = guarded();
     let limit = |name: &str, created: &str, total: u32| {
@@ -525,4 +339,71 @@ fn the_oldest_rate_limit_of_a_server_holds() {
         "payments-retry",
         j!({"spec": {}}),
     ));
+}
+
+#[test]
+fn ports_that_require_identity_let_nobody_else_in_whatever_the_default() {
+    let cluster = web();
+    let reference = |policy: &str, port| {
+        let annotations = j!({
+            "config.linkerd.io/default-inbound-policy": policy,
+            "config.linkerd.io/proxy-require-identity-inbound-ports": "8080,9000-9001",
+        });
+        let mut pod = meshed();
+        merge(&mut pod, j!({"metadata": {"annotations": annotations}}));
+        cluster.apply(&mk_pod_with("ns", "web-0", "10.1.0.1", pod));
+        match cluster.inbound_of("ns", "web-0", port).reference {
+            ServerRef::Default(policy) => policy.name(),
+            ServerRef::Server(_) => panic!("there is no Server"),
+        }
+    };
+    for (policy, expected) in [
+        ("all-unauthenticated", "all-authenticated"),
+        ("all-authenticated", "all-authenticated"),
+        ("cluster-unauthenticated", "cluster-authenticated"),
+        ("cluster-authenticated", "cluster-authenticated"),
+        // Else to audit a mesh would open what its workloads close.
+        ("audit", "all-authenticated"),
+        ("deny", "deny"),
+    ] {
+        assert_eq!(reference(policy, 8080), expected);
+        assert_eq!(reference(policy, 9001), expected);
+        assert_eq!(reference(policy, 9002), policy, "another port");
+    }
+    cluster.apply(&mk_meshed_pod("ns", "web-0", "10.1.0.1"));
+    cluster.apply(&mk_namespace(
+        "ns",
+        j!({"config.linkerd.io/proxy-require-identity-inbound-ports": "8080"}),
+    ));
+    let inherited = cluster.inbound_of("ns", "web-0", 8080).reference.clone();
+    assert_eq!(
+        inherited,
+        ServerRef::Default("all-authenticated".parse().expect("a policy"))
+    );
+}
+
+#[test]
+fn each_protocol_of_a_server_is_told() {
+    let cluster = web();
+    let detect = ProxyProtocol::Detect {
+        timeout: std::time::Duration::from_secs(10),
+    };
+    for (written, told, routes) in [
+        ("unknown", detect, 1),
+        ("HTTP/1", ProxyProtocol::Http1, 1),
+        ("HTTP/2", ProxyProtocol::Http2, 1),
+        ("gRPC", ProxyProtocol::Grpc, 0),
+        ("opaque", ProxyProtocol::Opaque, 0),
+        ("TLS", ProxyProtocol::Tls, 0),
+    ] {
+        cluster.apply(&server("web", j!({"spec": {"proxyProtocol": written}})));
+        let policy = cluster.inbound_of("ns", "web-0", 8080);
+        assert_eq!(policy.protocol, told, "{written}");
+        assert_eq!(policy.http_routes.len(), routes, "{written}");
+        assert_eq!(
+            policy.grpc_routes.len(),
+            usize::from(written == "gRPC"),
+            "{written}"
+        );
+    }
 }

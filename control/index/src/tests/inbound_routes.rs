@@ -4,7 +4,7 @@ use gateway_api::apis::standard::{grpcroutes::GrpcRoute, httproutes::HttpRoute a
 use heddle_control_core::{
     Meta, ResourceRef,
     inbound::{AuthorizationRef, Clients, InboundServer, NetworkMatch, ProxyProtocol},
-    route::{Filter, GrpcMatch, HttpMatch, PathMatch},
+    route::{Filter, GrpcMatch, HeaderMatch, HostMatch, HttpMatch, PathMatch, QueryMatch},
 };
 use heddle_k8s::policy::{AuthorizationPolicy, HttpRoute, Server};
 use serde_json::Value;
@@ -178,15 +178,156 @@ fn probes_pass_while_no_route_is_attached() {
     assert_eq!(names(&cluster.inbound_of("ns", "web-0", 8080)), ["a"]);
 }
 
+/// Left out, it would open all paths to those who may use the Server.
 #[test]
-fn a_route_that_cannot_be_carried_out_is_left_out_whole() {
+fn a_route_that_cannot_be_carried_out_fails_what_no_other_takes() {
     let cluster = with_server(j!({}));
     let bad = j!({"spec": {
         "parentRefs": [{"group": "policy.linkerd.io", "kind": "Server", "name": "web"}],
         "rules": [{}, {"matches": [{"path": {"type": "RegularExpression", "value": "("}}]}],
     }});
     cluster.apply(&mk::<GatewayHttpRoute>("ns", "bad", bad));
+    let server = cluster.inbound_of("ns", "web-0", 8080);
+    assert_eq!(names(&server), ["bad"]);
+    let rule = &server.http_routes[0].rules[0];
+    assert_eq!(rule.matches, [HttpMatch::all()]);
+    assert!(
+        matches!(rule.filters.as_slice(), [Filter::Fail { status: 500, .. }]),
+        "{rule:?}"
+    );
+    cluster.remove::<GatewayHttpRoute>("ns", "bad");
     assert_eq!(names(&cluster.inbound_of("ns", "web-0", 8080)), ["default"]);
+}
+
+#[test]
+fn probes_pass_beside_routes_only_where_the_server_asks_for_it() {
+    let probed = || {
+        let mut pod = meshed();
+        merge(
+            &mut pod,
+            j!({"spec": {"containers": [{"name": "app", "livenessProbe": {"httpGet": {"path": "/live", "port": 8080}}}]}}),
+        );
+        mk_pod_with("ns", "web-0", "10.1.0.1", pod)
+    };
+    let by_number = |annotations: Value| {
+        let more = j!({"metadata": {"annotations": annotations}, "spec": {"port": 8080}});
+        let cluster = with_server(more);
+        cluster.apply(&probed());
+        cluster.apply(&route("ns", "a", j!({})));
+        names(&cluster.inbound_of("ns", "web-0", 8080))
+    };
+    assert_eq!(by_number(j!({})), ["a"]);
+    assert_eq!(
+        by_number(j!({"heddle.dev/authorize-probes": "enabled"})),
+        ["a", "probe"]
+    );
+}
+
+#[test]
+fn a_grpc_route_does_not_stand_in_the_way_of_a_servers_http_routes() {
+    let cluster = with_server(j!({}));
+    cluster.apply(&mk::<GrpcRoute>(
+        "ns",
+        "g",
+        j!({"spec": {"parentRefs": [{"group": "policy.linkerd.io", "kind": "Server", "name": "web"}]}}),
+    ));
+    cluster.apply(&route("ns", "a", j!({})));
+    assert_eq!(names(&cluster.inbound_of("ns", "web-0", 8080)), ["a", "g"]);
+}
+
+#[test]
+fn routes_match_by_all_that_the_api_has() {
+    let cluster = with_server(j!({}));
+    let rules = j!({"spec": {
+        "hostnames": ["a.example", "*.b.example"],
+        "rules": [{"matches": [
+            {"path": {"type": "PathPrefix", "value": "/p"}, "method": "POST"},
+            {"path": {"type": "RegularExpression", "value": "/r.*"}},
+            {"headers": [{"name": "X-A", "value": "1"}, {"type": "RegularExpression", "name": "x-b", "value": "b+"}]},
+            {"queryParams": [{"name": "q", "value": "1"}, {"type": "RegularExpression", "name": "r", "value": "b+"}]},
+        ], "filters": [
+            {"type": "RequestRedirect", "requestRedirect": {"scheme": "https", "hostname": "c.example", "port": 8443, "statusCode": 301}},
+        ]}],
+    }});
+    cluster.apply(&route("ns", "a", rules));
+    let server = cluster.inbound_of("ns", "web-0", 8080);
+    let (route, rule) = (&server.http_routes[0], &server.http_routes[0].rules[0]);
+    assert_eq!(
+        route.hosts,
+        [
+            HostMatch::Exact("a.example".into()),
+            HostMatch::Suffix(vec!["example".into(), "b".into()])
+        ]
+    );
+    let header = |name: &'static str| http::HeaderName::from_static(name);
+    let expected = [
+        HttpMatch {
+            path: Some(PathMatch::Prefix("/p".into())),
+            method: Some(http::Method::POST),
+            ..HttpMatch::default()
+        },
+        HttpMatch {
+            path: Some(PathMatch::Regex("/r.*".into())),
+            ..HttpMatch::default()
+        },
+        HttpMatch {
+            headers: vec![
+                HeaderMatch::Exact(header("x-a"), http::HeaderValue::from_static("1")),
+                HeaderMatch::Regex(header("x-b"), "b+".into()),
+            ],
+            ..HttpMatch::default()
+        },
+        HttpMatch {
+            query: vec![
+                QueryMatch::Exact("q".into(), "1".into()),
+                QueryMatch::Regex("r".into(), "b+".into()),
+            ],
+            ..HttpMatch::default()
+        },
+    ];
+    assert_eq!(rule.matches, expected);
+    assert!(
+        matches!(rule.filters.as_slice(), [Filter::Redirect(_)]),
+        "{rule:?}"
+    );
+}
+
+#[test]
+fn policies_for_routes_of_each_kind_reach_the_one_they_name() {
+    let to_server = j!([{"group": "policy.linkerd.io", "kind": "Server", "name": "web"}]);
+    let opened = |protocol: &str, group: &str, kind: &str| {
+        let cluster = with_server(j!({"spec": {"proxyProtocol": protocol}}));
+        let spec = || j!({"spec": {"parentRefs": to_server}});
+        cluster.apply(&mk::<HttpRoute>("ns", "r", spec()));
+        cluster.apply(&mk::<GatewayHttpRoute>("ns", "r", spec()));
+        cluster.apply(&mk::<GrpcRoute>("ns", "r", spec()));
+        cluster.apply(&mk::<AuthorizationPolicy>(
+            "ns",
+            "p",
+            j!({"spec": {"targetRef": {"group": group, "kind": kind, "name": "r"}, "requiredAuthenticationRefs": []}}),
+        ));
+        let server = cluster.inbound_of("ns", "web-0", 8080);
+        let open = |meta: &Meta, count: usize| match meta {
+            Meta::Resource(route) if count == 1 => Some((route.group, route.kind)),
+            _ => None,
+        };
+        let http = server
+            .http_routes
+            .iter()
+            .filter_map(|r| open(&r.meta, r.authorizations.len()));
+        let grpc = server
+            .grpc_routes
+            .iter()
+            .filter_map(|r| open(&r.meta, r.authorizations.len()));
+        http.chain(grpc).collect::<Vec<_>>()
+    };
+    let gateway = "gateway.networking.k8s.io";
+    assert_eq!(
+        opened("HTTP/1", "policy.linkerd.io", "HTTPRoute"),
+        [("policy.linkerd.io", "HTTPRoute")]
+    );
+    assert_eq!(opened("HTTP/2", gateway, "HTTPRoute"), [(gateway, "HTTPRoute")]);
+    assert_eq!(opened("gRPC", gateway, "GRPCRoute"), [(gateway, "GRPCRoute")]);
 }
 
 #[test]

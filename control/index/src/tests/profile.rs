@@ -224,3 +224,58 @@ fn a_clients_own_service_profile_comes_first() {
         ("client".to_owned(), "server".to_owned())
     );
 }
+
+#[test]
+fn a_port_of_the_node_leads_to_the_pod_that_has_it() {
+    let cluster = cluster();
+    let mut pod = meshed();
+    merge(
+        &mut pod,
+        j!({
+            "spec": {"containers": [{"name": "app", "ports": [{"name": "http", "containerPort": 8080, "hostPort": 80}]}]},
+            "status": {"hostIP": "192.0.2.10", "hostIPs": [{"ip": "192.0.2.10"}, {"ip": "2001:db8::10"}]},
+        }),
+    );
+    cluster.apply(&mk_pod_with("ns", "web-0", "10.1.0.1", pod));
+    let mut watch = cluster.profile("client", &addr("192.0.2.10:80"));
+    let profile = watch.borrow_and_update().clone();
+    let (at, endpoint) = profile.endpoint.as_ref().expect("an endpoint");
+    assert_eq!(*at, socket("10.1.0.1:8080"));
+    assert!(endpoint.identity.is_some());
+    assert_eq!(cluster.profile_of(addr("192.0.2.10:8080")).endpoint, None);
+    assert_eq!(
+        cluster.profile_of(addr("[2001:db8::10]:80")).endpoint,
+        None,
+        "the pod has no address of that family"
+    );
+    cluster.remove::<Pod>("ns", "web-0");
+    assert_eq!(**watch.borrow_and_update(), Profile::unknown(false));
+}
+
+#[test]
+fn a_pod_on_its_nodes_network_is_met_at_its_own_port_alone() {
+    let cluster = cluster();
+    let pod = j!({
+        "spec": {
+            "hostNetwork": true,
+            "containers": [{"name": "app", "ports": [{"name": "http", "containerPort": 9100, "hostPort": 9100}]}],
+        },
+        "status": {"hostIP": "192.0.2.10"},
+    });
+    cluster.apply(&mk_pod_with("ns", "exporter", "192.0.2.10", pod));
+    let profile = cluster.profile_of(addr("192.0.2.10:9100"));
+    let (at, endpoint) = profile.endpoint.as_ref().expect("an endpoint");
+    assert_eq!((*at, &endpoint.identity), (socket("192.0.2.10:9100"), &None));
+    assert_eq!(cluster.profile_of(addr("192.0.2.10:22")).endpoint, None);
+}
+
+#[test]
+fn a_pods_profile_names_the_zone_of_its_node_once_that_is_known() {
+    let cluster = web();
+    let mut watch = cluster.profile("client", &addr("10.1.0.1:8080"));
+    let zone = |profile: &Profile| profile.endpoint.as_ref().expect("an endpoint").1.zone.clone();
+    assert_eq!(zone(&watch.borrow_and_update()), None);
+    let node = j!({"metadata": {"name": "node-a", "labels": {"topology.kubernetes.io/zone": "z"}}});
+    cluster.apply(&serde_json::from_value::<Node>(node).expect("a node"));
+    assert_eq!(zone(&watch.borrow_and_update()).as_deref(), Some("z"));
+}
