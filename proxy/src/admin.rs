@@ -1,22 +1,26 @@
 //! The admin server: probes, metrics, log level, shutdown.
 //!
-//! What changes the proxy or tells its secrets is for the pod itself: such requests must come from loopback.
+//! What changes the proxy or tells its secrets is for the pod itself: such requests must come from loopback. The port
+//! speaks plaintext and TLS with the proxy's own certificate, whichever the client begins with: probes and scrapers come
+//! without, and `heddle identity` comes for the certificate.
 
 use std::{convert::Infallible, fmt::Write as _, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use heddle_daemon::signal::Trigger;
-use heddle_tls::Readiness;
+use heddle_tls::{Readiness, Store};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use crate::{config::Config, logging::LogHandle, metrics::Metrics};
@@ -39,6 +43,7 @@ pub(crate) struct Admin {
     pub metrics: Arc<Metrics>,
     pub registry: Registry,
     pub ready: watch::Receiver<Readiness>,
+    pub store: Store,
     pub log: LogHandle,
     pub shutdown: Trigger,
 }
@@ -201,7 +206,27 @@ impl Bound {
     }
 }
 
+/// The first byte of a TLS handshake record (RFC 8446 section 5.1); no HTTP method begins with it.
+const TLS_HANDSHAKE: u8 = 0x16;
+
 async fn connection(admin: Arc<Admin>, tcp: TcpStream, client: SocketAddr) {
+    let mut first = [0];
+    let peeked = timeout(HEADER_TIMEOUT, tcp.peek(&mut first)).await;
+    if !matches!(peeked, Ok(Ok(1))) {
+        return;
+    }
+    if first[0] != TLS_HANDSHAKE {
+        return serve(admin, tcp, client).await;
+    }
+    let acceptor = TlsAcceptor::from(admin.store.server_config());
+    match timeout(HEADER_TIMEOUT, acceptor.accept(tcp)).await {
+        Ok(Ok(tls)) => serve(admin, tls, client).await,
+        Ok(Err(error)) => debug!(%client, %error, "Admin handshake failed"),
+        Err(_) => debug!(%client, "Admin handshake took too long"),
+    }
+}
+
+async fn serve(admin: Arc<Admin>, stream: impl AsyncRead + AsyncWrite + Unpin, client: SocketAddr) {
     let service = service_fn(move |request| {
         let admin = admin.clone();
         async move { Ok::<_, Infallible>(admin.reply(request, client).await) }
@@ -210,7 +235,7 @@ async fn connection(admin: Arc<Admin>, tcp: TcpStream, client: SocketAddr) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(HEADER_BYTES_MAX)
-        .serve_connection(TokioIo::new(tcp), service);
+        .serve_connection(TokioIo::new(stream), service);
     if let Ok(Err(error)) = timeout(CONNECTION_LIFE, connection).await {
         debug!(%client, %error, "Admin connection ended");
     }

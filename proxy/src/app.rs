@@ -79,6 +79,7 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
         metrics: metrics.clone(),
         registry,
         ready: ready.clone(),
+        store: store.clone(),
         log,
         shutdown: shutdown.trigger(),
     };

@@ -82,6 +82,13 @@ pub enum Command {
     Install(commands::install::Args),
     /// Print the CNI plugin's manifests, for kubectl apply -f -.
     InstallCni(commands::install_cni::Args),
+    /// Print what authorizes requests to a workload.
+    Authz(commands::authz::Args),
+    /// Print what the control plane tells proxies, and metrics.
+    #[command(visible_alias = "dg")]
+    Diagnostics(commands::diagnostics::Args),
+    /// Print the certificates that proxies show.
+    Identity(commands::identity::Args),
     /// Print the version.
     Version(commands::version::Args),
     /// Print a shell's completion script.
@@ -190,6 +197,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Uninject(args) => commands::uninject::run(args),
         Command::Install(args) => commands::install::run(&global, args),
         Command::InstallCni(args) => commands::install_cni::run(&global, args),
+        Command::Authz(args) => commands::authz::run(&global, args),
+        Command::Diagnostics(args) => commands::diagnostics::run(&global, args),
+        Command::Identity(args) => commands::identity::run(&global, args),
         Command::Version(args) => commands::version::run(&global, args),
         Command::Completion(args) => commands::completion::run(args),
     }

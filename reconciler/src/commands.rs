@@ -2,13 +2,17 @@
 //! data; everything else goes to stderr.
 
 pub mod apply;
+pub mod authz;
 pub mod check;
 pub mod completion;
+pub mod diagnostics;
+pub mod identity;
 pub mod inject;
 pub mod install;
 pub mod install_cni;
 pub mod plan;
 pub mod render;
+pub mod resource;
 pub mod run;
 pub mod status;
 pub mod uninject;

@@ -17,6 +17,7 @@ pub mod commands;
 pub mod diff;
 pub mod execute;
 pub mod fault;
+pub mod forward;
 pub mod identity;
 pub mod metrics;
 pub mod object;

@@ -4,6 +4,8 @@
 //! that needs one brings up `heddle-test` and leaves it. The whole cluster is one for all tests, so the tests on it
 //! take turns; those that need only an API server have one each and run beside them.
 
+#[path = "cluster/ask.rs"]
+mod ask;
 #[path = "cluster/bad_input.rs"]
 mod bad_input;
 #[path = "cluster/cert_manager.rs"]
