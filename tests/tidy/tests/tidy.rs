@@ -16,7 +16,13 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("heddle-daemon", &["heddle-mesh"]),
     (
         "heddle-reconciler",
-        &["heddle-daemon", "heddle-inject", "heddle-k8s", "heddle-mesh"],
+        &[
+            "heddle-daemon",
+            "heddle-inject",
+            "heddle-k8s",
+            "heddle-mesh",
+            "heddle-tls",
+        ],
     ),
     ("heddle-identity", &["heddle-daemon", "heddle-mesh", "heddle-tls"]),
     ("heddle-wire", &[]),
@@ -91,8 +97,8 @@ const NEVER: [(&str, &str, &str); 11] = [
     ("heddle-control-index", "tonic", "indexes know no gRPC"),
     (
         "heddle-reconciler",
-        "tonic",
-        "the reconciler meets the mesh's programs as images",
+        "heddle-wire",
+        "the reconciler meets the mesh's programs as images, and asks them only what any proxy may ask",
     ),
     (
         "heddle-daemon",
