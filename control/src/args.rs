@@ -168,6 +168,16 @@ struct Settings {
         default_value = "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fd00::/8"
     )]
     cluster_networks: Vec<IpNet>,
+    /// The namespace whose EgressNetworks speak for clients of all namespaces
+    #[arg(
+        long,
+        env = "HEDDLE_GLOBAL_EGRESS_NETWORK_NAMESPACE",
+        default_value = "linkerd-egress"
+    )]
+    global_egress_network_namespace: String,
+    /// Let requests set their own timeouts and retries with headers such as l5d-retry-http and l5d-timeout
+    #[arg(long, env = "HEDDLE_ALLOW_L5D_REQUEST_HEADERS")]
+    allow_l5d_request_headers: bool,
     /// Networks that the kubelet's probes come from
     #[arg(
         long,
@@ -313,6 +323,8 @@ impl Plan {
         let Settings {
             default_policy,
             cluster_networks,
+            global_egress_network_namespace,
+            allow_l5d_request_headers,
             probe_networks,
             default_opaque_ports,
             outbound_transport_mode,
@@ -323,6 +335,8 @@ impl Plan {
             control_namespace: common.control_namespace.clone(),
             trust_domain: common.identity_trust_domain.clone(),
             cluster_networks,
+            global_egress_namespace: global_egress_network_namespace,
+            allow_l5d_request_headers,
             default_policy,
             opaque_ports: default_opaque_ports,
             probe_networks,
@@ -428,6 +442,8 @@ mod tests {
             "--default-policy=deny",
             "--cluster-networks=10.0.0.0/8,fd00::/8",
             "--default-opaque-ports=25,9000-9001",
+            "--global-egress-network-namespace=egress",
+            "--allow-l5d-request-headers",
         ];
         let plan = Cli::parse_from(flags).destination.into_plan();
         let common = Common {
@@ -443,6 +459,7 @@ mod tests {
             (config.default_policy, config.cluster_networks.len()),
             (DefaultPolicy::Deny, 2)
         );
+        assert!(config.global_egress_namespace == "egress" && config.allow_l5d_request_headers);
         assert!(config.opaque_ports.contains(9001) && !config.opaque_ports.contains(3306));
         assert_eq!(
             (config.cluster_domain.as_str(), config.control_namespace.as_str()),

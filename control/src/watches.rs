@@ -1,7 +1,10 @@
 //! Which kinds each service watches.
 
-use gateway_api::apis::standard::{grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute};
-use heddle_control_index::watcher::Watchers;
+use gateway_api::apis::experimental::{
+    grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute, tcproutes::TcpRoute,
+    tlsroutes::TlsRoute,
+};
+use heddle_control_index::{TlsRouteV1Alpha2, watcher::Watchers};
 use heddle_k8s::{
     external_workload::ExternalWorkload,
     policy::{
@@ -43,4 +46,7 @@ pub(crate) fn policy(watchers: &mut Watchers) {
     watchers.watch::<HttpRoute>();
     watchers.watch::<GatewayHttpRoute>();
     watchers.watch::<GrpcRoute>();
+    watchers.watch::<TlsRoute>();
+    watchers.watch::<TlsRouteV1Alpha2>();
+    watchers.watch::<TcpRoute>();
 }

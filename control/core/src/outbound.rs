@@ -83,6 +83,8 @@ pub struct OutboundRule<M> {
     pub mirrors: Vec<Mirror>,
     /// How requests of a session find the same endpoint.
     pub session: Option<Persistence>,
+    /// Whether headers of a request itself may set its timeouts and retries.
+    pub allow_l5d_request_headers: bool,
 }
 
 /// Where a share of requests is copied to; answers to the copies are thrown away.

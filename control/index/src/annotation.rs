@@ -13,7 +13,9 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use heddle_mesh::{PortSet, annotation::OPAQUE_PORTS, duration};
 
-pub(crate) use self::{balance::Balancing, traffic::RouteTraffic};
+pub(crate) use self::{
+    affinity::DEFAULT_NAME as DEFAULT_SESSION_NAME, balance::Balancing, traffic::RouteTraffic,
+};
 
 /// A kind of object whose annotations say how traffic is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

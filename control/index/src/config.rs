@@ -25,6 +25,10 @@ pub struct Config {
     pub probe_networks: Vec<IpNet>,
     /// How long proxies wait for the first bytes of a connection to tell its protocol.
     pub detect_timeout: Duration,
+    /// The namespace whose EgressNetworks speak for clients of all namespaces.
+    pub global_egress_namespace: String,
+    /// Whether proxies obey retry and timeout headers of the requests themselves (`l5d-retry-http` and the like).
+    pub allow_l5d_request_headers: bool,
     /// Whether meshed endpoints are reached at their proxy's own port with a transport header.
     pub transport_header: bool,
     /// Whether proxies carry IPv6 traffic. If not, IPv6 addresses are nobody's endpoints.
@@ -54,6 +58,8 @@ impl Default for Config {
             opaque_ports: port::DEFAULT_OPAQUE.into_iter().collect(),
             probe_networks: vec![net("0.0.0.0/0"), net("::/0")],
             detect_timeout: Duration::from_secs(10),
+            global_egress_namespace: "linkerd-egress".to_owned(),
+            allow_l5d_request_headers: false,
             transport_header: true,
             ipv6: false,
         }

@@ -17,6 +17,7 @@ mod workload;
 
 use kube::{Resource, ResourceExt as _};
 
+pub use self::route::TlsRouteV1Alpha2;
 pub(crate) use self::{
     authentication::{MeshTlsFacts, NetworkFacts},
     authorization::{AuthenticationRef, PolicyFacts, PolicyTarget, ServerAuthorizationFacts},
@@ -27,8 +28,8 @@ pub(crate) use self::{
     pod::PodFacts,
     rate_limit::RateLimitFacts,
     route::{
-        BackendKind, BackendRef, GrpcRouteFacts, HttpRouteFacts, Parent, ParentKind, RouteFacts, RouteKind,
-        RuleFacts,
+        BackendKind, BackendRef, ConnectionRouteFacts, GrpcRouteFacts, HttpRouteFacts, MirrorRef, Parent,
+        ParentKind, RouteFacts, RouteKind, RuleFacts,
     },
     server::ServerFacts,
     service::{PortFacts, ServiceFacts},

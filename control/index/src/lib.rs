@@ -26,7 +26,7 @@ pub mod watcher;
 
 pub use cluster::{Change, Cluster, Listing, Sizes};
 pub use config::Config;
-pub use facts::{ObjectKey, Tracked};
+pub use facts::{ObjectKey, TlsRouteV1Alpha2, Tracked};
 pub use route::ParentRef;
 
 #[cfg(test)]

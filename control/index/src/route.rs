@@ -4,15 +4,18 @@
 //! be carried out is refused whole, and said so: half a route sends requests where nobody meant them to go.
 
 mod filter;
+mod session;
 mod spec;
 
 use std::{str::FromStr, time::Duration};
 
-use heddle_control_core::route::{
-    Filter, GrpcMatch, HeaderMatch, HostMatch, HttpMatch, PathMatch, QueryMatch,
+use heddle_control_core::{
+    balance::Persistence,
+    route::{Filter, GrpcMatch, HeaderMatch, HostMatch, HttpMatch, PathMatch, QueryMatch},
 };
 use http::{HeaderName, HeaderValue, Method};
 use regex::Regex;
+use serde::de::IgnoredAny;
 
 pub use self::spec::ParentRef;
 pub(crate) use self::spec::RouteSpec;
@@ -41,6 +44,11 @@ pub(crate) trait ReadMatch: Sized {
     fn everything() -> Self;
 
     fn read(spec: Self::Spec) -> Result<Self, RouteError>;
+
+    /// Whether it needs expressions that only Heddle's extension carries.
+    fn is_regex(&self) -> bool {
+        false
+    }
 }
 
 /// A rule that has been read.
@@ -49,9 +57,23 @@ pub(crate) struct Rule<M> {
     pub(crate) matches: Vec<M>,
     pub(crate) filters: Vec<Filter>,
     pub(crate) backends: Vec<BackendRef>,
+    pub(crate) mirrors: Vec<MirrorRef>,
     /// `None` is unlimited.
     pub(crate) request_timeout: Option<Duration>,
+    pub(crate) session: Option<Persistence>,
 }
+
+/// Where a share of requests is copied to.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct MirrorRef {
+    pub(crate) backend: Box<BackendRef>,
+    /// Numerator and denominator, which is not 0.
+    pub(crate) share: (u32, u32),
+}
+
+/// What a connection is matched by beside its server name: nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionMatch;
 
 /// Where requests of a rule go.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +84,7 @@ pub(crate) struct BackendRef {
     pub(crate) port: u16,
     pub(crate) weight: u32,
     pub(crate) filters: Vec<Filter>,
+    pub(crate) mirrors: Vec<MirrorRef>,
 }
 
 /// What a backend is.
@@ -106,19 +129,18 @@ impl<M: ReadMatch> Rule<M> {
             .map(|text| gateway_duration(&text))
             .transpose()?
             .filter(|timeout| !timeout.is_zero());
+        let (filters, mirrors) = filter::read_all(spec.filters)?;
         Ok(Self {
             matches,
-            filters: spec
-                .filters
-                .into_iter()
-                .map(filter::read)
-                .collect::<Result<_, _>>()?,
+            filters,
+            mirrors,
             backends: spec
                 .backend_refs
                 .into_iter()
                 .map(BackendRef::read)
                 .collect::<Result<_, _>>()?,
             request_timeout,
+            session: spec.session_persistence.map(session::read).transpose()?,
         })
     }
 }
@@ -130,17 +152,15 @@ impl BackendRef {
             (Some("policy.linkerd.io"), Some("EgressNetwork")) => BackendKind::EgressNetwork,
             _ => BackendKind::Other,
         };
+        let (filters, mirrors) = filter::read_all(spec.filters)?;
         Ok(Self {
             kind,
             namespace: spec.namespace.filter(|namespace| !namespace.is_empty()),
             name: spec.name,
             port: spec.port.unwrap_or_default(),
             weight: spec.weight.unwrap_or(1),
-            filters: spec
-                .filters
-                .into_iter()
-                .map(filter::read)
-                .collect::<Result<_, _>>()?,
+            filters,
+            mirrors,
         })
     }
 }
@@ -189,20 +209,54 @@ impl ReadMatch for GrpcMatch {
         Self::default()
     }
 
+    fn is_regex(&self) -> bool {
+        self.regex
+    }
+
     fn read(spec: GrpcMatchSpec) -> Result<Self, RouteError> {
         let method = spec.method.unwrap_or_default();
-        if is_regex("matches.method.type", method.kind.as_deref())? {
-            // The proxy API carries names only.
-            return Err(RouteError::Unsupported(
-                "a gRPC method match by RegularExpression".into(),
-            ));
-        }
+        let regex = is_regex("matches.method.type", method.kind.as_deref())?;
+        let name = |field, name: Option<String>| match (regex, name) {
+            (true, Some(expression)) => checked_regex(field, expression).map(Some),
+            (_, name) => Ok(name),
+        };
         Ok(Self {
-            service: method.service,
-            method: method.method,
-            regex: false,
+            service: name("matches.method.service", method.service)?,
+            method: name("matches.method.method", method.method)?,
+            regex,
             headers: headers(spec.headers)?,
         })
+    }
+}
+
+impl ReadMatch for ConnectionMatch {
+    type Spec = IgnoredAny;
+
+    fn everything() -> Self {
+        Self
+    }
+
+    fn read(_: IgnoredAny) -> Result<Self, RouteError> {
+        Ok(Self)
+    }
+}
+
+impl<M: ReadMatch> Body<M> {
+    /// What only a client's proxy can do, if there is any of it.
+    pub(crate) fn outbound_only(&self) -> Option<RouteError> {
+        let what = self.rules.iter().find_map(|rule| {
+            let has_rewrite = rule.filters.iter().any(|one| matches!(one, Filter::Rewrite(_)));
+            match () {
+                () if has_rewrite => Some("URLRewrite"),
+                () if !rule.mirrors.is_empty() => Some("RequestMirror"),
+                () if rule.session.is_some() => Some("sessionPersistence"),
+                () if rule.matches.iter().any(M::is_regex) => {
+                    Some("a gRPC method match by RegularExpression")
+                }
+                () => None,
+            }
+        })?;
+        Some(RouteError::Unsupported(format!("{what} on a Server")))
     }
 }
 
@@ -324,7 +378,14 @@ mod tests {
             serde_json::json!({"matches": [{"path": {"type": "RegularExpression", "value": "("}}]}),
             serde_json::json!({"matches": [{"headers": [{"name": "a b", "value": "x"}]}]}),
             serde_json::json!({"matches": [{"method": "G T"}]}),
-            serde_json::json!({"filters": [{"type": "URLRewrite", "urlRewrite": {}}]}),
+            serde_json::json!({"filters": [{"type": "CORS", "cors": {}}]}),
+            serde_json::json!({"filters": [{"type": "ExtensionRef"}]}),
+            serde_json::json!({"filters": [{"type": "RequestMirror"}]}),
+            serde_json::json!({"filters": [{"type": "URLRewrite", "urlRewrite": {"hostname": "a b"}}]}),
+            serde_json::json!({"filters": [{"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplaceFullPath", "replaceFullPath": "x?y"}}}]}),
+            serde_json::json!({"filters": [{"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "a", "port": 1}, "percent": 101}}]}),
+            serde_json::json!({"sessionPersistence": {"type": "Query"}}),
+            serde_json::json!({"sessionPersistence": {"cookieConfig": {"lifetimeType": "Permanent"}}}),
             serde_json::json!({"timeouts": {"request": "soon"}}),
         ] {
             let json = serde_json::json!({"rules": [{}, rule]});

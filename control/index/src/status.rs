@@ -163,7 +163,11 @@ fn judge(
             let facts = store.grpc_routes.get(key)?;
             route::judge(store, config, RouteKind::GatewayGrpc, key, facts)
         }
-        Subject::TlsRoute | Subject::TcpRoute => return None,
+        Subject::TlsRoute => route::judge(store, config, RouteKind::GatewayTls, key, store.tls_route(key)?),
+        Subject::TcpRoute => {
+            let facts = store.tcp_routes.get(key)?;
+            route::judge(store, config, RouteKind::GatewayTcp, key, facts)
+        }
         Subject::EgressNetwork => {
             Status::Conditions(vec![egress::judge(config, store.egress_networks.get(key)?)])
         }

@@ -13,10 +13,10 @@ use heddle_mesh::PortSet;
 use crate::{
     config::Config,
     facts::{
-        EgressFacts, ExternalWorkloadFacts, GrpcRouteFacts, HttpRouteFacts, MeshTlsFacts, NamespaceFacts,
-        NetworkFacts, NodeFacts, ObjectKey, Parent, ParentKind, PodFacts, PolicyFacts, ProfileFacts,
-        RateLimitFacts, RouteKind, ServerAuthorizationFacts, ServerFacts, ServiceFacts, SliceFacts,
-        WorkloadFacts,
+        ConnectionRouteFacts, EgressFacts, ExternalWorkloadFacts, GrpcRouteFacts, HttpRouteFacts,
+        MeshTlsFacts, NamespaceFacts, NetworkFacts, NodeFacts, ObjectKey, Parent, ParentKind, PodFacts,
+        PolicyFacts, ProfileFacts, RateLimitFacts, RouteKind, ServerAuthorizationFacts, ServerFacts,
+        ServiceFacts, SliceFacts, WorkloadFacts,
     },
     status::{Subject, Told},
 };
@@ -44,6 +44,10 @@ pub struct Store {
     pub(crate) policy_http_routes: Table<HttpRouteFacts>,
     pub(crate) gateway_http_routes: Table<HttpRouteFacts>,
     pub(crate) grpc_routes: Table<GrpcRouteFacts>,
+    pub(crate) tls_routes: Table<ConnectionRouteFacts>,
+    /// The same objects, in clusters that have only this version or both.
+    pub(crate) tls_routes_v1alpha2: Table<ConnectionRouteFacts>,
+    pub(crate) tcp_routes: Table<ConnectionRouteFacts>,
     pub(crate) service_profiles: Table<ProfileFacts>,
     /// The objects that are judged, and what their statuses say.
     pub(crate) told: BTreeMap<(Subject, ObjectKey), Told>,
@@ -297,6 +301,13 @@ impl Store {
             || self
                 .server_of(namespace, workload, port)
                 .is_some_and(|(_, server)| server.is_opaque())
+    }
+
+    /// A TLSRoute, in whichever version the cluster has it.
+    pub(crate) fn tls_route(&self, key: &ObjectKey) -> Option<&ConnectionRouteFacts> {
+        self.tls_routes
+            .get(key)
+            .or_else(|| self.tls_routes_v1alpha2.get(key))
     }
 
     /// An object's own annotation comes before its namespace's, and that before the default.

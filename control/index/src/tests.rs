@@ -8,6 +8,7 @@ mod fixtures;
 mod inbound;
 mod inbound_routes;
 mod outbound;
+mod outbound_routes;
 mod profile;
 mod slices;
 mod status;

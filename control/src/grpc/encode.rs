@@ -189,11 +189,16 @@ pub(super) fn http_failure(status: u16, message: &str) -> http_route::HttpFailur
     }
 }
 
-/// A failure of every call, with the code `INTERNAL`.
-pub(super) fn grpc_failure(message: &str) -> grpc_route::GrpcFailureInjector {
+/// A failure of every call, with the gRPC status that stands for an HTTP status.
+pub(super) fn grpc_failure(status: u16, message: &str) -> grpc_route::GrpcFailureInjector {
+    const PERMISSION_DENIED: u32 = 7;
     const INTERNAL: u32 = 13;
     grpc_route::GrpcFailureInjector {
-        code: INTERNAL,
+        code: if status == 403 {
+            PERMISSION_DENIED
+        } else {
+            INTERNAL
+        },
         message: message.to_owned(),
         ratio: Some(always()),
     }

@@ -3,13 +3,19 @@
 
 use std::net::SocketAddr;
 
-use gateway_api::apis::standard::{grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute};
+use gateway_api::apis::experimental::{
+    grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute, tcproutes::TcpRoute,
+    tlsroutes::TlsRoute,
+};
 use heddle_control_index::{Cluster, Config, Tracked};
 use heddle_k8s::policy::{
     AuthorizationPolicy, EgressNetwork, HttpLocalRateLimitPolicy, HttpRoute, MeshTLSAuthentication,
     NetworkAuthentication, Server,
 };
-use heddle_proxy_policy::{Client, ClientPolicy, ClientTls, Endpoint, EndpointSet, Profile, ServerPolicy};
+use heddle_proxy_policy::{
+    Client, ClientPolicy, ClientTls, Endpoint, EndpointSet, Profile, ServerPolicy, outbound::Protocol,
+};
+use heddle_wire::{Extension, PolicyMessage};
 use http_body_util::{BodyExt as _, Full};
 use k8s_openapi::api::{
     core::v1::{Pod, Service},
@@ -18,7 +24,7 @@ use k8s_openapi::api::{
 use linkerd2_proxy_api::{
     destination::{DestinationProfile, GetDestination},
     inbound::PortSpec,
-    outbound::{OutboundPolicy, TrafficSpec, traffic_spec},
+    outbound::{TrafficSpec, traffic_spec},
 };
 use prost::Message;
 use serde::de::DeserializeOwned;
@@ -84,6 +90,11 @@ impl World {
     }
 
     async fn client(&self, target: traffic_spec::Target) -> ClientPolicy {
+        self.extended(target).await.0
+    }
+
+    /// The policy as the proxy reads it, and the extension, which must fit it.
+    async fn extended(&self, target: traffic_spec::Target) -> (ClientPolicy, Extension) {
         let spec = TrafficSpec {
             source_workload: "client:p".into(),
             target: Some(target),
@@ -93,8 +104,10 @@ impl World {
             "cluster.local".into(),
             GrpcMetrics::default(),
         );
-        let message: OutboundPolicy = ask(service, "Get", spec).await;
-        ClientPolicy::try_from(message).expect("the proxy takes the message")
+        let message: PolicyMessage = ask(service, "Get", spec).await;
+        let (policy, extension) = message.into_parts().expect("the extension fits its policy");
+        let policy = ClientPolicy::try_from(policy).expect("the proxy takes the message");
+        (policy, extension)
     }
 
     fn destination(&self) -> Destination<Cluster> {
@@ -325,6 +338,112 @@ async fn every_kind_of_outbound_policy_is_read() {
         {},
     ]}}));
     world.client(addr("10.96.0.1:80")).await;
+}
+
+/// What the proxy API has no place for is in the extension, and the policy beside it is whole without.
+#[tokio::test]
+async fn the_extension_carries_what_the_proxy_api_cannot() {
+    let world = World::new();
+    let (_, none) = world.extended(addr("10.96.0.1:80")).await;
+    assert!(none.is_empty());
+    world.apply::<Service>(
+        "web",
+        json!({
+            "metadata": {"annotations": {
+                "balancer.heddle.dev/session-affinity": "hash-header",
+                "balancer.heddle.dev/session-affinity-name": "x-user",
+                "balancer.heddle.dev/max-connections": "10",
+                "balancer.heddle.dev/max-requests-per-endpoint": "3",
+                "balancer.heddle.dev/min-ready-endpoints": "2",
+                "balancer.linkerd.io/failure-accrual": "unified",
+                "balancer.alpha.linkerd.io/penalize-failures": "true",
+            }},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80}]},
+        }),
+    );
+    let parents = json!([{"group": "core", "kind": "Service", "name": "web", "port": 80}]);
+    let mirror = json!({"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "web", "port": 80}, "percent": 5}});
+    let rewrite = json!({"type": "URLRewrite", "urlRewrite": {"hostname": "example.com", "path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/v2"}}});
+    let rule = json!({
+        "filters": [rewrite, mirror],
+        "backendRefs": [{"name": "web", "port": 80}, {"name": "web", "port": 80, "filters": [rewrite]}],
+        "sessionPersistence": {"type": "Header", "sessionName": "x-session", "idleTimeout": "5m"},
+    });
+    world.apply::<GatewayHttpRoute>(
+        "http",
+        json!({"spec": {"parentRefs": parents, "rules": [{}, rule]}}),
+    );
+    let (_, extension) = world.extended(addr("10.96.0.1:80")).await;
+    let own = extension.rule(0, 1, None).expect("the rule's");
+    let mirrored: Vec<_> = own
+        .mirrors
+        .iter()
+        .map(|one| (one.numerator, one.denominator.get()))
+        .collect();
+    assert_eq!(
+        (own.rewrite.is_some(), mirrored, own.session.is_some()),
+        (true, vec![(5, 100)], true)
+    );
+    assert!(
+        extension
+            .rule(0, 1, Some(1))
+            .is_some_and(|one| one.rewrite == own.rewrite)
+    );
+    assert_eq!(
+        (extension.rule(0, 0, None), extension.rule(0, 1, Some(0))),
+        (None, None)
+    );
+    let balancer = extension
+        .balancer("web.ns.svc.cluster.local:80")
+        .expect("the service's");
+    assert!(balancer.affinity.is_some());
+    assert_eq!(
+        balancer.limits.endpoint_requests.map(std::num::NonZeroU32::get),
+        Some(3)
+    );
+
+    let regex = json!({"matches": [{}, {"method": {"type": "RegularExpression", "service": "a.*"}}]});
+    let headers = json!({"filters": [{"type": "ResponseHeaderModifier", "responseHeaderModifier": {"remove": ["server"]}}]});
+    world.apply::<GrpcRoute>(
+        "grpc",
+        json!({"spec": {"parentRefs": parents, "rules": [regex, headers]}}),
+    );
+    let (_, extension) = world.extended(addr("10.96.0.1:80")).await;
+    let matches = &extension.rule(0, 0, None).expect("the rule's").grpc_matches;
+    assert_eq!(
+        (matches.len(), matches[0].index, matches[0].service.as_deref()),
+        (1, 1, Some("a.*"))
+    );
+    assert!(
+        extension
+            .rule(0, 1, None)
+            .is_some_and(|one| one.response_headers.is_some())
+    );
+}
+
+#[tokio::test]
+async fn routes_of_connections_are_read() {
+    let world = World::new();
+    world.apply_in::<EgressNetwork>("client", "all", json!({"spec": {"trafficPolicy": "Deny"}}));
+    let parents = json!([
+        {"group": "core", "kind": "Service", "namespace": "ns", "name": "web", "port": 80},
+        {"group": "policy.linkerd.io", "kind": "EgressNetwork", "name": "all", "port": 443},
+    ]);
+    let backends = json!([
+        {"namespace": "ns", "name": "web", "port": 80},
+        {"name": "gone", "port": 80},
+        {"name": "web", "kind": "Secret", "port": 80},
+    ]);
+    let spec = |hostnames: Value| json!({"spec": {"parentRefs": parents, "hostnames": hostnames, "rules": [{"backendRefs": backends}]}});
+    for target in ["10.96.0.1:80", "192.0.2.1:443"] {
+        world.apply_in::<TcpRoute>("client", "tcp", spec(Value::Null));
+        let tcp = world.client(addr(target)).await;
+        assert!(matches!(tcp.protocol, Protocol::Opaque(_)), "{tcp:?}");
+        world.apply_in::<TlsRoute>("client", "tls", spec(json!(["a.example.com", "*.b.example.com"])));
+        let tls = world.client(addr(target)).await;
+        assert!(matches!(tls.protocol, Protocol::Tls(_)), "{tls:?}");
+        world.cluster.reset::<TlsRoute>(&[]);
+    }
 }
 
 fn full_rule(filter: &str) -> Value {

@@ -152,6 +152,16 @@ pub struct RouteBackend {
     pub mirrors: Vec<Mirror>,
 }
 
+impl RouteBackend {
+    /// Why connections to it are refused, if they are.
+    pub fn refusal(&self) -> Option<&str> {
+        self.filters.iter().find_map(|filter| match filter {
+            Filter::Fail(fail) => Some(fail.message.as_str()),
+            _ => None,
+        })
+    }
+}
+
 /// Where requests may go.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backend {

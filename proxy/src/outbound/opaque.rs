@@ -28,6 +28,9 @@ pub(super) async fn serve(
             OpaqueVerdict::Invalid(why) => return Err(ProxyError::InvalidPolicy(why.as_str().into()).into()),
         };
         let (chosen, balancer) = policy.choose(distribution, None)?;
+        if let Some(why) = chosen.refusal() {
+            return Err(ProxyError::InvalidPolicy(why.into()).into());
+        }
         let wish = match &chosen.backend.affinity {
             Some(Affinity::Hash(key)) => sticky::hashed(key, None, client),
             Some(Affinity::Persist(_)) | None => Wish::Any,

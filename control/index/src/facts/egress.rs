@@ -1,11 +1,13 @@
 //! EgressNetworks: destinations outside the cluster, and whether they may be reached.
 
-use heddle_control_core::inbound::NetworkMatch;
+use heddle_control_core::{inbound::NetworkMatch, outbound::FailureAccrual};
 use heddle_k8s::policy::{EgressNetwork, TrafficPolicy};
+use heddle_mesh::PortSet;
+use kube::ResourceExt as _;
 
 use super::{ObjectKey, Tracked};
 use crate::{
-    annotation::Annotated,
+    annotation::{Annotated, Reader, RouteTraffic},
     dirty::Dirty,
     status::{Subject, Told},
     store::{Store, Table},
@@ -17,6 +19,10 @@ pub struct EgressFacts {
     pub(crate) allowed: bool,
     /// `None`: everything outside the cluster's networks.
     pub(crate) networks: Option<Vec<NetworkMatch>>,
+    pub(crate) opaque_ports: Option<PortSet>,
+    /// How requests are treated that take no route, or one without annotations of its own.
+    pub(crate) traffic: RouteTraffic,
+    pub(crate) failure_accrual: Option<FailureAccrual>,
 }
 
 impl Tracked for EgressNetwork {
@@ -35,10 +41,20 @@ impl Tracked for EgressNetwork {
             .networks
             .as_ref()
             .map(|list| super::authentication::networks(self, list).unwrap_or_default());
+        let mut annotations = Reader::new(self.annotations());
+        let (opaque_ports, traffic, failure_accrual) = (
+            annotations.opaque_ports(),
+            annotations.route_traffic(),
+            annotations.failure_accrual(),
+        );
+        super::complain(self, annotations.problems);
         EgressFacts {
             created: super::created(self),
             allowed: self.spec.traffic_policy == TrafficPolicy::Allow,
             networks,
+            opaque_ports,
+            traffic,
+            failure_accrual,
         }
     }
 

@@ -1,19 +1,23 @@
 //! Routes: what they are attached to, and what they do.
 
-use gateway_api::apis::standard::{
+use std::borrow::Cow;
+
+use gateway_api::apis::experimental::{
     grpcroutes::GrpcRoute as GatewayGrpcRoute, httproutes::HttpRoute as GatewayHttpRoute,
+    tcproutes::TcpRoute, tlsroutes::TlsRoute,
 };
 use heddle_control_core::route::{GrpcMatch, HttpMatch};
 use heddle_k8s::policy::HttpRoute as PolicyHttpRoute;
-use kube::{Resource, ResourceExt as _};
-use serde::Serialize;
+use kube::{Resource, ResourceExt as _, api::ObjectMeta, core::NamespaceResourceScope};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{ObjectKey, Tracked};
-pub(crate) use crate::route::{BackendKind, BackendRef, Rule as RuleFacts};
+pub(crate) use crate::route::{BackendKind, BackendRef, MirrorRef, Rule as RuleFacts};
 use crate::{
     annotation::{Annotated, Reader, RouteTraffic},
     dirty::Dirty,
-    route::{Body, ParentRef, ReadMatch, RouteError},
+    route::{Body, ConnectionMatch, ParentRef, ReadMatch, RouteError},
     status::{Subject, Told},
     store::{Store, Table},
 };
@@ -24,10 +28,13 @@ pub(crate) enum RouteKind {
     PolicyHttp,
     GatewayHttp,
     GatewayGrpc,
+    GatewayTls,
+    GatewayTcp,
 }
 
 pub(crate) type HttpRouteFacts = RouteFacts<HttpMatch>;
 pub(crate) type GrpcRouteFacts = RouteFacts<GrpcMatch>;
+pub(crate) type ConnectionRouteFacts = RouteFacts<ConnectionMatch>;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct RouteFacts<M> {
@@ -63,7 +70,9 @@ impl RouteKind {
     pub(crate) fn group(self) -> &'static str {
         match self {
             Self::PolicyHttp => "policy.linkerd.io",
-            Self::GatewayHttp | Self::GatewayGrpc => "gateway.networking.k8s.io",
+            Self::GatewayHttp | Self::GatewayGrpc | Self::GatewayTls | Self::GatewayTcp => {
+                "gateway.networking.k8s.io"
+            }
         }
     }
 
@@ -71,6 +80,8 @@ impl RouteKind {
         match self {
             Self::PolicyHttp | Self::GatewayHttp => "HTTPRoute",
             Self::GatewayGrpc => "GRPCRoute",
+            Self::GatewayTls => "TLSRoute",
+            Self::GatewayTcp => "TCPRoute",
         }
     }
 }
@@ -124,9 +135,20 @@ where
     let value = serde_json::to_value(spec).unwrap_or_default();
     // Who its parents are is told even of a route that cannot be used: its status says so to each of them.
     let parents = ParentRef::all(&value);
-    let parse = |value| -> Result<_, RouteError> { Body::read(serde_json::from_value(value)?) };
+    let parents: Vec<_> = parents
+        .into_iter()
+        .filter_map(|parent| known_parent(parent, &namespace))
+        .collect();
+    let on_server = parents.iter().any(|parent| parent.kind == ParentKind::Server);
+    let parse = |value| -> Result<_, RouteError> {
+        let (_, body) = Body::read(serde_json::from_value(value)?)?;
+        match body.outbound_only().filter(|_| on_server) {
+            None => Ok(body),
+            Some(error) => Err(error),
+        }
+    };
     let (body, problem) = match parse(value) {
-        Ok((_, body)) => (Some(body), None),
+        Ok(body) => (Some(body), None),
         Err(error) => {
             tracing::warn!(kind = %K::kind(&()), namespace, name = object.name_any(), %error, "Ignored a route");
             (None, Some(error.to_string()))
@@ -134,10 +156,7 @@ where
     };
     RouteFacts {
         created: super::created(object),
-        parents: parents
-            .into_iter()
-            .filter_map(|parent| known_parent(parent, &namespace))
-            .collect(),
+        parents,
         body,
         problem,
         traffic: traffic(object),
@@ -171,6 +190,48 @@ fn known_parent(written: ParentRef, namespace: &str) -> Option<Parent> {
         port: written.port,
         written,
     })
+}
+
+/// A TLSRoute as clusters have it whose Gateway API is older than the one that made it stable; of the same shape.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TlsRouteV1Alpha2 {
+    /// Name, namespace and the like.
+    pub metadata: ObjectMeta,
+    /// What it says.
+    #[serde(default)]
+    pub spec: Value,
+    /// What is said of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Value>,
+}
+
+impl Resource for TlsRouteV1Alpha2 {
+    type DynamicType = ();
+    type Scope = NamespaceResourceScope;
+
+    fn kind(_: &()) -> Cow<'_, str> {
+        "TLSRoute".into()
+    }
+
+    fn group(_: &()) -> Cow<'_, str> {
+        "gateway.networking.k8s.io".into()
+    }
+
+    fn version(_: &()) -> Cow<'_, str> {
+        "v1alpha2".into()
+    }
+
+    fn plural(_: &()) -> Cow<'_, str> {
+        "tlsroutes".into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
 }
 
 macro_rules! tracked {
@@ -228,4 +289,28 @@ tracked!(
     RouteKind::GatewayGrpc,
     GrpcMatch,
     grpc_routes
+);
+tracked!(
+    TlsRoute,
+    Subject::TlsRoute,
+    Annotated::TlsRoute,
+    RouteKind::GatewayTls,
+    ConnectionMatch,
+    tls_routes
+);
+tracked!(
+    TlsRouteV1Alpha2,
+    Subject::TlsRoute,
+    Annotated::TlsRoute,
+    RouteKind::GatewayTls,
+    ConnectionMatch,
+    tls_routes_v1alpha2
+);
+tracked!(
+    TcpRoute,
+    Subject::TcpRoute,
+    Annotated::TcpRoute,
+    RouteKind::GatewayTcp,
+    ConnectionMatch,
+    tcp_routes
 );

@@ -5,21 +5,20 @@ use std::{cmp::Reverse, net::IpAddr};
 use heddle_control_core::inbound::NetworkMatch;
 
 use crate::{
+    config::Config,
     facts::{EgressFacts, ObjectKey},
     store::Store,
 };
-
-/// EgressNetworks of this namespace speak for clients of all namespaces; Linkerd's.
-const GLOBAL_NAMESPACE: &str = "linkerd-egress";
 
 /// The EgressNetwork of the client's own namespace, or else the global one: of several the one with the smallest
 /// network around the address, then the oldest, then the first by name.
 pub(super) fn find<'a>(
     store: &'a Store,
+    config: &Config,
     client_namespace: &str,
     ip: IpAddr,
 ) -> Option<(ObjectKey, &'a EgressFacts)> {
-    [client_namespace, GLOBAL_NAMESPACE]
+    [client_namespace, &config.global_egress_namespace]
         .into_iter()
         .find_map(|namespace| {
             let matching = store

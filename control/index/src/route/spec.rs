@@ -56,6 +56,7 @@ pub(crate) struct RuleSpec<M> {
     #[serde(default)]
     pub(super) backend_refs: Vec<BackendRefSpec>,
     pub(super) timeouts: Option<TimeoutsSpec>,
+    pub(super) session_persistence: Option<SessionSpec>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -127,6 +128,8 @@ pub(crate) struct FilterSpec {
     pub(super) request_header_modifier: Option<HeaderModifierSpec>,
     pub(super) response_header_modifier: Option<HeaderModifierSpec>,
     pub(super) request_redirect: Option<RedirectSpec>,
+    pub(super) url_rewrite: Option<RewriteSpec>,
+    pub(super) request_mirror: Option<MirrorSpec>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -150,18 +153,55 @@ pub(crate) struct HeaderSpec {
 pub(crate) struct RedirectSpec {
     pub(super) scheme: Option<String>,
     pub(super) hostname: Option<String>,
-    pub(super) path: Option<RedirectPathSpec>,
+    pub(super) path: Option<PathModifierSpec>,
     pub(super) port: Option<u16>,
     pub(super) status_code: Option<u16>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct RedirectPathSpec {
+pub(crate) struct PathModifierSpec {
     #[serde(rename = "type")]
     pub(super) kind: String,
     pub(super) replace_full_path: Option<String>,
     pub(super) replace_prefix_match: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct RewriteSpec {
+    pub(super) hostname: Option<String>,
+    pub(super) path: Option<PathModifierSpec>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct MirrorSpec {
+    pub(super) backend_ref: BackendRefSpec,
+    pub(super) percent: Option<u32>,
+    pub(super) fraction: Option<FractionSpec>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct FractionSpec {
+    pub(super) numerator: u32,
+    pub(super) denominator: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SessionSpec {
+    pub(super) session_name: Option<String>,
+    pub(super) absolute_timeout: Option<String>,
+    pub(super) idle_timeout: Option<String>,
+    #[serde(rename = "type")]
+    pub(super) kind: Option<String>,
+    pub(super) cookie_config: Option<CookieSpec>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CookieSpec {
+    pub(super) lifetime_type: Option<String>,
 }
 
 impl<M> Default for RuleSpec<M> {
@@ -171,6 +211,7 @@ impl<M> Default for RuleSpec<M> {
             filters: Vec::new(),
             backend_refs: Vec::new(),
             timeouts: None,
+            session_persistence: None,
         }
     }
 }

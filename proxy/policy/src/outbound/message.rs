@@ -361,8 +361,22 @@ macro_rules! distributions {
 distributions! {
     http_distribution: http_route, |filters| each("filters", filters, Filter::try_from)?;
     grpc_distribution: grpc_route, |filters| each("filters", filters, Filter::try_from)?;
-    opaque_distribution: opaque_route, |filters| no_filters(filters)?;
-    tls_distribution: tls_route, |filters| no_filters(filters)?;
+    opaque_distribution: opaque_route, |filters| each("filters", filters, |filter| {
+        use proto::opaque_route::filter::Kind;
+        match filter.kind {
+            Some(Kind::Invalid(invalid)) => refusal(invalid.message),
+            Some(Kind::Forbidden(_)) => refusal("forbidden".to_owned()),
+            None => Err(Invalid::missing("kind")),
+        }
+    })?;
+    tls_distribution: tls_route, |filters| each("filters", filters, |filter| {
+        use proto::tls_route::filter::Kind;
+        match filter.kind {
+            Some(Kind::Invalid(invalid)) => refusal(invalid.message),
+            Some(Kind::Forbidden(_)) => refusal("forbidden".to_owned()),
+            None => Err(Invalid::missing("kind")),
+        }
+    })?;
 }
 
 fn nonempty(backends: Vec<RouteBackend>) -> Result<Vec<RouteBackend>, Invalid> {
@@ -372,14 +386,13 @@ fn nonempty(backends: Vec<RouteBackend>) -> Result<Vec<RouteBackend>, Invalid> {
     }
 }
 
-fn no_filters<T>(filters: Vec<T>) -> Result<Vec<Filter>, Invalid> {
-    match filters.is_empty() {
-        true => Ok(Vec::new()),
-        false => Err(Invalid::new(
-            "filters",
-            "are not supported on backends of connections",
-        )),
-    }
+/// The one thing that happens to connections at a backend: they are refused.
+fn refusal(message: String) -> Result<Filter, Invalid> {
+    Filter::try_from(linkerd2_proxy_api::http_route::HttpFailureInjector {
+        status: 503,
+        message,
+        ratio: None,
+    })
 }
 
 fn opaque_policy(routes: Vec<proto::OpaqueRoute>) -> Result<Opaque, Invalid> {

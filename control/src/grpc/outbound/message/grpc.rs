@@ -29,6 +29,7 @@ fn rule(rule: &OutboundRule<GrpcMatch>) -> grpc::Rule {
         retry: tries,
         mirrors: _,
         session: _,
+        allow_l5d_request_headers,
     } = rule;
     grpc::Rule {
         matches: matches.iter().map(encode::grpc_match).collect(),
@@ -36,6 +37,7 @@ fn rule(rule: &OutboundRule<GrpcMatch>) -> grpc::Rule {
         backends: Some(distribution(backends)),
         timeouts: Some(timeouts(limits)),
         retry: tries.as_ref().and_then(retry),
+        allow_l5d_request_headers: *allow_l5d_request_headers,
         ..grpc::Rule::default()
     }
 }
@@ -71,7 +73,7 @@ fn filter(filter: &Filter) -> Option<grpc::Filter> {
     use grpc::filter::Kind;
     let kind = match filter {
         Filter::RequestHeaders(modifier) => Kind::RequestHeaderModifier(encode::request_headers(modifier)),
-        Filter::Fail { message, .. } => Kind::FailureInjector(encode::grpc_failure(message)),
+        Filter::Fail { status, message } => Kind::FailureInjector(encode::grpc_failure(*status, message)),
         // The extension's affair; and a gRPC call cannot be redirected.
         Filter::ResponseHeaders(_) | Filter::Rewrite(_) | Filter::Redirect(_) => return None,
     };

@@ -29,6 +29,7 @@ fn rule(rule: &OutboundRule<HttpMatch>) -> http::Rule {
         retry: tries,
         mirrors: _,
         session: _,
+        allow_l5d_request_headers,
     } = rule;
     http::Rule {
         matches: matches.iter().map(encode::http_match).collect(),
@@ -36,6 +37,7 @@ fn rule(rule: &OutboundRule<HttpMatch>) -> http::Rule {
         backends: Some(distribution(backends)),
         timeouts: Some(timeouts(limits)),
         retry: tries.as_ref().and_then(retry),
+        allow_l5d_request_headers: *allow_l5d_request_headers,
         ..http::Rule::default()
     }
 }
