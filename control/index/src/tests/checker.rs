@@ -58,12 +58,18 @@ impl Random {
 
 type Objects = BTreeMap<(String, String), Value>;
 
+/// What happened to an object: namespace, name, and what it is now.
+type Event = (String, String, Option<Value>);
+
+/// Who asks an index; `None`: there is no answer.
+type Question<V> = Box<dyn Fn(&Cluster) -> Option<Watched<V>>>;
+
 /// A kind of object: how one is made at random, and how the index is told.
 struct Kind {
     make: fn(&mut Random, &str, &str) -> Value,
     cluster_scoped: bool,
     names: &'static [&'static str],
-    change: fn(&Cluster, &[(String, String, Option<Value>)]),
+    change: fn(&Cluster, &[Event]),
     reset: fn(&Cluster, &Objects),
 }
 
@@ -75,10 +81,7 @@ fn read<K: DeserializeOwned + kube::Resource<DynamicType = ()>>(
     mk(namespace, name, rest.clone())
 }
 
-fn change<K: Tracked + DeserializeOwned + Clone>(
-    cluster: &Cluster,
-    events: &[(String, String, Option<Value>)],
-) {
+fn change<K: Tracked + DeserializeOwned + Clone>(cluster: &Cluster, events: &[Event]) {
     let events: Vec<Change<K>> = events
         .iter()
         .map(|(namespace, name, object)| match object {
@@ -335,7 +338,7 @@ fn kinds() -> Vec<Kind> {
 
 /// A question, and what its watcher has been told last; `None`: that there is no answer.
 struct Asked<V> {
-    question: Box<dyn Fn(&Cluster) -> Option<Watched<V>>>,
+    question: Question<V>,
     name: String,
     watch: Option<Watched<V>>,
     /// Whether an answer to somebody who has asked before is what others get as an error.
@@ -365,19 +368,23 @@ impl<V: PartialEq + Debug> Asked<V> {
     }
 }
 
-fn questions() -> (
-    Vec<Asked<InboundServer>>,
-    Vec<Asked<Endpoints>>,
-    Vec<Asked<Profile>>,
-    Vec<Asked<OutboundPolicy>>,
-) {
-    let (mut inbound, mut endpoints, mut profiles, mut outbound) = (vec![], vec![], vec![], vec![]);
+/// All that is asked.
+#[derive(Default)]
+struct Questions {
+    inbound: Vec<Asked<InboundServer>>,
+    endpoints: Vec<Asked<Endpoints>>,
+    profiles: Vec<Asked<Profile>>,
+    outbound: Vec<Asked<OutboundPolicy>>,
+}
+
+fn questions() -> Questions {
+    let mut all = Questions::default();
     for namespace in NAMESPACES {
         let pods = PODS.map(|name| WorkloadName::pod(namespace, name));
         for workload in pods.into_iter().chain([WorkloadName::external(namespace, "vm")]) {
             for port in [8080, 9090] {
                 let workload = workload.clone();
-                inbound.push(Asked::new(
+                all.inbound.push(Asked::new(
                     format!("{workload}:{port}"),
                     move |cluster: &Cluster| cluster.inbound(&workload, port).ok(),
                 ));
@@ -389,31 +396,32 @@ fn questions() -> (
                 ..target(namespace, name, 80)
             };
             let asked = target.clone();
-            endpoints.push(Asked {
+            all.endpoints.push(Asked {
                 is_absence: |endpoints: &Endpoints| !endpoints.exists,
                 ..Asked::new(format!("{target:?}"), move |cluster: &Cluster| {
                     cluster.endpoints(&asked).ok()
                 })
             });
-            about(Target::Service(target), &mut profiles, &mut outbound);
+            about(Target::Service(target), &mut all);
         }
     }
     let others = ["192.0.2.7", "192.0.2.10", "203.0.113.1"];
     for ip in CLUSTER_IPS.into_iter().chain(POD_IPS).chain(others) {
-        about(addr(&format!("{ip}:80")), &mut profiles, &mut outbound);
+        about(addr(&format!("{ip}:80")), &mut all);
     }
-    (inbound, endpoints, profiles, outbound)
+    all
 }
 
-fn about(target: Target, profiles: &mut Vec<Asked<Profile>>, outbound: &mut Vec<Asked<OutboundPolicy>>) {
+fn about(target: Target, all: &mut Questions) {
     for client in NAMESPACES {
         let name = format!("{target:?} for {client}");
         let asked = target.clone();
-        profiles.push(Asked::new(name.clone(), move |cluster: &Cluster| {
-            Some(cluster.profile(client, &asked))
-        }));
+        all.profiles
+            .push(Asked::new(name.clone(), move |cluster: &Cluster| {
+                Some(cluster.profile(client, &asked))
+            }));
         let asked = target.clone();
-        outbound.push(Asked::new(name, move |cluster: &Cluster| {
+        all.outbound.push(Asked::new(name, move |cluster: &Cluster| {
             cluster.outbound(client, &asked).ok()
         }));
     }
@@ -451,7 +459,7 @@ fn watchers_are_told_what_a_fresh_index_says() {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let cluster = Cluster::new(Config::default());
         let mut world: Vec<Objects> = kinds.iter().map(|_| Objects::new()).collect();
-        let (mut inbound, mut endpoints, mut profiles, mut outbound) = questions();
+        let mut asked = questions();
         for step in 0..STEPS {
             let at = random.below(kinds.len());
             happen(&mut random, &kinds[at], &mut world[at], &cluster);
@@ -463,16 +471,20 @@ fn watchers_are_told_what_a_fresh_index_says() {
             for (kind, objects) in kinds.iter().zip(&world).rev() {
                 (kind.reset)(&fresh, objects);
             }
-            inbound
+            asked
+                .inbound
                 .iter_mut()
                 .for_each(|one| one.check(&cluster, &fresh, seed, step));
-            endpoints
+            asked
+                .endpoints
                 .iter_mut()
                 .for_each(|one| one.check(&cluster, &fresh, seed, step));
-            profiles
+            asked
+                .profiles
                 .iter_mut()
                 .for_each(|one| one.check(&cluster, &fresh, seed, step));
-            outbound
+            asked
+                .outbound
                 .iter_mut()
                 .for_each(|one| one.check(&cluster, &fresh, seed, step));
         }
