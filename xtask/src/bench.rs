@@ -10,7 +10,7 @@ use crate::{lint, packages};
 /// Measure Heddle beside its peers: builds with the image profile first.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// `proxy`, `reconcile`, `identity` or `injector`.
+    /// `proxy`, `reconcile`, `identity`, `injector`, `fanout` or `outage`.
     name: Name,
     /// What the benchmark itself takes: `--json FILE`, `--blocks N`; `--help` lists it.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -23,6 +23,8 @@ enum Name {
     Proxy,
     Reconcile,
     Injector,
+    Fanout,
+    Outage,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
@@ -36,6 +38,17 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         Name::Identity => ("identity", &["heddle-identity"]),
         Name::Reconcile => ("reconcile", &["heddle-reconciler"]),
         Name::Injector => ("injector", &["heddle-control"]),
+        Name::Outage => {
+            packages::ensure(host::BENCH_PACKAGES, Progress::Shown)?;
+            let programs = &[
+                "heddle-control",
+                "heddle-identity",
+                "heddle-proxy",
+                "heddle-proxy-init",
+            ];
+            ("outage", programs)
+        }
+        Name::Fanout => ("fanout", &["heddle-control", "heddle-identity"]),
     };
     let mut build = vec!["build", "--profile", "image"];
     build.extend(packages.iter().flat_map(|package| ["--package", package]));

@@ -16,7 +16,7 @@ use futures_util::StreamExt as _;
 use kube::{
     Api, Client, Resource,
     core::DeserializeGuard,
-    runtime::{WatchStreamExt as _, watcher, watcher::Event},
+    runtime::{WatchStreamExt as _, utils::Backoff, watcher, watcher::Event},
 };
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -37,13 +37,17 @@ const WATCH_SECS: u32 = 290;
 pub const SILENCE_MAX: Duration = Duration::from_secs(150);
 
 /// Objects in one page of a list: bounds the memory that a relist takes.
-const PAGE_SIZE: u32 = 500;
+const PAGE_SIZE: u32 = 250;
 
 /// Events that are taken in at once when so many have come in.
 const BATCH_MAX: usize = 256;
 
 /// How often a kind that the cluster does not have is looked for.
 const MISSING_POLL: Duration = Duration::from_secs(5);
+
+/// The pause after a watch's first failure, and the longest after later ones.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_millis(1500);
 
 /// Running watches. Dropping it ends them.
 pub struct Watchers {
@@ -170,7 +174,7 @@ where
                 .timeout(WATCH_SECS)
                 .page_size(PAGE_SIZE);
             let mut events = watcher::watcher(api.clone(), config)
-                .default_backoff()
+                .backoff(Pause::default())
                 .ready_chunks(BATCH_MAX)
                 .boxed();
             'watch: while let Some(batch) = events.next().await {
@@ -268,6 +272,29 @@ where
             pending.fetch_sub(1, Ordering::AcqRel);
             debug!(group = self.kind.group, kind = self.kind.kind, "Synced");
         }
+    }
+}
+
+/// How long a watch that failed waits before it begins anew: never so long that a proxy would miss much after the API
+/// server has recovered, and at random, so that not all watches of all replicas come back at once.
+#[derive(Debug, Default)]
+struct Pause {
+    failures: u32,
+}
+
+impl Iterator for Pause {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = PAUSE_MIN.saturating_mul(1 << self.failures.min(8)).min(PAUSE_MAX);
+        self.failures = self.failures.saturating_add(1);
+        Some(pause.mul_f64(rand::Rng::random_range(&mut rand::rng(), 0.5..=1.0)))
+    }
+}
+
+impl Backoff for Pause {
+    fn reset(&mut self) {
+        self.failures = 0;
     }
 }
 

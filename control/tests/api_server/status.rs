@@ -1,18 +1,10 @@
 //! Statuses, Events and the Lease, as a user of the API server sees them.
 
-use anyhow::Context as _;
-use heddle_tests_harness::{
-    audit::{AuditLog, Write},
-    wait,
-};
+use heddle_tests_harness::audit::{AuditLog, Write};
 use k8s_openapi::api::core::v1::Event;
-use kube::{
-    Api,
-    api::{ListParams, Patch, PatchParams},
-};
-use serde_json::{Value, json};
+use kube::api::ListParams;
 
-use super::world::{LIMIT, Program, Writer, cluster, policy, policy_crds, web_service};
+use super::*;
 
 const CONTROLLER: &str = "linkerd.io/policy-controller";
 
@@ -79,7 +71,9 @@ async fn leads(program: &Program, lease: &str) -> anyhow::Result<()> {
 }
 
 async fn mesh_namespace(writer: &Writer) -> anyhow::Result<()> {
-    writer.namespace("linkerd", json!({})).await
+    writer
+        .apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "linkerd"}}))
+        .await
 }
 
 fn route(api: &str, kind: &str, name: &str, parent: Value, rules: Value) -> Value {

@@ -10,7 +10,8 @@ use tracing::{debug, info};
 use crate::config::StreamLimits;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// A control plane that comes back after a long time is asked within this.
+const BACKOFF_MAX: Duration = Duration::from_secs(3);
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What the follower makes of a failure.

@@ -5,9 +5,12 @@
 //! with `--json FILE`, an array of records ([`record::Record`]). It never asserts a figure: reading them is for people.
 
 mod control;
+mod fanout;
 mod identity;
 mod injector;
 mod netns;
+mod outage;
+mod plane;
 mod proxy;
 mod reconcile;
 mod record;
@@ -53,6 +56,14 @@ enum Bench {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Streams of simulated proxies, against a real API server.
+    Fanout {
+        #[command(flatten)]
+        options: fanout::Options,
+        /// Where to write the records.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
     /// Admissions at a fixed rate, and a burst, against a real API server.
     Injector {
         #[command(flatten)]
@@ -61,6 +72,17 @@ enum Bench {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// A pair of proxies under load while the control plane is gone.
+    Outage {
+        #[command(flatten)]
+        options: outage::Options,
+        /// Where to write the records.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Requests at a fixed rate, started by `outage` in the client's namespace.
+    #[command(hide = true)]
+    SteadyLoad(outage::LoadOptions),
     /// A scripted control plane on loopback, started by `proxy` in each namespace.
     #[command(hide = true)]
     Control(control::Options),
@@ -80,6 +102,9 @@ fn main() -> anyhow::Result<()> {
             Bench::Reconcile { options, json } => (reconcile::run(options).await?, json),
             Bench::Identity { options, json } => (identity::run(options).await?, json),
             Bench::Injector { options, json } => (injector::run(options).await?, json),
+            Bench::Fanout { options, json } => (fanout::run(options).await?, json),
+            Bench::Outage { options, json } => (outage::run(options).await?, json),
+            Bench::SteadyLoad(options) => return outage::run_load(&options).await,
             Bench::Control(options) => return control::run(options).await,
             Bench::OpenLoop(options) => {
                 println!("{}", serde_json::to_string(&proxy::run_open(&options)?)?);

@@ -38,6 +38,55 @@ impl Pair {
     }
 }
 
+/// A bridge on the host that both namespaces of a pair see; removed with its links.
+pub(crate) struct Uplink {
+    name: String,
+}
+
+impl Uplink {
+    /// The host's address on it.
+    pub(crate) const HOST_IP: &str = "10.78.0.1";
+
+    /// Joins both namespaces of a pair to the host.
+    pub(crate) fn new(pair: &Pair) -> anyhow::Result<Self> {
+        let uplink = Self {
+            name: format!("hb{}u", std::process::id()),
+        };
+        let bridge = uplink.name.as_str();
+        ip(&["link", "add", bridge, "type", "bridge"])?;
+        ip(&["addr", "add", &format!("{}/24", Self::HOST_IP), "dev", bridge])?;
+        ip(&["link", "set", bridge, "up"])?;
+        for (at, netns) in [&pair.client, &pair.server].into_iter().enumerate() {
+            let link = format!("{bridge}{at}");
+            ip(&[
+                "link",
+                "add",
+                &link,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "up0",
+                "netns",
+                &netns.name,
+            ])?;
+            ip(&["link", "set", &link, "master", bridge, "up"])?;
+            let addr = format!("10.78.0.{}/24", 2 + at);
+            ip(&["-n", &netns.name, "addr", "add", &addr, "dev", "up0"])?;
+            ip(&["-n", &netns.name, "link", "set", "up0", "up"])?;
+        }
+        Ok(uplink)
+    }
+}
+
+impl Drop for Uplink {
+    fn drop(&mut self) {
+        if let Err(error) = ip(&["link", "delete", &self.name]) {
+            eprintln!("bridge {} stays behind: {error:#}", self.name);
+        }
+    }
+}
+
 impl Netns {
     fn new(name: String) -> anyhow::Result<Self> {
         ip(&["netns", "add", &name])?;

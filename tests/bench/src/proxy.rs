@@ -7,6 +7,7 @@
 
 mod arms;
 mod load;
+pub(crate) mod sidecar;
 mod usage;
 
 use std::{collections::BTreeMap, path::PathBuf};

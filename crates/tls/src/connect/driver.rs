@@ -33,7 +33,7 @@ use super::{
 use crate::Store;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
+const BACKOFF_MAX: Duration = Duration::from_secs(3);
 /// A connection that lived this long was a good one: the next failure counts from the beginning.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// Addresses tried before the attempt counts as failed.

@@ -65,10 +65,7 @@ pub(crate) fn remove_marks(object: &mut Value, depth: Depth) {
     retain(metadata, "annotations", |key, value| match key {
         annotation::INJECT => {
             let disabled = value == "disabled";
-            match disabled {
-                true => !manual,
-                false => depth == Depth::Injection,
-            }
+            (disabled && !manual) || (depth == Depth::Injection && !(disabled && manual))
         }
         annotation::PROXY_STAMP => false,
         annotation::DEFAULT_CONTAINER => !manual,

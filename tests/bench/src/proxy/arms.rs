@@ -1,18 +1,14 @@
 //! The processes of all arms: application, sidecars, scripted control planes.
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{fmt, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, process::Stdio};
 
 use anyhow::{Context as _, bail};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 
-use super::usage;
+use super::{
+    sidecar::{self, Sidecar},
+    usage,
+};
 use crate::netns::{Pair, Process};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -210,14 +206,7 @@ impl Arms {
             (&self.netns.client, "client", CLIENT_IDENTITY, Pair::CLIENT_IP),
             (&self.netns.server, "server", SERVER_IDENTITY, Pair::SERVER_IP),
         ] {
-            netns.run(&[
-                init,
-                "--incoming-proxy-port=4143",
-                "--outgoing-proxy-port=4140",
-                "--proxy-uid=2102",
-                &format!("--inbound-ports-to-ignore=4190,4191,{direct}"),
-                &format!("--outbound-ports-to-ignore={direct}"),
-            ])?;
+            sidecar::redirect(netns, init, &direct)?;
             let mut control = netns.command("taskset");
             control
                 .args(["-c", "0"])
@@ -237,88 +226,25 @@ impl Arms {
             self.others
                 .push(Process::start(format!("control plane ({side})"), &mut control)?);
 
-            let mut command = netns.command("taskset");
-            command
-                .args([
-                    "-c",
-                    "1",
-                    "setpriv",
-                    "--reuid=2102",
-                    "--regid=2102",
-                    "--clear-groups",
-                ])
-                .arg(&proxy);
-            command
-                .env_clear()
-                .env("PATH", std::env::var_os("PATH").unwrap_or_default());
-            command.envs([
-                ("LINKERD2_PROXY_LOG", "warn"),
-                ("LINKERD2_PROXY_CORES", "1"),
-                ("LINKERD2_PROXY_DESTINATION_SVC_ADDR", CONTROL),
-                ("LINKERD2_PROXY_DESTINATION_SVC_NAME", SERVER_IDENTITY),
-                ("LINKERD2_PROXY_POLICY_SVC_ADDR", CONTROL),
-                ("LINKERD2_PROXY_POLICY_SVC_NAME", SERVER_IDENTITY),
-                (
-                    "LINKERD2_PROXY_POLICY_WORKLOAD",
-                    r#"{"ns":"bench","pod":"bench"}"#,
-                ),
-                ("LINKERD2_PROXY_IDENTITY_SVC_ADDR", CONTROL),
-                ("LINKERD2_PROXY_IDENTITY_SVC_NAME", SERVER_IDENTITY),
-                ("LINKERD2_PROXY_IDENTITY_LOCAL_NAME", identity),
-                ("LINKERD2_PROXY_IDENTITY_TRUST_ANCHORS", anchors.as_str()),
-                ("LINKERD2_PROXY_OUTBOUND_LISTEN_ADDR", "127.0.0.1:4140"),
-                ("LINKERD2_PROXY_INBOUND_LISTEN_ADDR", "0.0.0.0:4143"),
-                ("LINKERD2_PROXY_CONTROL_LISTEN_ADDR", "0.0.0.0:4190"),
-                ("LINKERD2_PROXY_ADMIN_LISTEN_ADDR", "0.0.0.0:4191"),
-                ("LINKERD2_PROXY_INBOUND_IPS", ip),
-                ("LINKERD2_PROXY_INBOUND_DEFAULT_POLICY", "all-unauthenticated"),
-                ("LINKERD2_PROXY_POLICY_CLUSTER_NETWORKS", "10.0.0.0/8"),
-                ("LINKERD2_PROXY_DESTINATION_PROFILE_NETWORKS", "10.0.0.0/8"),
-                (
-                    "LINKERD2_PROXY_DESTINATION_CONTEXT",
-                    r#"{"ns":"bench","pod":"bench"}"#,
-                ),
-            ]);
-            command
-                .env("LINKERD2_PROXY_IDENTITY_DIR", dir)
-                .env("LINKERD2_PROXY_IDENTITY_TOKEN_FILE", dir.join("token"));
+            let sidecar = Sidecar {
+                dir,
+                identity,
+                ips: ip,
+                workload: r#"{"ns":"bench","pod":"bench"}"#,
+                anchors: &anchors,
+                token: dir.join("token"),
+                destination: (CONTROL, SERVER_IDENTITY),
+                policy: (CONTROL, SERVER_IDENTITY),
+                identity_service: (CONTROL, SERVER_IDENTITY),
+            };
+            let mut command = sidecar.command(netns, &proxy, "1");
             self.heddle
                 .push(Process::start(format!("heddle-proxy ({side})"), &mut command)?);
         }
         for netns in [&self.netns.client, &self.netns.server] {
-            wait_ready(&netns.command("curl"))?;
+            sidecar::wait_ready(netns)?;
         }
         Ok(())
-    }
-}
-
-/// Waits until the proxy whose admin server is on this namespace's loopback has its certificate.
-fn wait_ready(template: &Command) -> anyhow::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let output = Command::new(template.get_program())
-            .args(template.get_args())
-            .args([
-                "-s",
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{http_code}",
-                "-m",
-                "2",
-                "http://127.0.0.1:4191/ready",
-            ])
-            .output()?;
-        if output.stdout == b"200" {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            bail!(
-                "the proxy is not ready after 20 s: /ready answers {}",
-                String::from_utf8_lossy(&output.stdout)
-            );
-        }
-        std::thread::park_timeout(Duration::from_millis(100));
     }
 }
 
