@@ -120,4 +120,18 @@ mod tests {
             );
         }
     }
+
+    /// What is decided stays decided, whatever follows.
+    #[test]
+    fn fuzz_sniff() {
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let all = sniff(bytes);
+            let decided = (0..bytes.len())
+                .map(|end| sniff(&bytes[..end]))
+                .find(|one| *one != Sniff::More);
+            if let Some(decided) = decided {
+                assert_eq!(all, decided);
+            }
+        });
+    }
 }

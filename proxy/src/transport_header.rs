@@ -186,4 +186,24 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn fuzz_transport_header() {
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build();
+            runtime.expect("a runtime").block_on(async {
+                let header = u32::try_from(bytes.len()).expect("small").to_be_bytes();
+                let whole = [PREFACE, &header, bytes].concat();
+                for input in [bytes, whole.as_slice()] {
+                    if let Ok(header) = TransportHeader::read(&mut Prefixed::new(input), SECOND).await {
+                        let again = header.encode();
+                        let again = TransportHeader::read(&mut Prefixed::new(&again[..]), SECOND).await;
+                        assert_eq!(again.expect("its own form"), header);
+                    }
+                }
+            });
+        });
+    }
 }

@@ -287,4 +287,43 @@ mod tests {
             assert!(status.message().contains("nodeName"), "{status}");
         }
     }
+
+    /// What a proxy may send for a port's policy: never a panic, and an error that fits into a status.
+    #[test]
+    fn fuzz_port_spec() {
+        bolero::check!()
+            .with_type::<String>()
+            .for_each(|text| match parse_workload(text) {
+                Ok(workload) => {
+                    let namespace = client_namespace(text).expect("a workload has a namespace");
+                    assert_eq!(workload.namespace, namespace);
+                }
+                Err(error) => assert!(error.to_string().len() < 8 * SHOWN_CHARS_MAX),
+            });
+    }
+
+    #[test]
+    fn fuzz_traffic_spec() {
+        bolero::check!()
+            .with_type::<(String, u16)>()
+            .for_each(|(text, port)| {
+                let _ = parse(text, "cluster.local");
+                if let Ok(target) =
+                    parse_service(&format!("{text}.svc.cluster.local:{port}"), "cluster.local")
+                {
+                    assert!(target.port == *port && *port > 0);
+                    assert!(!target.service.name.is_empty() && !target.service.namespace.is_empty());
+                }
+            });
+    }
+
+    #[test]
+    fn fuzz_context_token() {
+        bolero::check!().with_type::<String>().for_each(|text| {
+            let _ = Context::parse(text);
+            let known = serde_json::json!({"ns": text, "nodeName": text, "pod": text}).to_string();
+            let context = Context::parse(&known).expect("a token");
+            assert_eq!((&context.ns, context.node_name.as_ref()), (text, Some(text)));
+        });
+    }
 }

@@ -174,4 +174,16 @@ mod tests {
             assert!(bad.parse::<Quantity>().is_err(), "{bad:?} was taken");
         }
     }
+
+    #[test]
+    fn fuzz_quantities() {
+        bolero::check!().with_type::<String>().for_each(|text| {
+            if let Ok(quantity) = text.parse::<Quantity>() {
+                assert_eq!(
+                    quantity.as_str().parse::<Quantity>().map(|one| one.whole()),
+                    Ok(quantity.whole())
+                );
+            }
+        });
+    }
 }

@@ -224,4 +224,14 @@ mod tests {
             assert!(parse(bad).is_err(), "{bad:?} was taken");
         }
     }
+
+    #[test]
+    fn fuzz_durations() {
+        bolero::check!().with_type::<String>().for_each(|text| {
+            let _ = parse_go(text);
+            if let Ok(duration) = parse(text) {
+                assert_eq!(parse(&format(duration)), Ok(duration));
+            }
+        });
+    }
 }

@@ -141,4 +141,13 @@ mod tests {
             assert!(bad.parse::<PortSet>().is_err(), "{bad:?} was taken");
         }
     }
+
+    #[test]
+    fn fuzz_port_sets() {
+        bolero::check!().with_type::<String>().for_each(|text| {
+            if let Ok(set) = text.parse::<PortSet>() {
+                assert_eq!(set.to_string().parse::<PortSet>(), Ok(set));
+            }
+        });
+    }
 }

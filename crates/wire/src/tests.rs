@@ -344,3 +344,23 @@ fn noise_is_an_error_and_no_panic() {
         }
     }
 }
+
+#[test]
+fn fuzz_policy_message() {
+    let good = encode_policy(&http(), &full()).to_vec();
+    let input = bolero::check!().with_type::<(Vec<u8>, Vec<(u16, u8)>)>();
+    input.for_each(|(noise, changes)| {
+        let _ = decode_policy(noise.as_slice());
+        let mut bytes = good.clone();
+        for (at, byte) in changes {
+            let at = usize::from(*at) % bytes.len();
+            bytes[at] = *byte;
+        }
+        if let Ok((policy, extension)) = decode_policy(bytes.as_slice()) {
+            assert_eq!(
+                decode_policy(encode_policy(&policy, &extension)),
+                Ok((policy, extension))
+            );
+        }
+    });
+}

@@ -283,3 +283,34 @@ fn text_from_outside_is_escaped_and_short() {
     assert_eq!(Text("a\nb".into()).to_string(), "`a\\nb`");
     assert!(Text("x".repeat(10_000)).to_string().len() < 300);
 }
+
+/// Noise, and a good request with noise in it: never a panic, and what is accepted is for the asked name alone.
+#[test]
+fn fuzz_csr() {
+    let good = p256(vec![dns(NAME)], None);
+    let identity: Identity = NAME.parse().expect("a name");
+    let input = bolero::check!().with_type::<(Vec<u8>, Vec<(u16, u8)>)>();
+    input.for_each(|(noise, changes)| {
+        let _ = parse(noise);
+        let mut der = good.clone();
+        for (at, byte) in changes {
+            let at = usize::from(*at) % der.len();
+            der[at] = *byte;
+        }
+        if let Ok(valid) = parse(&der).map(|csr| csr.for_identity(&identity, None))
+            && let Ok(valid) = valid
+        {
+            assert_eq!(*valid.identity(), identity);
+        }
+    });
+}
+
+#[test]
+fn fuzz_token() {
+    use crate::token::Token;
+    bolero::check!().for_each(|bytes: &[u8]| {
+        if let Ok(token) = Token::parse(bytes) {
+            assert!(token.secret().bytes().all(|byte| byte.is_ascii_graphic()) && !token.secret().is_empty());
+        }
+    });
+}

@@ -241,4 +241,25 @@ mod tests {
             "{counts:?}"
         );
     }
+
+    #[test]
+    fn fuzz_session() {
+        bolero::check!()
+            .with_type::<(Vec<u8>, u64)>()
+            .for_each(|(bytes, now)| {
+                let mut headers = HeaderMap::new();
+                if let Ok(value) = HeaderValue::from_bytes(bytes) {
+                    headers.insert(header::COOKIE, value);
+                }
+                let how = by_cookie();
+                let session = Session::of(&headers, &how, *now);
+                let mut answer = HeaderMap::new();
+                Session::tell(session, 7, &how, *now, &mut answer);
+                let told = answer
+                    .get(header::SET_COOKIE)
+                    .map(|told| cookie(told.to_str().expect("text")));
+                let endpoint = told.map_or(session, |told| Session::of(&told, &how, *now));
+                assert_eq!(endpoint.expect("it has just begun").endpoint(), 7);
+            });
+    }
 }

@@ -187,4 +187,26 @@ mod tests {
             }
         }
     }
+
+    /// What is decided stays decided, whatever follows.
+    #[test]
+    fn fuzz_client_hello() {
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let record = [
+                &[HANDSHAKE, 3, 1][..],
+                &u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes(),
+                bytes,
+            ]
+            .concat();
+            for input in [bytes, &record] {
+                let all = parse(input);
+                let decided = (0..input.len())
+                    .map(|end| parse(&input[..end]))
+                    .find(|one| *one != Hello::More);
+                if let Some(decided) = decided {
+                    assert_eq!(all, decided);
+                }
+            }
+        });
+    }
 }

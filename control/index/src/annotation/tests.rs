@@ -358,3 +358,35 @@ fn unknown_and_misplaced_annotations_are_named() {
         "other people's annotations"
     );
 }
+
+/// Whatever an annotation says, it is read or named as a problem.
+#[test]
+fn fuzz_annotations() {
+    const KEYS: [&str; 8] = [
+        "retry.linkerd.io/http",
+        "retry.linkerd.io/grpc",
+        "retry.linkerd.io/limit",
+        "retry.linkerd.io/timeout",
+        "timeout.linkerd.io/request",
+        "balancer.linkerd.io/failure-accrual",
+        "balancer.linkerd.io/failure-accrual-consecutive-jitter-ratio",
+        "config.linkerd.io/opaque-ports",
+    ];
+    let input = bolero::check!().with_type::<(Vec<(u8, String)>, String)>();
+    input.for_each(|(known, other)| {
+        let known = known
+            .iter()
+            .map(|(key, value)| (KEYS[usize::from(*key) % KEYS.len()].to_owned(), value.clone()));
+        let all: BTreeMap<String, String> = known
+            .chain([(format!("retry.linkerd.io/{other}"), other.clone())])
+            .collect();
+        for kind in [Annotated::Service, Annotated::HttpRoute, Annotated::GrpcRoute] {
+            for problem in problems(kind, &all) {
+                assert!(
+                    all.contains_key(&problem.key) && !problem.expected.is_empty(),
+                    "{problem:?}"
+                );
+            }
+        }
+    });
+}

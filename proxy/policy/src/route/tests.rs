@@ -201,3 +201,21 @@ fn a_rule_knows_the_prefix_that_matched() {
     assert_eq!(prefix("/a/x").as_deref(), Some("/a"));
     assert_eq!(prefix("/x"), None);
 }
+
+/// What rules see of a path has no dot segments and no empty ones but the last.
+#[test]
+fn fuzz_canonical_path() {
+    bolero::check!().with_type::<String>().for_each(|text| {
+        let path = format!("/{text}");
+        let canonical = canonical_path(&path);
+        if canonical != path {
+            assert!(canonical.starts_with('/'), "{canonical}");
+            let mut segments: Vec<_> = canonical.split('/').skip(1).collect();
+            segments.pop();
+            assert!(
+                !segments.iter().any(|one| matches!(*one, "" | "." | "..")),
+                "{canonical}"
+            );
+        }
+    });
+}
