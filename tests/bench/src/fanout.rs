@@ -23,7 +23,7 @@ use heddle_tests_harness::{
     progress::Progress,
 };
 use linkerd2_proxy_api::destination::GetDestination;
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit, test_kill_process};
 use tokio::time::sleep;
 
 use self::{
@@ -340,8 +340,10 @@ impl Round<'_> {
                 // Watches break, and the new server knows nothing of the past: everything is listed anew.
                 2 => {
                     kill_process(api, Signal::KILL)?;
-                    let options = ClusterOptions::new(CLUSTER, Mode::ApiServerOnly);
-                    Cluster::up(options).await?;
+                    while test_kill_process(api).is_ok() {
+                        sleep(Duration::from_millis(5)).await;
+                    }
+                    Cluster::up(ClusterOptions::new(CLUSTER, Mode::ApiServerOnly)).await?;
                 }
                 _ => {}
             }
