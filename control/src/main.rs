@@ -23,10 +23,6 @@ use tracing::error;
 
 use self::args::Common;
 
-/// Lists of a whole cluster come and go: what they took is given back to the system at once.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Heddle's control plane.
 #[derive(Debug, Parser)]
 #[command(name = "heddle-control", version)]

@@ -37,7 +37,7 @@ const WATCH_SECS: u32 = 290;
 pub const SILENCE_MAX: Duration = Duration::from_secs(150);
 
 /// Objects in one page of a list: bounds the memory that a relist takes.
-const PAGE_SIZE: u32 = 250;
+const PAGE_SIZE: u32 = 100;
 
 /// Events that are taken in at once when so many have come in.
 const BATCH_MAX: usize = 256;
