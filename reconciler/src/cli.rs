@@ -75,7 +75,7 @@ pub enum Command {
     /// Check whether the mesh can be installed, or is well; exits 1 when not.
     Check(commands::check::Args),
     /// Ask for the proxy in manifests.
-    Inject(commands::inject::Args),
+    Inject(Box<commands::inject::Args>),
     /// Take the proxy, and what asks for it, out of manifests.
     Uninject(commands::uninject::Args),
     /// Print the manifests of the default profile, for kubectl apply -f -.
@@ -193,7 +193,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Render(args) => commands::render::run(&global, args),
         Command::Status(args) => commands::status::run(&global, args),
         Command::Check(args) => commands::check::run(&global, args),
-        Command::Inject(args) => commands::inject::run(&global, args),
+        Command::Inject(args) => commands::inject::run(&global, *args),
         Command::Uninject(args) => commands::uninject::run(args),
         Command::Install(args) => commands::install::run(&global, args),
         Command::InstallCni(args) => commands::install_cni::run(&global, args),

@@ -100,7 +100,7 @@ pub struct Mirror {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Distribution {
     /// All go to this one.
-    First(Backend),
+    First(Box<Backend>),
     /// By weight; every weight is positive.
     Weighted(Vec<(Backend, u32)>),
 }
@@ -246,6 +246,11 @@ pub struct Backoff {
 }
 
 impl Distribution {
+    /// All go to this one.
+    pub fn first(backend: Backend) -> Self {
+        Self::First(Box::new(backend))
+    }
+
     /// The backends.
     pub fn backends(&self) -> impl Iterator<Item = &Backend> {
         let (first, rest): (Option<&Backend>, &[(Backend, u32)]) = match self {

@@ -164,7 +164,6 @@ async fn each_default_policy_lets_in_whom_it_names() {
                 default_policy: policy.parse().expect("a policy"),
                 ..Config::default()
             }),
-            ..World::new()
         };
         world.apply::<Pod>("web-0", json!({"status": {"podIP": "10.1.0.1"}}));
         let server = world.server(8080).await;

@@ -26,9 +26,8 @@ use tokio::{sync::watch, task::JoinSet};
 use tonic::{Streaming, transport::Channel};
 
 use super::{
-    LIMIT, Program, Writer, cluster,
     gate::{Gate, Health},
-    next, policy, policy_crds, web_service,
+    world::{LIMIT, Program, Writer, cluster, next, policy, policy_crds, web_service},
 };
 
 /// Of so many clients every fourth is slow.
@@ -225,8 +224,8 @@ async fn every_client_is_right_again_after_every_fault() -> anyhow::Result<()> {
     writer.pod("web-0", "10.1.0.1").await?;
     write(&writer, 0).await?;
     let gate = Gate::open(cluster.client().await?).await?;
-    let destination = Program::start_with("destination", &gate.kubeconfig).await?;
-    let policies = Program::start_with("policy", &gate.kubeconfig).await?;
+    let destination = Program::start_with("destination", &gate.kubeconfig, &[]).await?;
+    let policies = Program::start_with("policy", &gate.kubeconfig, &[]).await?;
 
     let (reading, quick) = watch::channel(true);
     let (pause, slow) = watch::channel(true);

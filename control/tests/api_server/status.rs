@@ -1,10 +1,18 @@
 //! Statuses, Events and the Lease, as a user of the API server sees them.
 
-use heddle_tests_harness::audit::{AuditLog, Write};
+use anyhow::Context as _;
+use heddle_tests_harness::{
+    audit::{AuditLog, Write},
+    wait,
+};
 use k8s_openapi::api::core::v1::Event;
-use kube::api::ListParams;
+use kube::{
+    Api,
+    api::{ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
 
-use super::*;
+use super::world::{LIMIT, Program, Writer, cluster, policy, policy_crds, web_service};
 
 const CONTROLLER: &str = "linkerd.io/policy-controller";
 
@@ -71,9 +79,7 @@ async fn leads(program: &Program, lease: &str) -> anyhow::Result<()> {
 }
 
 async fn mesh_namespace(writer: &Writer) -> anyhow::Result<()> {
-    writer
-        .apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "linkerd"}}))
-        .await
+    writer.namespace("linkerd", json!({})).await
 }
 
 fn route(api: &str, kind: &str, name: &str, parent: Value, rules: Value) -> Value {

@@ -13,7 +13,7 @@ impl Parent<'_> {
     /// Where a rule of a route in `namespace` sends requests.
     pub(super) fn distribution(&self, namespace: &str, references: &[BackendRef]) -> Distribution {
         if references.is_empty() {
-            return Distribution::First(self.backend.clone());
+            return Distribution::first(self.backend.clone());
         }
         let weighted: Vec<_> = references
             .iter()
@@ -23,7 +23,7 @@ impl Parent<'_> {
         match weighted.is_empty() {
             false => Distribution::Weighted(weighted),
             // The Gateway API: when all weights are 0, requests get a 500.
-            true => Distribution::First(failing(
+            true => Distribution::first(failing(
                 self.backend.clone(),
                 "all backends of the route have weight 0".to_owned(),
             )),

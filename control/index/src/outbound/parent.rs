@@ -109,7 +109,7 @@ impl Parent<'_> {
             meta: self
                 .fallback
                 .meta(["opaq", "tcp-egress-allow", "tcp-egress-deny"]),
-            backends: Distribution::First(self.backend.clone()),
+            backends: Distribution::first(self.backend.clone()),
             forbidden: self.fallback.denies(),
         }
     }
@@ -235,7 +235,7 @@ impl Parent<'_> {
         let rule = OutboundRule {
             matches: vec![everything],
             filters,
-            backends: Distribution::First(self.backend.clone()),
+            backends: Distribution::first(self.backend.clone()),
             timeouts,
             retry: M::retry(retry_http, retry_grpc),
             mirrors: Vec::new(),

@@ -51,7 +51,7 @@ fn a_service_without_routes_has_one_for_everything() {
     let rule = OutboundRule {
         matches: vec![HttpMatch::all()],
         filters: vec![],
-        backends: Distribution::First(backend("web", 80)),
+        backends: Distribution::first(backend("web", 80)),
         timeouts: Timeouts::default(),
         retry: None,
         mirrors: vec![],
@@ -72,7 +72,7 @@ fn a_service_without_routes_has_one_for_everything() {
             },
             opaque: OpaqueRoute {
                 meta: Meta::Default("opaq"),
-                backends: Distribution::First(backend("web", 80)),
+                backends: Distribution::first(backend("web", 80)),
                 forbidden: false,
             },
         },

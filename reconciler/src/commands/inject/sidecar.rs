@@ -65,7 +65,10 @@ pub(crate) fn remove_marks(object: &mut Value, depth: Depth) {
     retain(metadata, "annotations", |key, value| match key {
         annotation::INJECT => {
             let disabled = value == "disabled";
-            (disabled && !manual) || (depth == Depth::Injection && !(disabled && manual))
+            match disabled {
+                true => !manual,
+                false => depth == Depth::Injection,
+            }
         }
         annotation::PROXY_STAMP => false,
         annotation::DEFAULT_CONTAINER => !manual,
