@@ -184,24 +184,25 @@ impl Balancer {
             return Err(ProxyError::LoadShed(self.waiting.get()));
         }
         let _waiting = Waiting::new(&self.waiting);
-        let _pending = match terms.limits.pending_requests {
-            limit @ Some(_) => Some(
-                self.service
-                    .wait(limit)
-                    .ok_or(ProxyError::LoadShed(self.waiting.get()))?,
-            ),
-            None => None,
+        let place = |limit| {
+            self.service
+                .wait(limit)
+                .ok_or(ProxyError::LoadShed(self.waiting.get()))
         };
+        let _pending = terms.limits.pending_requests.map(place).transpose()?;
         loop {
-            if !self.exists.get() {
-                return Err(ProxyError::NoSuchService);
-            }
             // Listening begins before looking, or what is freed in between would be missed.
             let freed = self.service.freed().notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
             if let Some(picked) = self.try_pick(terms) {
                 return Ok(picked);
+            }
+            if Instant::now() >= deadline {
+                return Err(ProxyError::FailFast(self.failfast_timeout));
+            }
+            if !self.exists.get() {
+                return Err(ProxyError::NoSuchService);
             }
             let wake = self.next_ready().map_or(deadline, |at| at.min(deadline));
             let changes = self.watch.borrow().clone();
@@ -214,12 +215,6 @@ impl Balancer {
             tokio::select! {
                 () = changed => {}
                 () = freed => {}
-            }
-            if let Some(picked) = self.try_pick(terms) {
-                return Ok(picked);
-            }
-            if Instant::now() >= deadline {
-                return Err(ProxyError::FailFast(self.failfast_timeout));
             }
         }
     }

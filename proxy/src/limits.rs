@@ -103,8 +103,8 @@ impl Service {
     }
 
     /// A place to wait in, unless as many wait as may.
-    pub(crate) fn wait(self: &Arc<Self>, limit: Option<NonZeroU32>) -> Option<Waiting> {
-        take(&self.waiting, limit).then(|| Waiting(self.clone()))
+    pub(crate) fn wait(self: &Arc<Self>, limit: NonZeroU32) -> Option<Waiting> {
+        take(&self.waiting, Some(limit)).then(|| Waiting(self.clone()))
     }
 
     /// Told when something under way has ended.

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use heddle_inject::ProxyDefaults;
+use heddle_inject::{CONFIG_KEY, CONFIG_MAP, ProxyDefaults};
 use heddle_mesh::Identity;
 use heddle_tls::{Store, TrustBundle};
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -21,16 +21,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::cluster::Answer;
+use crate::{
+    cluster::Answer,
+    identity::{TRUST_ROOTS, TRUST_ROOTS_KEY},
+};
 
 /// An answer that takes longer will not come.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 /// The metrics of a busy proxy are some megabytes.
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
-const DEFAULTS_CONFIG_MAP: &str = "linkerd-config";
-const DEFAULTS_KEY: &str = "values";
-const ROOTS_CONFIG_MAP: &str = crate::identity::TRUST_ROOTS;
-const ROOTS_KEY: &str = crate::identity::TRUST_ROOTS_KEY;
 const COMPONENT: &str = heddle_mesh::label::CONTROL_PLANE_COMPONENT;
 
 /// Why a pod could not be asked.
@@ -246,22 +245,19 @@ impl ControlPlane {
                     .ok_or_else(|| wrong(namespace, name, key)("there is no such key".into()))
             }
         };
-        let text = config(DEFAULTS_CONFIG_MAP, DEFAULTS_KEY).await?;
+        let text = config(CONFIG_MAP, CONFIG_KEY).await?;
         let defaults = ProxyDefaults::from_yaml(&text).map_err(|error| {
-            wrong(namespace, DEFAULTS_CONFIG_MAP, DEFAULTS_KEY)(heddle_daemon::report::chain(&error))
+            wrong(namespace, CONFIG_MAP, CONFIG_KEY)(heddle_daemon::report::chain(&error))
         })?;
-        let bundle = config(ROOTS_CONFIG_MAP, ROOTS_KEY).await?;
-        let unusable = wrong(namespace, ROOTS_CONFIG_MAP, ROOTS_KEY);
+        let bundle = config(TRUST_ROOTS, TRUST_ROOTS_KEY).await?;
+        let unusable = wrong(namespace, TRUST_ROOTS, TRUST_ROOTS_KEY);
         let roots =
             TrustBundle::from_pem(&bundle).map_err(|error| unusable(heddle_daemon::report::chain(&error)))?;
         // This program shows no certificate; the store wants a name all the same.
-        let name = identity(&defaults, namespace, namespace, "heddle").map_err(wrong(
-            namespace,
-            DEFAULTS_CONFIG_MAP,
-            DEFAULTS_KEY,
-        ))?;
+        let name = identity(&defaults, namespace, namespace, "heddle")
+            .map_err(wrong(namespace, CONFIG_MAP, CONFIG_KEY))?;
         let (store, _) = Store::new(name, roots).map_err(|error| {
-            wrong(namespace, ROOTS_CONFIG_MAP, ROOTS_KEY)(heddle_daemon::report::chain(&error))
+            wrong(namespace, TRUST_ROOTS, TRUST_ROOTS_KEY)(heddle_daemon::report::chain(&error))
         })?;
         Ok(Self {
             client,
@@ -313,7 +309,7 @@ impl ControlPlane {
         let name = self
             .identity(&self.namespace, "linkerd-destination")
             .and_then(|name| ServerName::try_from(name.to_string()).map_err(|error| error.to_string()))
-            .map_err(wrong(&self.namespace, DEFAULTS_CONFIG_MAP, DEFAULTS_KEY))?;
+            .map_err(wrong(&self.namespace, CONFIG_MAP, CONFIG_KEY))?;
         let failed = |source| ForwardError::Stream {
             pod: display(&pod),
             port,

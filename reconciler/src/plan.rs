@@ -323,7 +323,12 @@ fn plan_former(rendered: &Rendered, id: &ObjectId, former: &Former, prune: bool,
 
 /// The injection settings that the commit renders; `None` for a profile without a control plane.
 pub fn defaults(rendered: &Rendered) -> Option<ProxyDefaults> {
-    let id = ObjectId::new("", "ConfigMap", rendered.control_namespace(), "linkerd-config");
+    let id = ObjectId::new(
+        "",
+        "ConfigMap",
+        rendered.control_namespace(),
+        heddle_inject::CONFIG_MAP,
+    );
     let text = object::text_at(&rendered.get(&id)?.body, &["data", heddle_inject::CONFIG_KEY])?;
     match ProxyDefaults::from_yaml(text) {
         Ok(defaults) => Some(defaults),

@@ -40,7 +40,10 @@ pub use stamp::ProxyStamp;
 /// The annotation that holds a pod's stamp.
 pub const STAMP_ANNOTATION: &str = annotation::PROXY_STAMP;
 
-/// Key of ConfigMap `linkerd-config` that holds the [`ProxyDefaults`].
+/// The ConfigMap of the control plane's namespace that holds the [`ProxyDefaults`].
+pub const CONFIG_MAP: &str = "linkerd-config";
+
+/// The key of [`CONFIG_MAP`] that holds them.
 pub const CONFIG_KEY: &str = "values";
 
 /// A namespace, as far as it matters to its pods.

@@ -345,7 +345,7 @@ async fn installed(book: &mut Book, cluster: &Cluster, namespace: &str, args: &A
 
     let config = must_get(
         cluster,
-        &ObjectId::new("", "ConfigMap", namespace, "linkerd-config"),
+        &ObjectId::new("", "ConfigMap", namespace, heddle_inject::CONFIG_MAP),
     )
     .await;
     let config = config.and_then(|config| {
@@ -488,7 +488,12 @@ async fn proxies(book: &mut Book, cluster: &Cluster, global: &Global, namespace:
     const CATEGORY: &str = "linkerd-data-plane";
     let config = must_get(
         cluster,
-        &ObjectId::new("", "ConfigMap", &global.linkerd_namespace, "linkerd-config"),
+        &ObjectId::new(
+            "",
+            "ConfigMap",
+            &global.linkerd_namespace,
+            heddle_inject::CONFIG_MAP,
+        ),
     )
     .await;
     let defaults = config.and_then(|config| {

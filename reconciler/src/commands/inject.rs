@@ -89,7 +89,13 @@ fn settings(global: &Global, args: &Args) -> Result<Manual, Failure> {
     if !args.ignore_cluster {
         return super::block_on(async {
             let cluster = connect(global).await?;
-            let config = config_map(&cluster, global, "linkerd-config", heddle_inject::CONFIG_KEY).await?;
+            let config = config_map(
+                &cluster,
+                global,
+                heddle_inject::CONFIG_MAP,
+                heddle_inject::CONFIG_KEY,
+            )
+            .await?;
             let roots =
                 config_map(&cluster, global, identity::TRUST_ROOTS, identity::TRUST_ROOTS_KEY).await?;
             Ok(Manual {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::{
     cli::{Failure, Global, Outcome},
     cluster::ClusterError,
-    commands::connect,
+    commands::{connect, resource},
     yaml,
 };
 
@@ -109,8 +109,7 @@ fn table(meshes: &[Mesh]) -> String {
     if meshes.is_empty() {
         return "No mesh. Commit a profile and run `heddle run`, or `heddle apply`.\n".to_owned();
     }
-    let mut rows = vec![["NAME", "READY", "APPLIED", "WORKLOADS", "STATUS"].map(str::to_owned)];
-    for mesh in meshes {
+    let rows = meshes.iter().map(|mesh| {
         let status = mesh.status.clone().unwrap_or_default();
         let (state, message) = ready(mesh).map_or(("Unknown", "nobody has looked at it yet"), |condition| {
             (condition.status.as_str(), condition.message.as_str())
@@ -125,23 +124,10 @@ fn table(meshes: &[Mesh]) -> String {
         } else {
             message.to_owned()
         };
-        rows.push([mesh.name_any(), state.to_owned(), applied, rollout, message]);
-    }
-    let widths: Vec<_> = (0..4)
-        .map(|column| {
-            rows.iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
-    let mut text = String::new();
-    for row in &rows {
-        for (cell, width) in row.iter().zip(&widths) {
-            let _ = write!(text, "{cell:width$}  ");
-        }
-        let _ = writeln!(text, "{}", row[4].replace('\n', " | "));
-    }
+        let message = message.replace('\n', " | ");
+        vec![mesh.name_any(), state.to_owned(), applied, rollout, message]
+    });
+    let mut text = resource::table(&["NAME", "READY", "APPLIED", "WORKLOADS", "STATUS"], rows);
     for mesh in meshes {
         let pending = mesh
             .status
