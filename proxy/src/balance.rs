@@ -17,7 +17,7 @@ use heddle_proxy_policy::{
     endpoint::ProtocolHint,
     outbound::{Backend, BackendKind, FailureAccrual, Limits},
 };
-use heddle_tls::rustls::pki_types::ServerName;
+use heddle_tls::PeerId;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout_at},
@@ -28,7 +28,7 @@ use crate::{
     limits::{Gate, Permit, Service},
     metrics::{http::HttpHandles, labels::Labels, tcp::TcpHandles},
     transport_header::TransportHeader,
-    upstream::{ConnectError, Target, TargetTls, Upstream},
+    upstream::{ConnectError, Peer, Target, TargetTls, Upstream},
     worker::Worker,
 };
 
@@ -104,6 +104,8 @@ pub(crate) struct Endpoint {
     /// For connections of bytes.
     opaque: Rc<Upstream>,
     handles: Rc<HttpHandles>,
+    /// Whether connections to it are TLS; those of our own pod to itself are not.
+    proves_identity: bool,
 }
 
 /// What came of a request, as far as it tells of the endpoint.
@@ -420,9 +422,8 @@ impl Endpoint {
                 .server_tls(identity)
                 .endpoint(&info),
         );
-        let server_name = identity.ok().map(|identity| {
-            ServerName::try_from(identity.as_str().to_owned()).expect("an identity is a DNS name")
-        });
+        let peer = identity.ok().map(|id| Peer::new(id, info.server_name.as_ref()));
+        let proves_identity = peer.is_some();
         let connect_timeout = worker.config.outbound.connect_timeout;
         let upstream = |addr, tls| {
             Upstream::new(
@@ -436,34 +437,28 @@ impl Endpoint {
                 Some(gate.clone()),
             )
         };
-        let http = upstream(
-            info.addr,
-            server_name.clone().map(|server_name| TargetTls {
-                server_name,
-                header: None,
-            }),
-        );
-        let opaque = match (server_name, info.opaque_transport_port) {
-            (Some(server_name), Some(port)) => {
-                let header = TransportHeader {
-                    port: info.addr.port(),
-                    name: None,
-                    protocol: None,
-                };
+        // A gateway is told in the transport header which service it is to pass a connection on to; other proxies, only
+        // for which port opaque connections are.
+        let gateway = info.authority_override.as_ref();
+        let header = TransportHeader {
+            port: gateway
+                .and_then(|authority| authority.port_u16())
+                .unwrap_or(info.addr.port()),
+            name: gateway.map(|authority| authority.host().to_owned()),
+            protocol: None,
+        };
+        let direct = |port| match (peer.clone(), port) {
+            (Some(peer), Some(port)) => {
                 let tls = TargetTls {
-                    server_name,
-                    header: Some(header),
+                    peer,
+                    header: Some(header.clone()),
                 };
                 upstream(SocketAddr::new(info.addr.ip(), port), Some(tls))
             }
-            (server_name, _) => upstream(
-                info.addr,
-                server_name.map(|server_name| TargetTls {
-                    server_name,
-                    header: None,
-                }),
-            ),
+            (peer, _) => upstream(info.addr, peer.map(|peer| TargetTls { peer, header: None })),
         };
+        let http = direct(info.opaque_transport_port.filter(|_| gateway.is_some()));
+        let opaque = direct(info.opaque_transport_port);
         Rc::new(Self {
             id: affinity::endpoint_id(info.addr),
             gate,
@@ -477,6 +472,7 @@ impl Endpoint {
             http,
             opaque,
             handles: HttpHandles::new(worker.metrics.clone(), labels),
+            proves_identity,
             info,
         })
     }
@@ -500,6 +496,16 @@ impl Endpoint {
     /// Whether all requests go inside HTTP/2.
     pub(crate) fn takes_http2(&self) -> bool {
         self.info.hint == ProtocolHint::Http2
+    }
+
+    /// Whether it may get what requires its endpoint to be `id`.
+    pub(crate) fn must_be(&self, id: Option<&PeerId>) -> Result<(), ProxyError> {
+        match id {
+            Some(id) if !self.proves_identity || self.info.identity.as_ref() != Some(id) => {
+                Err(ProxyError::IdentityRequired(id.clone()))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn http(&self) -> &Rc<Upstream> {

@@ -4,6 +4,7 @@
 //! in the proxy reads the environment.
 
 mod parse;
+mod unused;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -12,6 +13,7 @@ use heddle_proxy_policy::DefaultPolicy;
 use heddle_tls::{ControlAddr, TrustBundle};
 use ipnet::IpNet;
 
+use crate::dst::Suffixes;
 use parse::Parser;
 pub(crate) use parse::{EnvError, ProcessEnv, Vars};
 
@@ -60,6 +62,8 @@ pub(crate) struct ControlConfig {
     pub destination_context: String,
     /// Addresses outside are not looked up as destinations.
     pub profile_networks: Option<Vec<IpNet>>,
+    /// Nor are names outside of these.
+    pub profile_suffixes: Suffixes,
     pub streams: StreamLimits,
 }
 
@@ -95,11 +99,15 @@ pub(crate) struct InboundConfig {
     pub detect_timeout: Duration,
     pub connect_timeout: Duration,
     pub discovery_idle: Duration,
+    /// Names that peers may reach through this proxy; none: it is no gateway.
+    pub gateway_suffixes: Suffixes,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct OutboundConfig {
     pub listen: Vec<SocketAddr>,
+    /// Whether requests say themselves which service they are for (`l5d-dst-override`).
+    pub ingress: bool,
     pub detect_timeout: Duration,
     pub connect_timeout: Duration,
     pub discovery_idle: Duration,
@@ -165,9 +173,13 @@ impl Config {
             detect_timeout: p.duration(env::INBOUND_DETECT_TIMEOUT, secs(10)),
             connect_timeout: p.duration(env::INBOUND_CONNECT_TIMEOUT, ms(300)),
             discovery_idle: p.duration(env::INBOUND_DISCOVERY_IDLE_TIMEOUT, secs(90)),
+            gateway_suffixes: p
+                .optional(env::INBOUND_GATEWAY_SUFFIXES, str::parse)
+                .unwrap_or_default(),
         };
         let outbound = OutboundConfig {
             listen: p.outbound_listen(),
+            ingress: p.flag(env::INGRESS_MODE),
             detect_timeout: p.duration(env::OUTBOUND_DETECT_TIMEOUT, secs(10)),
             connect_timeout: p.duration(env::OUTBOUND_CONNECT_TIMEOUT, secs(1)),
             discovery_idle: p.duration(env::OUTBOUND_DISCOVERY_IDLE_TIMEOUT, secs(5)),
@@ -193,6 +205,7 @@ impl Config {
                 })
                 .unwrap_or(false),
         };
+        unused::check(&mut p);
         let shutdown_grace = p.duration(env::SHUTDOWN_GRACE_PERIOD, secs(120));
         let workers = p.workers(std::thread::available_parallelism().map_or(1, usize::from));
 

@@ -1,4 +1,4 @@
-//! What the control plane says, as one `watch` channel per key: outbound policies by address, endpoints by service path,
+//! What the control plane says, as one `watch` channel per key: outbound policies by address or name, endpoints by service path,
 //! inbound policies by port.
 //!
 //! Lookups come from all workers; the streams behind them run on the control runtime. A key that nobody watches is
@@ -12,9 +12,9 @@ mod outbound;
 mod policy_client;
 mod stream;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
-use heddle_proxy_policy::{ClientPolicy, EndpointSet, ServerPolicy};
+use heddle_proxy_policy::{ClientPolicy, EndpointSet, ServerPolicy, ratelimit::Cells};
 use heddle_tls::ControlChannel;
 use linkerd2_proxy_api::{
     destination::destination_client::DestinationClient,
@@ -22,7 +22,7 @@ use linkerd2_proxy_api::{
 };
 use tokio::{runtime::Handle, sync::watch};
 
-use crate::config::Config;
+use crate::{config::Config, dst::Dst};
 use cache::Cache;
 pub(crate) use cache::Full;
 use policy_client::PolicyClient;
@@ -45,6 +45,8 @@ pub(crate) enum Outbound {
     Invalid(Arc<str>),
     /// The control plane did not answer in time.
     Unavailable(Arc<str>),
+    /// The control plane knows nothing of this name.
+    Unknown,
 }
 
 /// What is known of one of the pod's ports.
@@ -55,6 +57,8 @@ pub(crate) struct Inbound {
     /// Whether the control plane has answered, or has had its time to. Until then connections wait a moment: the
     /// default may allow what the port's own policy does not.
     pub settled: bool,
+    /// What the rate limits of the port count by, whichever policy sets them.
+    pub cells: Arc<Cells>,
 }
 
 /// Lookups. Cheap to clone.
@@ -67,7 +71,7 @@ struct Inner {
     destination: DestinationClient<ControlChannel>,
     outbound_policies: PolicyClient,
     inbound_policies: InboundServerPoliciesClient<ControlChannel>,
-    outbound: Cache<SocketAddr, Outbound>,
+    outbound: Cache<Dst, Outbound>,
     endpoints: Cache<Arc<str>, Arc<EndpointSet>>,
     inbound: Cache<u16, Inbound>,
 }
@@ -88,16 +92,16 @@ impl Discovery {
         }))
     }
 
-    /// The policy of an address that an application connects to.
-    pub(crate) fn outbound(&self, addr: SocketAddr) -> Result<watch::Receiver<Outbound>, Full> {
+    /// The policy of an address that an application connects to, or of a name that it asks for.
+    pub(crate) fn outbound(&self, dst: &Dst) -> Result<watch::Receiver<Outbound>, Full> {
         let inner = &self.0;
         inner.outbound.watch(
             &inner.runtime,
-            addr,
+            dst.clone(),
             || Outbound::Pending,
             |publish| {
-                let inner = inner.clone();
-                async move { outbound::follow(&inner, addr, &publish).await }
+                let (inner, dst) = (inner.clone(), dst.clone());
+                async move { outbound::follow(&inner, &dst, &publish).await }
             },
         )
     }
@@ -127,6 +131,7 @@ impl Discovery {
             Inbound {
                 policy: Arc::new(policy),
                 settled: false,
+                cells: Arc::default(),
             }
         };
         inner.inbound.watch(&inner.runtime, port, default, |publish| {

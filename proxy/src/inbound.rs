@@ -1,6 +1,7 @@
 //! Connections to the pod's applications: whose they are, what they speak, whether they may, and on to the port.
 
 mod app;
+mod gateway;
 mod http;
 mod port;
 mod tcp;
@@ -8,7 +9,7 @@ mod tcp;
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use heddle_proxy_policy::{Client, ClientTls, ServerPolicy, inbound::Protocol};
-use heddle_tls::{PeerLeaf, peer_identity};
+use heddle_tls::peer_id;
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::debug;
@@ -20,10 +21,13 @@ use crate::{
         sniff,
     },
     discovery::Full,
+    dst::{InvalidName, NameAddr},
     http::serve::HttpVersion,
     io::{Ahead, Io, Prefixed, Socket},
     listen::Accepted,
     metrics::labels::Labels,
+    outbound::OutboundError,
+    tls::Side,
     transport_header::{self, HeaderError, TransportHeader},
     upstream::ConnectError,
     worker::Worker,
@@ -58,8 +62,14 @@ enum InboundError {
     Busy(#[from] Full),
     #[error("the policy no longer allows the connection")]
     Terminated,
-    #[error("the client's certificate was revoked")]
-    Revoked,
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    #[error("this proxy is no gateway to {0}")]
+    NotServed(NameAddr),
+    #[error("a gateway's client must have an identity")]
+    NoIdentity,
+    #[error(transparent)]
+    Outbound(#[from] OutboundError),
 }
 
 impl InboundError {
@@ -70,7 +80,9 @@ impl InboundError {
             Self::HandshakeTimeout => "tls handshake timeout",
             Self::NotDirect | Self::Header(_) => "transport header",
             Self::Loop(_) => "loop",
-            Self::Denied(_) | Self::Terminated | Self::Revoked => "unauthorized",
+            Self::Denied(_) | Self::Terminated | Self::NoIdentity => "unauthorized",
+            Self::Name(_) | Self::NotServed(_) => "gateway domain invalid",
+            Self::Outbound(error) => error.label(),
             Self::App(_) => "connect",
             Self::Busy(_) => "busy",
         }
@@ -94,8 +106,6 @@ struct Known {
     /// What metrics say when it is not meshed.
     no_tls_reason: &'static str,
     port: Rc<Port>,
-    /// Its certificate, when revocation is looked at.
-    leaf: Option<PeerLeaf>,
 }
 
 /// What a connection carries.
@@ -113,26 +123,22 @@ async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), InboundErr
         place: _place,
     } = accepted;
     let direct = orig_dst.port() == worker.config.inbound.listen.port();
-    let (mut known, carries) = match direct {
-        true => Box::pin(accept_direct(worker, tcp, client, orig_dst)).await?,
+    let (known, carries) = match direct {
+        true => {
+            let (known, carries, name) = Box::pin(accept_direct(worker, tcp, client, orig_dst)).await?;
+            if let Some(name) = name {
+                return Box::pin(gateway::serve(worker, known, drain, carries, name)).await;
+            }
+            (known, carries)
+        }
         false => accept_app(worker, tcp, client, orig_dst).await?,
     };
-    let leaf = known.leaf.take();
-    let serving = async {
-        match carries {
-            Carries::Http(version) => {
-                http::serve(worker.clone(), known, drain, version).await;
-                Ok(())
-            }
-            Carries::Bytes => tcp::serve(worker, known, drain).await,
+    match carries {
+        Carries::Http(version) => {
+            http::serve(worker.clone(), known, drain, version).await;
+            Ok(())
         }
-    };
-    if leaf.is_none() {
-        return serving.await;
-    }
-    tokio::select! {
-        served = serving => served,
-        () = worker.tls.until_revoked(leaf) => Err(InboundError::Revoked),
+        Carries::Bytes => tcp::serve(worker, known, drain).await,
     }
 }
 
@@ -169,7 +175,7 @@ async fn accept_app(
     let mut known = match ours {
         true => {
             let tls = handshake(worker.tls.server(), tcp).await?;
-            meshed(worker, port, tls, client)
+            meshed(worker, port, tls, client)?
         }
         false => plain(port, tcp, client, "no_tls_from_remote"),
     };
@@ -189,13 +195,14 @@ async fn accept_app(
     Ok((known, carries))
 }
 
-/// A peer's connection to the inbound listener itself, which says by its header what it is for.
+/// A peer's connection to the inbound listener itself, which says by its header what it is for: a port of the pod, or a
+/// name that this proxy is a gateway to.
 async fn accept_direct(
     worker: &Rc<Worker>,
     tcp: TcpStream,
     client: SocketAddr,
     orig_dst: SocketAddr,
-) -> Result<(Known, Carries), InboundError> {
+) -> Result<(Known, Carries, Option<NameAddr>), InboundError> {
     let mut tcp = Prefixed::new(tcp);
     let hello = |bytes: &[u8]| match client_hello::parse(bytes) {
         Hello::Tls(name) => Some(name),
@@ -212,25 +219,27 @@ async fn accept_direct(
         return Err(InboundError::NotDirect);
     }
     let mut tls = Prefixed::new(tls);
-    let TransportHeader {
-        port,
-        name: _,
-        protocol,
-    } = TransportHeader::read(&mut tls, HEADER_TIMEOUT).await?;
-    if port == worker.config.inbound.listen.port() {
-        return Err(InboundError::Loop(port));
-    }
+    let TransportHeader { port, name, protocol } = TransportHeader::read(&mut tls, HEADER_TIMEOUT).await?;
+    let own = worker.config.inbound.listen.port();
+    let name = name.map(|name| NameAddr::new(&name, port)).transpose()?;
+    let port = match name {
+        // The gateway's clients are judged by the policy of its own port.
+        Some(_) => own,
+        None if port == own => return Err(InboundError::Loop(port)),
+        None => port,
+    };
     let port = worker
         .inbound
         .port(worker, SocketAddr::new(orig_dst.ip(), port))?;
     port.settled().await;
     // Reading the header took exactly its bytes.
-    let known = meshed(worker, port, tls.into_inner(), client);
-    Ok(match protocol {
-        None => (known, Carries::Bytes),
-        Some(transport_header::Protocol::Http1) => (known, Carries::Http(HttpVersion::Http1)),
-        Some(transport_header::Protocol::Http2) => (known, Carries::Http(HttpVersion::Http2)),
-    })
+    let known = meshed(worker, port, tls.into_inner(), client)?;
+    let carries = match protocol {
+        None => Carries::Bytes,
+        Some(transport_header::Protocol::Http1) => Carries::Http(HttpVersion::Http1),
+        Some(transport_header::Protocol::Http2) => Carries::Http(HttpVersion::Http2),
+    };
+    Ok((known, carries, name))
 }
 
 async fn handshake(
@@ -244,21 +253,29 @@ async fn handshake(
     }
 }
 
-fn meshed(worker: &Worker, port: Rc<Port>, tls: TlsStream<Prefixed<TcpStream>>, client: SocketAddr) -> Known {
-    let leaf = worker.tls.leaf(tls.get_ref().1);
-    let identity = tls.get_ref().1.peer_certificates().and_then(peer_identity);
+fn meshed(
+    worker: &Worker,
+    port: Rc<Port>,
+    tls: TlsStream<Prefixed<TcpStream>>,
+    client: SocketAddr,
+) -> Result<Known, InboundError> {
+    let (tcp, session) = tls.get_ref();
+    let guard = worker
+        .tls
+        .guard(Side::Inbound, tcp.get_ref(), session)
+        .map_err(InboundError::Handshake)?;
+    let identity = session.peer_certificates().and_then(peer_id);
     let client = Client {
         addr: client.ip(),
         tls: ClientTls::Established(identity),
     };
     let open = port.source(&client.tls, "").open();
-    Known {
-        io: Io::new(Socket::Server(Box::new(tls)), open),
+    Ok(Known {
+        io: Io::new(Socket::Server(Box::new(tls)), open).guarded(guard),
         client,
         no_tls_reason: "",
         port,
-        leaf,
-    }
+    })
 }
 
 fn plain(port: Rc<Port>, tcp: Prefixed<TcpStream>, client: SocketAddr, no_tls_reason: &'static str) -> Known {
@@ -272,7 +289,6 @@ fn plain(port: Rc<Port>, tcp: Prefixed<TcpStream>, client: SocketAddr, no_tls_re
         client,
         no_tls_reason,
         port,
-        leaf: None,
     }
 }
 

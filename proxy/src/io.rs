@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_rustls::{client, server};
 
-use crate::{limits::Permit, metrics::tcp::TcpOpen};
+use crate::{limits::Permit, metrics::tcp::TcpOpen, tls::Guard};
 
 /// A stream whose first bytes were read ahead.
 #[derive(Debug)]
@@ -35,6 +35,10 @@ impl<S> Prefixed<S> {
             ahead: BytesMut::new(),
             inner,
         }
+    }
+
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.inner
     }
 
     /// The stream, without what was read ahead and not given out.
@@ -207,6 +211,8 @@ pub(crate) struct Io {
     open: TcpOpen,
     /// The connection's place under its policy's limits.
     _permit: Option<Permit>,
+    /// Has the connection end when the peer's certificate is revoked.
+    _guard: Option<Guard>,
     read_count: ReadCount,
     /// Whether an error was seen; it becomes the close's label.
     failed: bool,
@@ -233,6 +239,7 @@ impl Io {
             inner: Prefixed::new(socket),
             open,
             _permit: None,
+            _guard: None,
             read_count: ReadCount::default(),
             failed: false,
         }
@@ -242,6 +249,13 @@ impl Io {
     #[must_use]
     pub(crate) fn holding(mut self, permit: Option<Permit>) -> Self {
         self._permit = permit;
+        self
+    }
+
+    /// Holds the guard as long as the connection is open.
+    #[must_use]
+    pub(crate) fn guarded(mut self, guard: Option<Guard>) -> Self {
+        self._guard = guard;
         self
     }
 

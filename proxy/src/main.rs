@@ -10,6 +10,7 @@ mod balance;
 mod config;
 mod detect;
 mod discovery;
+mod dst;
 mod http;
 mod http1;
 mod inbound;

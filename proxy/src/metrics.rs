@@ -7,11 +7,13 @@
 pub(crate) mod family;
 pub(crate) mod http;
 pub(crate) mod labels;
+pub(crate) mod route;
 pub(crate) mod tcp;
 
 use std::time::Duration;
 
 use family::{Counter, Family, Gauge, Histogram};
+use route::RouteFamilies;
 use tokio::time::Instant;
 
 /// Upper bounds of the latency buckets, in milliseconds: Linkerd's.
@@ -42,6 +44,8 @@ pub(crate) struct Metrics {
     pub inbound_tcp_errors_total: Family<Counter>,
     pub outbound_http_errors_total: Family<Counter>,
     pub outbound_tcp_errors_total: Family<Counter>,
+    /// By ServiceProfile route.
+    pub route: RouteFamilies,
 }
 
 impl Default for Metrics {
@@ -107,6 +111,7 @@ impl Default for Metrics {
                 "outbound_tcp_errors_total",
                 "Total count of outbound TCP errors.",
             ),
+            route: RouteFamilies::new(LATENCY_BUCKETS_MS),
         }
     }
 }
@@ -143,6 +148,7 @@ impl Metrics {
             inbound_tcp_errors_total,
             outbound_http_errors_total,
             outbound_tcp_errors_total,
+            route,
         } = self;
         let counters = [
             request_total,
@@ -168,5 +174,6 @@ impl Metrics {
         }
         visit(tcp_open_connections);
         visit(response_latency_ms);
+        route.each(visit);
     }
 }

@@ -4,9 +4,11 @@
 mod http;
 mod mirror;
 mod opaque;
+mod overrides;
 mod retry;
 mod sticky;
 mod target;
+mod through;
 mod upgrade;
 
 use std::rc::Rc;
@@ -30,10 +32,11 @@ use crate::{
 };
 use target::Target;
 pub(crate) use target::Targets;
+pub(crate) use through::Through;
 
 /// Why a connection came to its end early.
 #[derive(Debug, thiserror::Error)]
-enum OutboundError {
+pub(crate) enum OutboundError {
     #[error("the connection was made to the proxy itself")]
     Loop,
     #[error(transparent)]
@@ -45,7 +48,7 @@ enum OutboundError {
 }
 
 impl OutboundError {
-    fn label(&self) -> &'static str {
+    pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Loop => "loop",
             Self::Proxy(error) => error.label(),
@@ -84,7 +87,7 @@ async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), OutboundEr
     if worker.config.outbound.listen.contains(&orig_dst) {
         return Err(OutboundError::Loop);
     }
-    let target = worker.outbound.target(worker, orig_dst)?;
+    let target = worker.outbound.target(worker, orig_dst.into())?;
     let mut io = Io::new(Socket::Plain(Prefixed::new(tcp)), target.source().open());
     let carries = match target.known().await {
         Outbound::Policy(policy) => match &policy.protocol {

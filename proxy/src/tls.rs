@@ -1,19 +1,27 @@
-//! rustls configurations of a worker: the store's, and the same with the transport header's ALPN.
+//! rustls configurations of a worker: the store's, and the same with the transport header's ALPN. And what ends its
+//! connections, whatever they carry, when their peers' certificates are revoked.
 
-use std::{cell::RefCell, sync::Arc};
+mod revoked;
+
+use std::{cell::RefCell, io, sync::Arc};
 
 use heddle_tls::{
-    Identity, PeerLeaf, Store,
+    Identity, PeerId, PeerLeaf, Store,
     rustls::{ClientConfig, CommonState, ServerConfig},
 };
 
-use crate::transport_header;
+use tokio::net::TcpStream;
+
+use crate::{metrics::Metrics, transport_header};
+use revoked::Guarded;
+pub(crate) use revoked::{Guard, Side};
 
 /// The configurations. Belongs to one worker; always made from the newest certificate and anchors.
 #[derive(Debug)]
 pub(crate) struct Tls {
     store: Store,
-    revocation: bool,
+    /// Connections whose peers' certificates may be revoked; none when that is not looked at.
+    guarded: Option<Arc<Guarded>>,
     server: RefCell<Option<Derived<ServerConfig>>>,
     client: RefCell<Option<Derived<ClientConfig>>>,
 }
@@ -28,7 +36,7 @@ impl Tls {
     pub(crate) fn new(store: Store, revocation: bool) -> Self {
         Self {
             store,
-            revocation,
+            guarded: revocation.then(Arc::default),
             server: RefCell::default(),
             client: RefCell::default(),
         }
@@ -38,15 +46,31 @@ impl Tls {
         self.store.name()
     }
 
-    /// What to remember of a peer, so that its connection can end when its certificate is revoked.
-    pub(crate) fn leaf(&self, peer: &CommonState) -> Option<PeerLeaf> {
-        self.revocation
-            .then(|| peer.peer_certificates().and_then(PeerLeaf::of))?
+    /// Has the connection `tcp` end when the certificate of its `peer` is revoked. To be held as long as it is open.
+    ///
+    /// # Errors
+    /// It is revoked already, or cannot be watched over.
+    pub(crate) fn guard(&self, side: Side, tcp: &TcpStream, peer: &CommonState) -> io::Result<Option<Guard>> {
+        let Some(guarded) = &self.guarded else {
+            return Ok(None);
+        };
+        let Some(leaf) = peer.peer_certificates().and_then(PeerLeaf::of) else {
+            return Ok(None);
+        };
+        if self.store.revocations().borrow().revokes(&leaf) {
+            return Err(io::Error::other("the peer's certificate was revoked"));
+        }
+        guarded.guard(side, tcp, leaf).map(Some)
     }
 
-    /// Returns when `leaf` is revoked, which may be never.
-    pub(crate) async fn until_revoked(&self, leaf: Option<PeerLeaf>) {
-        self.store.until_revoked(leaf).await;
+    /// Ends connections as their peers' certificates are revoked, for as long as the worker runs.
+    pub(crate) async fn end_revoked(&self, metrics: &Metrics) {
+        let Some(guarded) = &self.guarded else { return };
+        let mut lists = self.store.revocations();
+        while lists.changed().await.is_ok() {
+            let lists = lists.borrow_and_update().clone();
+            guarded.end(&lists, metrics);
+        }
     }
 
     /// For connections that were meant for the application.
@@ -61,15 +85,23 @@ impl Tls {
         })
     }
 
-    pub(crate) fn client(&self) -> Arc<ClientConfig> {
-        self.store.client_config()
-    }
-
-    /// For connections that begin with a transport header.
-    pub(crate) fn direct_client(&self) -> Arc<ClientConfig> {
-        derive(&self.client, self.store.client_config(), |config| {
+    /// For connections to a peer that must prove the name that it is asked for, or else `id`. `direct` ones begin with
+    /// a transport header.
+    pub(crate) fn client(&self, id: Option<&PeerId>, direct: bool) -> Arc<ClientConfig> {
+        let alpn = |config: &mut ClientConfig| {
             config.alpn_protocols = vec![transport_header::ALPN.to_vec()];
-        })
+        };
+        match (id, direct) {
+            (None, false) => self.store.client_config(),
+            (None, true) => derive(&self.client, self.store.client_config(), alpn),
+            (Some(id), direct) => {
+                let mut config = self.store.client_config_for(id.clone());
+                if direct {
+                    alpn(&mut config);
+                }
+                Arc::new(config)
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::{cell::RefCell, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration}
 
 use bytes::Bytes;
 use h2::client::SendRequest as Http2Sender;
-use heddle_tls::rustls::pki_types::ServerName;
+use heddle_tls::{Identity, PeerId, rustls::pki_types::ServerName};
 use http::{Request, Response};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -27,8 +27,8 @@ use crate::{
     io::{Io, Prefixed, Socket},
     limits::Gate,
     metrics::tcp::TcpHandles,
-    tls::Tls,
-    transport_header::TransportHeader,
+    tls::{Side, Tls},
+    transport_header::{self, TransportHeader},
 };
 
 /// A handshake is one round trip and a few hundred microseconds of work; a peer that takes longer is in trouble.
@@ -94,10 +94,18 @@ pub(crate) struct Target {
     pub tls: Option<TargetTls>,
 }
 
-/// The name that the peer must prove.
+/// Who the other side must be.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    server_name: ServerName<'static>,
+    /// When it is not the server name that it must prove.
+    id: Option<PeerId>,
+}
+
+/// How the other side is spoken to over TLS.
 #[derive(Clone, Debug)]
 pub(crate) struct TargetTls {
-    pub server_name: ServerName<'static>,
+    pub peer: Peer,
     /// What to tell the peer's proxy first.
     pub header: Option<TransportHeader>,
 }
@@ -127,6 +135,19 @@ struct Idle {
     since: Instant,
 }
 
+impl Peer {
+    /// One that must prove `id`, and is asked for by `server_name` where that is another.
+    pub(crate) fn new(id: &PeerId, server_name: Option<&Identity>) -> Self {
+        let name = server_name
+            .or(id.dns())
+            .expect("a SPIFFE ID has a server name beside it: checked in Endpoint::from_proto");
+        Self {
+            server_name: ServerName::try_from(name.as_str().to_owned()).expect("an identity is a DNS name"),
+            id: server_name.map(|_| id.clone()),
+        }
+    }
+}
+
 impl Upstream {
     /// Connections beyond the gate's limits are not made.
     pub(crate) fn new(target: Target, tls: Rc<Tls>, tcp: TcpHandles, gate: Option<Rc<Gate>>) -> Rc<Self> {
@@ -140,8 +161,13 @@ impl Upstream {
         })
     }
 
-    /// A new connection.
+    /// A new connection, for bytes.
     pub(crate) async fn connect(&self) -> Result<Io, ConnectError> {
+        self.connect_for(None).await
+    }
+
+    /// A new connection for this protocol, as its transport header tells where it has one.
+    async fn connect_for(&self, protocol: Option<transport_header::Protocol>) -> Result<Io, ConnectError> {
         let Target {
             addr,
             connect_timeout,
@@ -168,14 +194,11 @@ impl Upstream {
             }
         };
         set_options(&tcp);
-        let Some(TargetTls { server_name, header }) = tls else {
+        let Some(TargetTls { peer, header }) = tls else {
             return Ok(Io::new(Socket::Plain(Prefixed::new(tcp)), self.tcp.open()).holding(permit));
         };
-        let config = if header.is_some() {
-            self.tls.direct_client()
-        } else {
-            self.tls.client()
-        };
+        let Peer { server_name, id } = peer;
+        let config = self.tls.client(id.as_ref(), header.is_some());
         let handshake = TlsConnector::from(config).connect(server_name.clone(), tcp);
         let name = || server_name.to_str().into_owned();
         let tls = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
@@ -189,8 +212,22 @@ impl Upstream {
             }
             Err(_) => return Err(ConnectError::TlsTimeout { addr, name: name() }),
         };
-        let mut io = Io::new(Socket::Client(Box::new(tls)), self.tcp.open()).holding(permit);
+        let guard = self
+            .tls
+            .guard(Side::Outbound, tls.get_ref().0, tls.get_ref().1)
+            .map_err(|source| ConnectError::Tls {
+                addr,
+                name: name(),
+                source: source.into(),
+            })?;
+        let mut io = Io::new(Socket::Client(Box::new(tls)), self.tcp.open())
+            .holding(permit)
+            .guarded(guard);
         if let Some(header) = header {
+            let header = TransportHeader {
+                protocol,
+                ..header.clone()
+            };
             // It is flushed with the first bytes that follow, or at once by whoever has none.
             io.write_all(&header.encode())
                 .await
@@ -255,7 +292,7 @@ impl Upstream {
 
     async fn connect_http2(self: &Rc<Self>) -> Result<Http2Sender<Bytes>, ConnectError> {
         let addr = self.target.addr;
-        let io = self.connect().await?;
+        let io = self.connect_for(Some(transport_header::Protocol::Http2)).await?;
         io.set_unacknowledged_max(UNACKNOWLEDGED_MAX);
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
@@ -296,7 +333,8 @@ impl Upstream {
     }
 
     async fn fresh_http1(self: &Rc<Self>) -> Result<Box<Connection>, ConnectError> {
-        Ok(Connection::new(self.connect().await?, Rc::downgrade(self)))
+        let io = self.connect_for(Some(transport_header::Protocol::Http1)).await?;
+        Ok(Connection::new(io, Rc::downgrade(self)))
     }
 
     /// Sends a request on a connection of [`Upstream::http1`]. One that an idle connection swallowed, because the
@@ -338,7 +376,7 @@ impl Upstream {
     /// An HTTP/1 connection that may become something else.
     pub(crate) async fn upgradable(&self) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
         let addr = self.target.addr;
-        let io = self.connect().await?;
+        let io = self.connect_for(Some(transport_header::Protocol::Http1)).await?;
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
             .handshake(TokioIo::new(io))

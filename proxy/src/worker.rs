@@ -124,6 +124,8 @@ pub(crate) fn run(parts: Parts, listeners: listen::Listeners) {
                 sweeping.sweep();
             }
         });
+        let ending = worker.clone();
+        tokio::task::spawn_local(async move { ending.tls.end_revoked(&ending.metrics).await });
         let flagging = worker.clone();
         let drained = drain.clone().signaled();
         tokio::task::spawn_local(async move {

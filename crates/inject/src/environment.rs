@@ -17,8 +17,6 @@ mod linkerd {
     pub(super) const OUTBOUND_ACCEPT_KEEPALIVE: &str = "LINKERD2_PROXY_OUTBOUND_ACCEPT_KEEPALIVE";
     pub(super) const OUTBOUND_METRICS_HOSTNAME_LABELS: &str =
         "LINKERD2_PROXY_OUTBOUND_METRICS_HOSTNAME_LABELS";
-    pub(super) const INGRESS_MODE: &str = "LINKERD2_PROXY_INGRESS_MODE";
-    pub(super) const INBOUND_GATEWAY_SUFFIXES: &str = "LINKERD2_PROXY_INBOUND_GATEWAY_SUFFIXES";
 }
 
 /// Long enough to be never: what Linkerd writes when protocol detection shall wait.
@@ -196,13 +194,10 @@ pub(crate) fn of(settings: &Settings, ports: &ContainerPorts, trust_anchors_pem:
         vars.set(linkerd::OUTBOUND_METRICS_HOSTNAME_LABELS, "true".to_owned());
     }
     if settings.ingress {
-        vars.set(linkerd::INGRESS_MODE, "true".to_owned());
+        vars.set(env::INGRESS_MODE, "true".to_owned());
     }
     if settings.gateway {
-        vars.set(
-            linkerd::INBOUND_GATEWAY_SUFFIXES,
-            format!("svc.{cluster_domain}."),
-        );
+        vars.set(env::INBOUND_GATEWAY_SUFFIXES, format!("svc.{cluster_domain}."));
     }
 
     if values.tracing.enabled {

@@ -44,6 +44,10 @@ names! {
     OUTBOUND_LISTEN_ADDR = "OUTBOUND_LISTEN_ADDR";
     /// Outbound listeners, comma-separated, at most two.
     OUTBOUND_LISTEN_ADDRS = "OUTBOUND_LISTEN_ADDRS";
+    /// DNS suffixes of the services that peers may reach through this proxy.
+    INBOUND_GATEWAY_SUFFIXES = "INBOUND_GATEWAY_SUFFIXES";
+    /// Whether requests say themselves which service they are for.
+    INGRESS_MODE = "INGRESS_MODE";
     /// Inbound listener.
     INBOUND_LISTEN_ADDR = "INBOUND_LISTEN_ADDR";
     /// Control (tap) listener.

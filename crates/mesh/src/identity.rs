@@ -22,6 +22,16 @@ pub struct TrustDomain(String);
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId(String);
 
+/// What a workload proves with its certificate: a DNS name in all of Linkerd's meshes, a SPIFFE ID where an authority
+/// of another kind (SPIRE, say) gives the certificates.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PeerId {
+    /// A DNS name.
+    Dns(Identity),
+    /// A SPIFFE ID, and no DNS name.
+    Spiffe(SpiffeId),
+}
+
 /// A Kubernetes service account.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServiceAccountRef {
@@ -125,6 +135,24 @@ impl SpiffeId {
     }
 }
 
+impl PeerId {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Dns(name) => name.as_str(),
+            Self::Spiffe(id) => id.as_str(),
+        }
+    }
+
+    /// The DNS name, if it is one.
+    pub fn dns(&self) -> Option<&Identity> {
+        match self {
+            Self::Dns(name) => Some(name),
+            Self::Spiffe(_) => None,
+        }
+    }
+}
+
 impl ServiceAccountRef {
     /// Reads the user name that a TokenReview gives for a service account.
     ///
@@ -175,6 +203,18 @@ impl FromStr for SpiffeId {
     }
 }
 
+/// A text that begins with `spiffe://` is a SPIFFE ID, any other a DNS name.
+impl FromStr for PeerId {
+    type Err = IdentityError;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s.starts_with("spiffe://") {
+            true => s.parse().map(Self::Spiffe),
+            false => s.parse().map(Self::Dns),
+        }
+    }
+}
+
 impl FromStr for TrustDomain {
     type Err = IdentityError;
 
@@ -212,6 +252,12 @@ impl TryFrom<String> for TrustDomain {
     }
 }
 
+impl From<Identity> for PeerId {
+    fn from(name: Identity) -> Self {
+        Self::Dns(name)
+    }
+}
+
 impl From<Identity> for String {
     fn from(id: Identity) -> Self {
         id.0
@@ -233,6 +279,12 @@ impl fmt::Display for Identity {
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

@@ -13,7 +13,7 @@ pub mod label;
 pub mod port;
 pub mod portset;
 
-pub use identity::{Identity, IdentityError, ServiceAccountRef, SpiffeId, TrustDomain};
+pub use identity::{Identity, IdentityError, PeerId, ServiceAccountRef, SpiffeId, TrustDomain};
 pub use portset::{PortSet, PortSetError};
 
 /// The version of all of Heddle's programs and of the images that the bundled profiles name.

@@ -1,6 +1,6 @@
 //! Who a peer is: the name in its verified certificate.
 
-use heddle_mesh::{Identity, SpiffeId};
+use heddle_mesh::{Identity, PeerId, SpiffeId};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -38,6 +38,17 @@ pub fn peer_identity(certs: &[CertificateDer<'_>]) -> Option<Identity> {
     match accounts {
         (Some(of_uri), Some(of_name)) if of_uri != of_name => None,
         _ => Some(identity),
+    }
+}
+
+/// Who the peer is: [`peer_identity`], or for a certificate without any DNS name [`peer_spiffe_id`].
+pub fn peer_id(certs: &[CertificateDer<'_>]) -> Option<PeerId> {
+    let (_, cert) = X509Certificate::from_der(certs.first()?).ok()?;
+    let names = cert.subject_alternative_name().ok()??;
+    let is_dns = |name: &GeneralName<'_>| matches!(name, GeneralName::DNSName(_));
+    match names.value.general_names.iter().any(is_dns) {
+        true => peer_identity(certs).map(PeerId::Dns),
+        false => uris(&names.value.general_names).ok()?.map(PeerId::Spiffe),
     }
 }
 

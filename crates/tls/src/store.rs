@@ -10,10 +10,13 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use heddle_mesh::Identity;
+use heddle_mesh::{Identity, PeerId};
 use rustls::{
     ClientConfig, ServerConfig, SignatureScheme, SupportedProtocolVersion,
-    client::{ResolvesClientCert, Resumption, VerifierBuilderError as ClientVerifierError},
+    client::{
+        ResolvesClientCert, Resumption, VerifierBuilderError as ClientVerifierError,
+        danger::ServerCertVerifier,
+    },
     pki_types::UnixTime,
     server::{
         ClientHello, NoServerSessionStorage, ResolvesServerCert, VerifierBuilderError,
@@ -53,6 +56,7 @@ struct Configs {
     roots: TrustBundle,
     revocations: Revocations,
     clients: Arc<dyn ClientCertVerifier>,
+    servers: Arc<verify::Servers>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     anonymous: Arc<ClientConfig>,
@@ -265,6 +269,16 @@ impl Store {
         Arc::clone(&self.0.configs.load().client)
     }
 
+    /// As [`Store::client_config`], but the server must be `id`, whatever name it is asked for.
+    pub fn client_config_for(&self, id: PeerId) -> ClientConfig {
+        let configs = self.0.configs.load();
+        let mut config = ClientConfig::clone(&configs.client);
+        config
+            .dangerous()
+            .set_certificate_verifier(verify::named(&configs.servers, id));
+        config
+    }
+
     /// As [`Store::client_config`], but never shows a leaf: for the connection that obtains one.
     pub fn anonymous_client_config(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.0.configs.load().anonymous)
@@ -297,7 +311,7 @@ impl Configs {
             .map_err(StoreError::Config)?
             // Not less than rustls' own: ours asks it first.
             .dangerous()
-            .with_custom_certificate_verifier(servers);
+            .with_custom_certificate_verifier(Arc::clone(&servers) as Arc<dyn ServerCertVerifier>);
         let mut client = builder
             .clone()
             .with_client_cert_resolver(Arc::clone(leaf) as Arc<dyn ResolvesClientCert>);
@@ -308,6 +322,7 @@ impl Configs {
             roots,
             revocations,
             clients,
+            servers,
             server: Arc::new(server),
             client: Arc::new(client),
             anonymous: Arc::new(anonymous),

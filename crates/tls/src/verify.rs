@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use heddle_mesh::PeerId;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
     client::{
@@ -16,7 +17,9 @@ use rustls::{
     },
 };
 
-use crate::{CHAIN_BYTES_MAX, CHAIN_MAX, TrustBundle, peer_identity, provider, revocation::Revocations};
+use crate::{
+    CHAIN_BYTES_MAX, CHAIN_MAX, TrustBundle, peer_id, peer_identity, provider, revocation::Revocations,
+};
 
 #[derive(Debug)]
 struct Clients {
@@ -24,10 +27,20 @@ struct Clients {
     revocations: Revocations,
 }
 
+/// Verifies servers by the name that they are asked for.
 #[derive(Debug)]
-struct Servers {
+pub(crate) struct Servers {
     inner: Arc<dyn ServerCertVerifier>,
+    roots: TrustBundle,
     revocations: Revocations,
+}
+
+/// Verifies a server by another identity than the name that it is asked for: a SPIFFE ID, say, which no client can ask
+/// for.
+#[derive(Debug)]
+struct Named {
+    servers: Arc<Servers>,
+    id: PeerId,
 }
 
 /// Verifies clients that show a certificate, and lets in those that show none.
@@ -56,7 +69,7 @@ pub(crate) fn clients(
 pub(crate) fn servers(
     roots: &TrustBundle,
     revocations: &Revocations,
-) -> Result<Arc<dyn ServerCertVerifier>, ServerVerifierError> {
+) -> Result<Arc<Servers>, ServerVerifierError> {
     let mut builder = WebPkiServerVerifier::builder_with_provider(Arc::clone(roots.anchors()), provider());
     if !revocations.is_empty() {
         builder = builder
@@ -67,8 +80,17 @@ pub(crate) fn servers(
     }
     Ok(Arc::new(Servers {
         inner: builder.build()?,
+        roots: roots.clone(),
         revocations: revocations.clone(),
     }))
+}
+
+/// Verifies a server that must be `id`, whatever name it is asked for.
+pub(crate) fn named(servers: &Arc<Servers>, id: PeerId) -> Arc<dyn ServerCertVerifier> {
+    Arc::new(Named {
+        servers: Arc::clone(servers),
+        id,
+    })
 }
 
 /// Looked at before any signature is verified.
@@ -91,6 +113,104 @@ fn not_revoked(leaf: &CertificateDer<'_>, revocations: &Revocations) -> Result<(
         Err(Error::InvalidCertificate(CertificateError::Revoked))
     } else {
         Ok(())
+    }
+}
+
+impl Servers {
+    /// Whether the chain leads to the anchors and was not revoked, whoever it is of.
+    fn verify_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let ders: Vec<_> = self.revocations.ders().collect();
+        let lists = ders
+            .iter()
+            .map(|der| webpki::BorrowedCertRevocationList::from_der(der).map(Into::into))
+            .collect::<Result<Vec<webpki::CertRevocationList<'_>>, _>>()
+            .map_err(|error| Error::General(format!("a revocation list cannot be used: {error}")))?;
+        let lists: Vec<_> = lists.iter().collect();
+        let revocation = match lists.is_empty() {
+            true => None,
+            false => Some(
+                webpki::RevocationOptionsBuilder::new(&lists)
+                    .map_err(|_| Error::General("no revocation lists".to_owned()))?
+                    .with_depth(webpki::RevocationCheckDepth::EndEntity)
+                    .with_status_policy(webpki::UnknownStatusPolicy::Allow)
+                    .with_expiration_policy(webpki::ExpirationPolicy::Enforce)
+                    .build(),
+            ),
+        };
+        let bad = |error: webpki::Error| {
+            Error::InvalidCertificate(match error {
+                webpki::Error::CertRevoked => CertificateError::Revoked,
+                webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
+                other => CertificateError::Other(rustls::OtherError(Arc::new(other))),
+            })
+        };
+        webpki::EndEntityCert::try_from(leaf)
+            .and_then(|cert| {
+                cert.verify_for_usage(
+                    webpki::ALL_VERIFICATION_ALGS,
+                    &self.roots.anchors().roots,
+                    intermediates,
+                    now,
+                    webpki::KeyUsage::server_auth(),
+                    revocation,
+                    None,
+                )
+                .map(drop)
+            })
+            .map_err(bad)?;
+        not_revoked(leaf, &self.revocations)
+    }
+}
+
+impl ServerCertVerifier for Named {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _asked: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if let PeerId::Dns(name) = &self.id {
+            let name = ServerName::try_from(name.as_str())
+                .map_err(|_| Error::InvalidCertificate(CertificateError::NotValidForName))?;
+            return self
+                .servers
+                .verify_server_cert(leaf, intermediates, &name, ocsp, now);
+        }
+        bounded(leaf, intermediates)?;
+        self.servers.verify_chain(leaf, intermediates, now)?;
+        match peer_id(std::slice::from_ref(leaf)) {
+            Some(id) if id == self.id => Ok(ServerCertVerified::assertion()),
+            _ => Err(Error::InvalidCertificate(CertificateError::NotValidForName)),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.servers.verify_tls12_signature(message, cert, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.servers.verify_tls13_signature(message, cert, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.servers.supported_verify_schemes()
     }
 }
 

@@ -8,5 +8,7 @@ mod credentials;
 mod handshake;
 #[path = "tls/revocation.rs"]
 mod revocation;
+#[path = "tls/spiffe.rs"]
+mod spiffe;
 #[path = "tls/support.rs"]
 mod support;

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use ahash::AHashSet;
-use heddle_mesh::Identity;
+use heddle_mesh::PeerId;
 use linkerd2_proxy_api::inbound as proto;
 
 use crate::{Invalid, Meta, invalid, net::Network};
@@ -26,7 +26,7 @@ pub enum ClientTls {
     /// The connection is not the mesh's TLS.
     None,
     /// The mesh's TLS; the identity is absent when the client showed no certificate.
-    Established(Option<Identity>),
+    Established(Option<PeerId>),
 }
 
 /// Who may do something.
@@ -50,8 +50,8 @@ pub enum Authentication {
     /// That it is one of these.
     TlsAuthenticated {
         /// Whole names.
-        identities: AHashSet<Identity>,
-        /// Ends of names, each beginning with a dot; an empty one fits all.
+        identities: AHashSet<PeerId>,
+        /// Ends of DNS names, each beginning with a dot; an empty one fits all names.
         suffixes: Vec<String>,
     },
 }
@@ -119,14 +119,16 @@ impl Authentication {
         match (self, tls) {
             (Self::Unauthenticated, _) | (Self::TlsUnauthenticated, ClientTls::Established(_)) => true,
             (Self::TlsAuthenticated { identities, suffixes }, ClientTls::Established(Some(id))) => {
-                identities.contains(id)
-                    || suffixes
-                        .iter()
-                        .any(|suffix| id.as_str().ends_with(suffix.as_str()))
+                identities.contains(id) || suffixes.iter().any(|suffix| fits_suffix(id, suffix))
             }
             _ => false,
         }
     }
+}
+
+/// A SPIFFE ID's path is whatever its authority likes; only a DNS name's end says who gave it.
+fn fits_suffix(id: &PeerId, suffix: &str) -> bool {
+    suffix.is_empty() || id.dns().is_some_and(|name| name.as_str().ends_with(suffix))
 }
 
 /// Judges a client by a server's and, for HTTP, a route's authorizations.
@@ -234,7 +236,7 @@ impl TryFrom<proto::Authn> for Authentication {
 mod tests {
     use super::*;
 
-    fn id(name: &str) -> Identity {
+    fn id(name: &str) -> PeerId {
         name.parse().expect("a name")
     }
 
@@ -261,7 +263,7 @@ mod tests {
         let one = authz(
             &["0.0.0.0/0"],
             Authentication::TlsAuthenticated {
-                identities: [id("a.ns.test")].into_iter().collect(),
+                identities: [id("a.ns.test"), id("spiffe://d/a")].into_iter().collect(),
                 suffixes: vec![".trusted.test".into()],
             },
         );
@@ -273,11 +275,21 @@ mod tests {
             (ClientTls::Established(Some(id("b.trusted.test"))), true),
             (ClientTls::Established(Some(id("untrusted.test"))), false),
             (ClientTls::Established(Some(id("trusted.test"))), false),
+            (ClientTls::Established(Some(id("spiffe://d/a"))), true),
+            (ClientTls::Established(Some(id("spiffe://d/A"))), false),
+            (
+                ClientTls::Established(Some(id("spiffe://d/b.trusted.test"))),
+                false,
+            ),
         ] {
             assert_eq!(one.fits(&client("10.0.0.1", tls.clone())), want, "{tls:?}");
         }
         let any = authz(&["0.0.0.0/0"], Authentication::any_identity());
         assert!(any.fits(&client("10.0.0.1", ClientTls::Established(Some(id("x"))))));
+        assert!(any.fits(&client(
+            "10.0.0.1",
+            ClientTls::Established(Some(id("spiffe://d/x")))
+        )));
         assert!(!any.fits(&client("10.0.0.1", ClientTls::Established(None))));
     }
 

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use heddle_mesh::Identity;
+use heddle_mesh::{Identity, PeerId};
 use http::uri::Authority;
 use linkerd2_proxy_api::destination as proto;
 
@@ -25,7 +25,9 @@ pub struct Endpoint {
     /// What metrics say about it, sorted by name.
     pub labels: Vec<(String, String)>,
     /// The identity that it must prove, when it is meshed.
-    pub identity: Option<Identity>,
+    pub identity: Option<PeerId>,
+    /// The server name to ask it for, when that is not its identity.
+    pub server_name: Option<Identity>,
     /// What its proxy takes.
     pub hint: ProtocolHint,
     /// The port of its proxy that takes a transport header.
@@ -67,6 +69,7 @@ impl Endpoint {
             addr,
             labels: Vec::new(),
             identity: None,
+            server_name: None,
             hint: ProtocolHint::Unknown,
             opaque_transport_port: None,
             authority_override: None,
@@ -87,21 +90,24 @@ impl Endpoint {
             ..
         } = one;
         let addr = net::socket_addr(addr.ok_or_else(|| Invalid::missing("addr"))?)?;
-        let identity = match tls_identity.and_then(|tls| tls.strategy) {
+        let (strategy, server_name) =
+            tls_identity.map_or((None, None), |tls| (tls.strategy, tls.server_name));
+        // An identity that cannot be read is no endpoint: plaintext in its place would be worse than none.
+        let invalid = |error| Invalid::new("tls_identity", error);
+        let identity = match strategy {
             None => None,
-            Some(Strategy::DnsLikeIdentity(id)) => Some(
-                id.name
-                    .parse()
-                    .map_err(|error| Invalid::new("tls_identity", error))?,
-            ),
-            // Plaintext in its place would be worse than no endpoint.
-            Some(Strategy::UriLikeIdentity(id)) => {
-                return Err(Invalid::new(
-                    "tls_identity",
-                    format!("URI identity `{}` is not supported", id.uri),
-                ));
-            }
+            Some(Strategy::DnsLikeIdentity(id)) => Some(PeerId::Dns(id.name.parse().map_err(invalid)?)),
+            Some(Strategy::UriLikeIdentity(id)) => Some(PeerId::Spiffe(id.uri.parse().map_err(invalid)?)),
         };
+        let server_name: Option<Identity> = server_name
+            .map(|name| name.name.parse())
+            .transpose()
+            .map_err(|error| Invalid::new("tls_identity.server_name", error))?;
+        if matches!(identity, Some(PeerId::Spiffe(_))) && server_name.is_none() {
+            return Err(Invalid::missing("tls_identity.server_name"));
+        }
+        // Most endpoints are asked for by their identity.
+        let server_name = server_name.filter(|name| identity.as_ref().and_then(PeerId::dns) != Some(name));
         let hint = protocol_hint.unwrap_or_default();
         let opaque_transport_port = match hint.opaque_transport {
             None => None,
@@ -128,6 +134,7 @@ impl Endpoint {
                 .take(LABELS_MAX)
                 .collect(),
             identity,
+            server_name,
             hint: match hint.protocol {
                 None => ProtocolHint::Unknown,
                 Some(Protocol::H2(_)) => ProtocolHint::Http2,
@@ -145,7 +152,7 @@ impl Endpoint {
     }
 }
 
-fn is_label_name(name: &str) -> bool {
+pub(crate) fn is_label_name(name: &str) -> bool {
     !name.is_empty()
         && name
             .bytes()
@@ -277,27 +284,37 @@ mod tests {
 
     #[test]
     fn an_endpoint_whose_identity_cannot_be_checked_is_left_out() {
-        let strategy = proto::tls_identity::Strategy::UriLikeIdentity(proto::tls_identity::UriLikeIdentity {
-            uri: "spiffe://x".into(),
-        });
-        let tls = proto::TlsIdentity {
-            strategy: Some(strategy),
-            server_name: None,
-        };
-        let one = proto::WeightedAddr {
-            addr: Some(addr(1)),
-            tls_identity: Some(tls),
-            ..Default::default()
-        };
-        let update = proto::Update {
-            update: Some(proto::update::Update::Add(proto::WeightedAddrSet {
-                addrs: vec![one],
+        let update = |uri: &str, server_name: Option<&str>| {
+            let strategy =
+                proto::tls_identity::Strategy::UriLikeIdentity(proto::tls_identity::UriLikeIdentity {
+                    uri: uri.into(),
+                });
+            let name = |name: &str| proto::tls_identity::DnsLikeIdentity { name: name.into() };
+            let one = proto::WeightedAddr {
+                addr: Some(addr(1)),
+                tls_identity: Some(proto::TlsIdentity {
+                    strategy: Some(strategy),
+                    server_name: server_name.map(name),
+                }),
                 ..Default::default()
-            })),
+            };
+            proto::Update {
+                update: Some(proto::update::Update::Add(proto::WeightedAddrSet {
+                    addrs: vec![one],
+                    ..Default::default()
+                })),
+            }
         };
         let mut set = EndpointSet::default();
-        assert_eq!(set.apply(update, true).expect("valid").len(), 1);
-        assert_eq!(set.iter().count(), 0);
+        for (uri, name) in [("spiffe://x", Some("vm.test")), ("spiffe://x/vm", None)] {
+            assert_eq!(set.apply(update(uri, name), true).expect("valid").len(), 1);
+            assert_eq!(set.iter().count(), 0);
+        }
+        let good = update("spiffe://x/vm", Some("vm.test"));
+        assert!(set.apply(good, true).expect("valid").is_empty());
+        let one = set.iter().next().expect("one");
+        assert_eq!(one.identity, Some("spiffe://x/vm".parse().expect("an ID")));
+        assert_eq!(one.server_name, Some("vm.test".parse().expect("a name")));
         assert!(set.apply(proto::Update { update: None }, false).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 mod extension;
 mod message;
+mod profiled;
 
 use std::{net::SocketAddr, num::NonZeroU32, ops::RangeInclusive, sync::Arc, time::Duration};
 
@@ -11,7 +12,9 @@ use http::StatusCode;
 use crate::{
     Endpoint, Meta, Profile,
     balance::{Backoff, EwmaParams, SuccessRate, Weights},
+    budget::RetryBudget,
     filter::Filter,
+    profile::RouteProfile,
     route::{self, HostMatch, Route, Rule},
 };
 
@@ -19,9 +22,9 @@ use crate::{
 const FAILFAST_DEFAULT: Duration = Duration::from_secs(3);
 const QUEUE_CAPACITY_DEFAULT: u32 = 100;
 /// A request's body is kept for retries up to this size, whatever the policy asks for.
-const RETRY_BODY_BYTES_MAX: usize = 64 * 1024;
+pub const RETRY_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Retries of one request, whatever the policy asks for.
-const RETRIES_MAX: u32 = 10;
+pub const RETRIES_MAX: u32 = 10;
 
 /// The policy of an address.
 #[derive(Clone, Debug)]
@@ -82,6 +85,10 @@ pub struct OutboundRule {
     pub mirrors: Vec<Mirror>,
     /// How sessions stick; comes before what the backend says.
     pub session: Option<Persistence>,
+    /// Whether requests may set their own timeouts and retries, in `l5d-*` headers.
+    pub allow_l5d_headers: bool,
+    /// The ServiceProfile's route, when the rule is one.
+    pub profile: Option<Arc<RouteProfile>>,
 }
 
 /// Where a share of the requests is copied to.
@@ -107,7 +114,7 @@ pub struct Timeouts {
 }
 
 /// When a request is tried again.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Retry {
     /// Tries after the first.
     pub max_retries: u32,
@@ -119,6 +126,8 @@ pub struct Retry {
     pub timeout: Option<Duration>,
     /// Pause between tries.
     pub backoff: Option<Backoff>,
+    /// What all requests to the service may spend on retries together.
+    pub budget: Option<Arc<RetryBudget>>,
 }
 
 /// Failures that are worth another try.
@@ -128,6 +137,10 @@ pub enum RetryConditions {
     Http(Vec<RangeInclusive<u16>>),
     /// gRPC statuses.
     Grpc(Vec<u32>),
+    /// HTTP statuses or gRPC statuses.
+    Either(Vec<RangeInclusive<u16>>, Vec<u32>),
+    /// What the ServiceProfile's route calls a failure.
+    Failures(Arc<RouteProfile>),
 }
 
 /// Backends of a rule.
@@ -238,8 +251,14 @@ pub struct FailureAccrual {
 }
 
 impl ClientPolicy {
-    /// The policy of an address that the policy service has none for: by the profile, or straight to the address.
-    pub fn synthesize(addr: SocketAddr, profile: &Profile, detect_timeout: Duration) -> Self {
+    /// The policy of an address, or name, that the policy service has none for: by the profile, or straight to the
+    /// address. A name of which the profile says nothing either has no backend.
+    pub fn synthesize(
+        addr: Option<SocketAddr>,
+        port: u16,
+        profile: &Profile,
+        detect_timeout: Duration,
+    ) -> Self {
         let backend = |kind, name: &str| {
             Arc::new(Backend {
                 meta: Meta::default_named(name),
@@ -255,35 +274,32 @@ impl ClientPolicy {
                 fully_qualified_name: Some(name),
                 ..
             } => {
-                let path = format!("{name}:{}", addr.port());
-                (
-                    "service",
-                    backend(
-                        BackendKind::Balance {
-                            path,
-                            ewma: EwmaParams::default(),
-                        },
-                        "service",
-                    ),
-                )
+                let kind = BackendKind::Balance {
+                    path: format!("{name}:{port}"),
+                    ewma: EwmaParams::default(),
+                };
+                ("service", Some(backend(kind, "service")))
             }
             Profile {
                 endpoint: Some(endpoint),
                 ..
             } => (
                 "endpoint",
-                backend(BackendKind::Forward(Arc::new(endpoint.clone())), "endpoint"),
+                Some(backend(
+                    BackendKind::Forward(Arc::new(endpoint.clone())),
+                    "endpoint",
+                )),
             ),
-            _ => (
-                "fallback",
-                backend(
-                    BackendKind::Forward(Arc::new(Endpoint::unmeshed(addr))),
-                    "fallback",
-                ),
-            ),
+            _ => {
+                let endpoint = addr.map(|addr| BackendKind::Forward(Arc::new(Endpoint::unmeshed(addr))));
+                ("fallback", endpoint.map(|kind| backend(kind, "fallback")))
+            }
         };
         let meta = Meta::default_named(name);
         let distribution = || {
+            let Some(backend) = &backend else {
+                return Distribution::Empty;
+            };
             Distribution::FirstAvailable(vec![RouteBackend {
                 backend: backend.clone(),
                 filters: vec![],
@@ -298,6 +314,8 @@ impl ClientPolicy {
                 retry: None,
                 mirrors: Vec::new(),
                 session: None,
+                allow_l5d_headers: false,
+                profile: None,
             };
             let rules = vec![Rule {
                 matches: Vec::new(),
@@ -394,6 +412,11 @@ impl RetryConditions {
         match self {
             Self::Http(ranges) => ranges.iter().any(|range| range.contains(&status.as_u16())),
             Self::Grpc(codes) => grpc_status.is_some_and(|code| codes.contains(&code)),
+            Self::Either(ranges, codes) => {
+                ranges.iter().any(|range| range.contains(&status.as_u16()))
+                    || grpc_status.is_some_and(|code| codes.contains(&code))
+            }
+            Self::Failures(route) => route.is_failure(status, grpc_status),
         }
     }
 }

@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue, Method, Request};
 use linkerd2_proxy_api::{grpc_route, http_route};
 use regex::{Regex, RegexBuilder};
 
-use crate::{Invalid, Meta, invalid};
+use crate::{Invalid, Meta, invalid, profile::Condition};
 
 /// A compiled expression may take this much memory; the control plane's expressions are small.
 const REGEX_SIZE_MAX: usize = 1 << 20;
@@ -55,6 +55,8 @@ pub struct RequestMatch {
     pub query_params: Vec<QueryMatch>,
     /// On the method.
     pub method: Option<Method>,
+    /// A ServiceProfile's condition. It has no precedence: the first that holds wins.
+    pub condition: Option<Condition>,
 }
 
 /// A match on the path.
@@ -145,6 +147,9 @@ pub fn find<'r, P, B>(routes: &'r [Route<P>], req: &Request<B>) -> Option<(&'r R
             continue;
         };
         for rule in &route.rules {
+            if best.is_some() && rule.has_no_precedence() {
+                continue;
+            }
             let ranks = rule.matches.iter().filter_map(|one| one.rank(req, &path));
             let rank = match rule.matches.is_empty() {
                 true => Some(Specificity::default()),
@@ -161,6 +166,11 @@ pub fn find<'r, P, B>(routes: &'r [Route<P>], req: &Request<B>) -> Option<(&'r R
 }
 
 impl<P> Rule<P> {
+    /// Whether it is a ServiceProfile's, which only its order ranks.
+    fn has_no_precedence(&self) -> bool {
+        !self.matches.is_empty() && self.matches.iter().all(|one| one.condition.is_some())
+    }
+
     /// The longest path prefix by which the request matches the rule: what a redirect replaces.
     pub fn matched_prefix<B>(&self, req: &Request<B>) -> Option<&str> {
         let path = canonical_path(req.uri().path());
@@ -214,6 +224,13 @@ impl RequestMatch {
             Some(one) => one.rank(path)?,
         };
         if self.method.as_ref().is_some_and(|method| method != req.method()) {
+            return None;
+        }
+        if self
+            .condition
+            .as_ref()
+            .is_some_and(|one| !one.holds(path, req.method()))
+        {
             return None;
         }
         if !self.headers.iter().all(|header| header.matches(req)) {
@@ -419,6 +436,7 @@ impl TryFrom<http_route::HttpRouteMatch> for RequestMatch {
                 .map(Method::try_from)
                 .transpose()
                 .map_err(|error| Invalid::new("method", error))?,
+            condition: None,
         })
     }
 }
@@ -437,6 +455,7 @@ impl TryFrom<grpc_route::GrpcRouteMatch> for RequestMatch {
             headers: invalid::each("headers", headers, HeaderMatch::try_from)?,
             query_params: Vec::new(),
             method: None,
+            condition: None,
         })
     }
 }

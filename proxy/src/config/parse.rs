@@ -2,10 +2,13 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use heddle_mesh::{Identity, PortSet, duration, env};
+use heddle_mesh::{Identity, PortSet, env};
 use ipnet::IpNet;
 
 use super::{ControlConfig, ControlService, StreamLimits};
+
+/// Names that the destination service is asked about when none are given: Linkerd's.
+const PROFILE_SUFFIXES: &str = "svc.cluster.local.";
 
 /// A view of an environment.
 pub(crate) trait Vars {
@@ -97,9 +100,7 @@ impl<'v> Parser<'v> {
     }
 
     fn optional_duration(&mut self, name: &str) -> Option<Duration> {
-        self.optional(name, |text| {
-            duration::parse(text).map_err(|error| error.to_string())
-        })
+        self.optional(name, duration)
     }
 
     pub(super) fn ports(&mut self, name: &str) -> PortSet {
@@ -160,6 +161,9 @@ impl<'v> Parser<'v> {
             .optional(env::DESTINATION_CONTEXT, |text| Ok(text.to_owned()))
             .unwrap_or_default();
         let profile_networks = self.optional(env::DESTINATION_PROFILE_NETWORKS, networks);
+        let profile_suffixes = self
+            .optional(env::DESTINATION_PROFILE_SUFFIXES, str::parse)
+            .unwrap_or_else(|| PROFILE_SUFFIXES.parse().expect("a DNS suffix"));
         let streams = StreamLimits {
             initial_timeout: self.optional_duration(env::CONTROL_STREAM_INITIAL_TIMEOUT),
             idle_timeout: self.optional_duration(env::CONTROL_STREAM_IDLE_TIMEOUT),
@@ -172,6 +176,7 @@ impl<'v> Parser<'v> {
             workload: workload?,
             destination_context,
             profile_networks,
+            profile_suffixes,
             streams,
         })
     }
@@ -216,6 +221,10 @@ impl<'v> Parser<'v> {
             .max(min)
             .min(available.max(1))
     }
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    heddle_mesh::duration::parse(text).map_err(|error| error.to_string())
 }
 
 pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, String> {

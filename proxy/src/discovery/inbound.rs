@@ -36,9 +36,10 @@ pub(super) async fn follow(inner: &Inner, port: u16, publish: &watch::Sender<Inb
                     ServerPolicy::invalid(inner.config.inbound.detect_timeout)
                 });
                 debug!(port, server = policy.meta.name(), "Policy changed");
-                publish.send_replace(Inbound {
-                    policy: Arc::new(policy),
-                    settled: true,
+                let policy = Arc::new(policy);
+                publish.send_modify(|inbound| {
+                    inbound.policy = policy;
+                    inbound.settled = true;
                 });
                 Next::Retry
             }

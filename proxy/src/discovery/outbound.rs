@@ -1,9 +1,11 @@
-//! The policy of an address: `OutboundPolicies.Watch` and, side by side, `Destination.GetProfile`.
+//! The policy of an address or a name: `OutboundPolicies.Watch` and, side by side, `Destination.GetProfile`.
 //!
 //! The policy decides when there is one. Where the policy service knows none (it is an older Linkerd, or the address
-//! is no service's) the profile does, and without a profile connections go where the application sent them.
+//! is no service's) the profile does, and without a profile connections go where the application sent them; a name that
+//! neither knows goes nowhere. A ServiceProfile's routes come before the policy's (see `ClientPolicy::under`), so that the
+//! first answer waits for the profile, too, for a moment.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use heddle_proxy_policy::{ClientPolicy, Profile};
 use linkerd2_proxy_api::{
@@ -19,6 +21,7 @@ use super::{
     Inner, Outbound,
     stream::{self, Event, Next},
 };
+use crate::dst::Dst;
 
 /// A profile that comes later than this still counts, but is not waited for. Linkerd's.
 const PROFILE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -40,34 +43,36 @@ enum Policy {
     Invalid(Arc<str>),
 }
 
-pub(super) async fn follow(inner: &Inner, addr: SocketAddr, publish: &watch::Sender<Outbound>) {
+pub(super) async fn follow(inner: &Inner, dst: &Dst, publish: &watch::Sender<Outbound>) {
     let heard = Mutex::new(Heard::default());
     let update = |change: &mut dyn FnMut(&mut Heard)| {
         let mut heard = heard.lock();
         change(&mut heard);
-        if let Some(outbound) = heard.decide(addr, inner.config.outbound.detect_timeout) {
-            debug!(%addr, "Policy changed");
+        if let Some(outbound) = heard.decide(dst, inner.config.outbound.detect_timeout) {
+            debug!(%dst, "Policy changed");
             publish.send_replace(outbound);
         }
     };
-    let wanted = inner
-        .config
-        .control
-        .profile_networks
-        .as_ref()
-        .is_none_or(|nets| nets.iter().any(|net| net.contains(&addr.ip())));
+    let control = &inner.config.control;
+    let wanted = match dst {
+        Dst::Addr(addr) => control
+            .profile_networks
+            .as_ref()
+            .is_none_or(|nets| nets.iter().any(|net| net.contains(&addr.ip()))),
+        Dst::Name(name) => control.profile_suffixes.contain(name),
+    };
     tokio::join!(
-        follow_policy(inner, addr, publish, &update),
+        follow_policy(inner, dst, publish, &update),
         async {
             if wanted {
-                follow_profile(inner, addr, &update).await;
+                follow_profile(inner, dst, &heard, &update).await;
             } else {
                 update(&mut |heard| heard.profile = Some(Profile::default()));
             }
         },
         async {
             sleep(PROFILE_TIMEOUT).await;
-            update(&mut |heard| heard.profile_waited = true);
+            give_up_waiting(&heard, &update);
         },
         async {
             sleep(POLICY_TIMEOUT).await;
@@ -85,43 +90,56 @@ pub(super) async fn follow(inner: &Inner, addr: SocketAddr, publish: &watch::Sen
 type Update<'u> = &'u (dyn Fn(&mut dyn FnMut(&mut Heard)) + Send + Sync);
 
 impl Heard {
-    fn decide(&self, addr: SocketAddr, detect_timeout: Duration) -> Option<Outbound> {
+    fn decide(&self, dst: &Dst, detect_timeout: Duration) -> Option<Outbound> {
         match (&self.policy, &self.profile) {
-            (Some(Policy::Some(policy)), _) => Some(Outbound::Policy(policy.clone())),
+            (None, _) => None,
             (Some(Policy::Invalid(why)), _) => Some(Outbound::Invalid(why.clone())),
-            (Some(Policy::None), None) if !self.profile_waited => None,
+            (Some(_), None) if !self.profile_waited => None,
+            (Some(Policy::Some(policy)), None) => Some(Outbound::Policy(policy.clone())),
+            (Some(Policy::Some(policy)), Some(profile)) => {
+                Some(Outbound::Policy(policy.under(profile, dst.port())))
+            }
             (Some(Policy::None), profile) => {
                 let none = Profile::default();
                 let profile = profile.as_ref().unwrap_or(&none);
-                Some(Outbound::Policy(Arc::new(ClientPolicy::synthesize(
-                    addr,
-                    profile,
-                    detect_timeout,
-                ))))
+                if dst.addr().is_none()
+                    && profile.fully_qualified_name.is_none()
+                    && profile.endpoint.is_none()
+                {
+                    return Some(Outbound::Unknown);
+                }
+                let policy = ClientPolicy::synthesize(dst.addr(), dst.port(), profile, detect_timeout);
+                Some(Outbound::Policy(Arc::new(policy).under(profile, dst.port())))
             }
-            (None, _) => None,
         }
     }
 }
 
-async fn follow_policy(
-    inner: &Inner,
-    addr: SocketAddr,
-    publish: &watch::Sender<Outbound>,
-    update: Update<'_>,
-) {
+/// The policy holds without a profile, if there is none yet.
+fn give_up_waiting(heard: &Mutex<Heard>, update: Update<'_>) {
+    let waiting = {
+        let heard = heard.lock();
+        heard.profile.is_none() && !heard.profile_waited
+    };
+    if waiting {
+        update(&mut |heard| heard.profile_waited = true);
+    }
+}
+
+async fn follow_policy(inner: &Inner, dst: &Dst, publish: &watch::Sender<Outbound>, update: Update<'_>) {
     let open = || {
         let mut client = inner.outbound_policies.clone();
         let request = TrafficSpec {
             source_workload: inner.config.control.workload.clone(),
-            target: Some(traffic_spec::Target::Addr(heddle_proxy_policy::net::to_proto(
-                addr,
-            ))),
+            target: Some(match dst {
+                Dst::Addr(addr) => traffic_spec::Target::Addr(heddle_proxy_policy::net::to_proto(*addr)),
+                Dst::Name(name) => traffic_spec::Target::Authority(name.to_string()),
+            }),
         };
         async move { client.watch(request).await }
     };
     stream::follow(
-        format!("outbound policy of {addr}"),
+        format!("outbound policy of {dst}"),
         inner.config.control.streams,
         open,
         |event| {
@@ -130,7 +148,7 @@ async fn follow_policy(
                     let mut policy = Some(match ClientPolicy::try_from(policy) {
                         Ok(policy) => Policy::Some(Arc::new(policy)),
                         Err(error) => {
-                            error!(%addr, %error, "Failing requests: the outbound policy is invalid");
+                            error!(%dst, %error, "Failing requests: the outbound policy is invalid");
                             Policy::Invalid(error.to_string().into())
                         }
                     });
@@ -138,6 +156,10 @@ async fn follow_policy(
                 }
                 Event::Failed(status) => match status.code() {
                     Code::NotFound | Code::Unimplemented => {
+                        update(&mut |heard| heard.policy = Some(Policy::None))
+                    }
+                    // A name that the policy service does not take for one; the destination service may.
+                    Code::InvalidArgument if dst.addr().is_none() => {
                         update(&mut |heard| heard.policy = Some(Policy::None))
                     }
                     _ => {
@@ -158,18 +180,18 @@ async fn follow_policy(
     .await;
 }
 
-async fn follow_profile(inner: &Inner, addr: SocketAddr, update: Update<'_>) {
+async fn follow_profile(inner: &Inner, dst: &Dst, heard: &Mutex<Heard>, update: Update<'_>) {
     let open = || {
         let mut client = inner.destination.clone();
         let request = GetDestination {
             scheme: "k8s".to_owned(),
-            path: addr.to_string(),
+            path: dst.to_string(),
             context_token: inner.config.control.destination_context.clone(),
         };
         async move { client.get_profile(request).await }
     };
     stream::follow(
-        format!("profile of {addr}"),
+        format!("profile of {dst}"),
         inner.config.control.streams,
         open,
         |event| match event {
@@ -179,15 +201,23 @@ async fn follow_profile(inner: &Inner, addr: SocketAddr, update: Update<'_>) {
                         let mut profile = Some(profile);
                         update(&mut |heard| heard.profile = profile.take());
                     }
-                    Err(error) => warn!(%addr, %error, "Ignoring an invalid profile"),
+                    Err(error) => warn!(%dst, %error, "Ignoring an invalid profile"),
                 }
+                Next::Retry
+            }
+            Event::Failed(status) if status.code() == Code::NotFound => {
+                update(&mut |heard| heard.profile = Some(Profile::default()));
                 Next::Retry
             }
             Event::Failed(status) if status.code() == Code::InvalidArgument => {
                 update(&mut |heard| heard.profile = Some(Profile::default()));
                 Next::Stop
             }
-            Event::Failed(_) => Next::Retry,
+            // It is not waited for any longer; what was known stays.
+            Event::Failed(_) => {
+                give_up_waiting(heard, update);
+                Next::Retry
+            }
         },
     )
     .await;

@@ -19,7 +19,10 @@ use super::{
 use crate::{
     balance::InFlight,
     http1::{Http1Body, Http1Error},
-    metrics::http::{End, HttpHandles},
+    metrics::{
+        http::{End, HttpHandles},
+        route::RouteTracker,
+    },
 };
 
 /// A body that could not be passed on.
@@ -201,6 +204,15 @@ impl ResponseBody {
         self
     }
 
+    /// Tells a route's tracker of the end as well. `headers` are the response's.
+    pub(crate) fn also_tracked(&mut self, headers: &HeaderMap, mut route: RouteTracker) {
+        match &mut self.tracker {
+            Some(tracker) => tracker.routes.push(route),
+            // It has ended already, or is the proxy's own.
+            None => route.ended(grpc_status(headers)),
+        }
+    }
+
     /// Fails when it has not ended by then.
     #[must_use]
     pub(crate) fn deadline(mut self, deadline: Option<Instant>) -> Self {
@@ -311,6 +323,8 @@ pub(crate) struct Tracker {
     grpc_status: Option<u32>,
     started: Instant,
     ended: bool,
+    /// What else counts the response; dropping them counts a failure.
+    routes: Vec<RouteTracker>,
     /// The endpoint is busy with the request until then.
     _in_flight: Option<InFlight>,
 }
@@ -330,6 +344,7 @@ impl Tracker {
             grpc_status,
             started,
             ended: false,
+            routes: Vec::new(),
             _in_flight: in_flight,
         }
     }
@@ -339,6 +354,9 @@ impl Tracker {
             self.ended = true;
             let end = self.grpc_status.map_or(End::Http, End::Grpc);
             self.handles.response(self.status, end, self.started);
+            for route in &mut self.routes {
+                route.ended(self.grpc_status);
+            }
         }
     }
 }

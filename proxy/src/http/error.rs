@@ -42,6 +42,12 @@ pub(crate) enum ProxyError {
     Unauthorized,
     #[error("rate limit exceeded")]
     RateLimited,
+    #[error("the endpoint is not {0}, which the request requires it to be")]
+    IdentityRequired(heddle_tls::PeerId),
+    #[error("the gateway does not serve {0}")]
+    NotServed(crate::dst::NameAddr),
+    #[error("the request has been at this gateway before")]
+    GatewayLoop,
 }
 
 /// Who erred.
@@ -67,6 +73,9 @@ impl ProxyError {
             | Self::BadRequest(_)
             | Self::Unauthorized
             | Self::RateLimited
+            | Self::IdentityRequired(_)
+            | Self::NotServed(_)
+            | Self::GatewayLoop
             | Self::NoRoute => Side::Downstream,
             _ => Side::Internal,
         }
@@ -82,11 +91,23 @@ impl ProxyError {
             Self::Unauthorized => "unauthorized",
             Self::RateLimited => "rate limited",
             Self::NoRoute => "no route",
+            Self::IdentityRequired(_) => "identity required",
+            Self::NotServed(_) => "gateway domain invalid",
+            Self::GatewayLoop => "gateway loop",
             _ => "unexpected",
         }
     }
 
-    fn status(&self) -> StatusCode {
+    /// Whether the client's connection had better end, so that its next request finds another way.
+    pub(crate) fn closes(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect(_) | Self::Http1(_) | Self::Http2(_) | Self::Upgrade(_)
+        )
+    }
+
+    /// What the client is told, unless it speaks gRPC.
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Unavailable(_)
             | Self::Connect(ConnectError::Limited { .. })
@@ -94,10 +115,14 @@ impl ProxyError {
             | Self::LoadShed(_)
             | Self::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::InvalidPolicy(_) | Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::NoSuchService | Self::Connect(_) | Self::Http1(_) | Self::Upgrade(_) | Self::Http2(_) => {
-                StatusCode::BAD_GATEWAY
-            }
+            Self::NoRoute | Self::NotServed(_) => StatusCode::NOT_FOUND,
+            Self::GatewayLoop => StatusCode::LOOP_DETECTED,
+            Self::IdentityRequired(_)
+            | Self::NoSuchService
+            | Self::Connect(_)
+            | Self::Http1(_)
+            | Self::Upgrade(_)
+            | Self::Http2(_) => StatusCode::BAD_GATEWAY,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Client(_) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::FORBIDDEN,
@@ -109,7 +134,7 @@ impl ProxyError {
         match self {
             Self::Unauthorized => "7",
             Self::RateLimited => "8",
-            Self::NoRoute => "5",
+            Self::NoRoute | Self::NotServed(_) => "5",
             Self::InvalidPolicy(_) | Self::NoBackend => "13",
             Self::Timeout(_) => "4",
             Self::Client(_) | Self::BadRequest(_) => "3",

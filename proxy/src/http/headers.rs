@@ -11,6 +11,14 @@ pub(crate) const ORIG_PROTO: HeaderName = HeaderName::from_static("l5d-orig-prot
 pub(crate) const CLIENT_ID: HeaderName = HeaderName::from_static("l5d-client-id");
 /// Why a proxy answered in an endpoint's place.
 pub(crate) const PROXY_ERROR: HeaderName = HeaderName::from_static("l5d-proxy-error");
+/// That the connection to the proxy had better end.
+pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("l5d-proxy-connection");
+/// The service that a request of an ingress is for.
+pub(crate) const DST_OVERRIDE: HeaderName = HeaderName::from_static("l5d-dst-override");
+/// The service that the client's proxy took a request to be for.
+pub(crate) const DST_CANONICAL: HeaderName = HeaderName::from_static("l5d-dst-canonical");
+/// The identity that the endpoint must have.
+pub(crate) const REQUIRE_ID: HeaderName = HeaderName::from_static("l5d-require-id");
 const CONNECTION_HEADERS: [HeaderName; 5] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -20,11 +28,13 @@ const CONNECTION_HEADERS: [HeaderName; 5] = [
 ];
 
 /// Headers that only proxies may say; an application's are not believed.
-const FORGEABLE: [HeaderName; 4] = [
+const FORGEABLE: [HeaderName; 6] = [
     HeaderName::from_static("l5d-client-id"),
     HeaderName::from_static("l5d-remote-ip"),
     HeaderName::from_static("l5d-server-id"),
     HeaderName::from_static("l5d-orig-proto"),
+    DST_OVERRIDE,
+    DST_CANONICAL,
 ];
 
 /// Removes headers that are about one connection (RFC 9110 §7.6.1), and those that `connection` names.
@@ -46,6 +56,11 @@ pub(crate) fn strip_connection(headers: &mut HeaderMap) {
     if headers.get(header::TE).is_some_and(|te| te != "trailers") {
         headers.remove(header::TE);
     }
+}
+
+/// Whether any header is of those that the mesh gives a meaning. Most requests have none.
+pub(crate) fn has_own(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with("l5d-"))
 }
 
 /// Removes what an application must not say to other proxies.

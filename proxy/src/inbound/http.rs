@@ -1,8 +1,16 @@
 //! Requests to the application: route, authorization, and the application's own version of HTTP.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{
+    cell::{OnceCell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
 
-use heddle_proxy_policy::{Client, ClientTls, Meta, Permit, inbound::Refused, ratelimit::RateLimited};
+use heddle_proxy_policy::{
+    Client, ClientTls, Meta, Permit, ServerPolicy,
+    inbound::{Allowed, Refused},
+    ratelimit::{Cell, RateLimited},
+};
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -25,23 +33,25 @@ use crate::{
 const HANDLES_MAX: usize = 64;
 
 /// A client's connection.
-struct Connection {
+pub(super) struct Connection {
     worker: Rc<Worker>,
     port: Rc<Port>,
     client: Client,
     client_id: Option<HeaderValue>,
     no_tls_reason: &'static str,
+    /// What its rate limit counts by.
+    cell: OnceCell<Arc<Cell>>,
     handles: RefCell<Vec<Rc<Handles>>>,
     /// For what outlives the connection: an upgraded one.
     drain: drain::Watch,
 }
 
 /// The counters of requests with one verdict.
-struct Handles {
+pub(super) struct Handles {
     permit: Permit,
     route: Meta,
-    http: Rc<HttpHandles>,
-    allowed: std::sync::Arc<Counter>,
+    pub(super) http: Rc<HttpHandles>,
+    allowed: Arc<Counter>,
 }
 
 pub(super) async fn serve(worker: Rc<Worker>, known: Known, drain: drain::Watch, version: HttpVersion) {
@@ -50,21 +60,14 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Known, drain: drain::Watch,
         client,
         no_tls_reason,
         port,
-        leaf: _,
     } = known;
-    let client_id = match &client.tls {
-        ClientTls::Established(Some(id)) => HeaderValue::from_str(id.as_str()).ok(),
-        _ => None,
-    };
-    let connection = Rc::new(Connection {
-        worker: worker.clone(),
+    let connection = Rc::new(Connection::new(
+        worker.clone(),
         port,
         client,
-        client_id,
         no_tls_reason,
-        handles: RefCell::default(),
-        drain: drain.clone(),
-    });
+        drain.clone(),
+    ));
     let handle = move |request| {
         let connection = connection.clone();
         async move { connection.respond(request).await }
@@ -79,23 +82,73 @@ pub(super) fn server_labels(labels: Labels, server: &Meta, port: u16) -> Labels 
 }
 
 impl Connection {
-    async fn respond(&self, request: Request<Incoming>) -> Response<ResponseBody> {
-        let grpc = is_grpc(request.headers());
-        match self.request(request).await {
-            Ok(response) => response,
-            Err(error) => {
-                debug!(client = %self.client.addr, error = %heddle_daemon::report::chain(&error), "Request failed");
-                let labels = Labels::default().with("error", error.label());
-                self.worker.metrics.inbound_http_errors_total.get(&labels).add(1);
-                error.response(grpc)
-            }
+    pub(super) fn new(
+        worker: Rc<Worker>,
+        port: Rc<Port>,
+        client: Client,
+        no_tls_reason: &'static str,
+        drain: drain::Watch,
+    ) -> Self {
+        let client_id = match &client.tls {
+            ClientTls::Established(Some(id)) => HeaderValue::from_str(id.as_str()).ok(),
+            _ => None,
+        };
+        Self {
+            worker,
+            port,
+            client,
+            client_id,
+            no_tls_reason,
+            cell: OnceCell::new(),
+            handles: RefCell::default(),
+            drain,
         }
     }
 
-    async fn request(&self, mut request: Request<Incoming>) -> Result<Response<ResponseBody>, ProxyError> {
-        let started = Instant::now();
-        let policy = self.port.policy();
-        let allowed = match policy.authorize_request(&self.client, &request) {
+    async fn respond(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        let grpc = is_grpc(request.headers());
+        let http1 = request.version() != Version::HTTP_2;
+        match self.request(request).await {
+            Ok(response) => response,
+            Err(error) => self.failure(&error, grpc, http1),
+        }
+    }
+
+    /// The port's policy as it is now.
+    pub(super) fn policy(&self) -> Arc<ServerPolicy> {
+        self.port.policy()
+    }
+
+    /// What the client is told of an error.
+    pub(super) fn failure(&self, error: &ProxyError, grpc: bool, http1: bool) -> Response<ResponseBody> {
+        debug!(client = %self.client.addr, error = %heddle_daemon::report::chain(error), "Request failed");
+        let labels = Labels::default().with("error", error.label());
+        self.worker.metrics.inbound_http_errors_total.get(&labels).add(1);
+        let mut response = error.response(grpc);
+        let headers = response.headers_mut();
+        let close = HeaderValue::from_static("close");
+        // What the mesh says to itself is no stranger's business.
+        match self.client.tls {
+            ClientTls::Established(_) if error.closes() => {
+                headers.insert(headers::PROXY_CONNECTION, close.clone());
+            }
+            ClientTls::Established(_) => {}
+            ClientTls::None => drop(headers.remove(headers::PROXY_ERROR)),
+        }
+        if http1 && error.closes() {
+            headers.insert(http::header::CONNECTION, close);
+        }
+        response
+    }
+
+    /// Judges one request by the policy of its moment, and counts it.
+    pub(super) fn admit<'p, B>(
+        &self,
+        policy: &'p ServerPolicy,
+        request: &Request<B>,
+        now: Instant,
+    ) -> Result<(Allowed<'p>, Rc<Handles>), ProxyError> {
+        let allowed = match policy.authorize_request(&self.client, request) {
             Ok(allowed) => allowed,
             Err(refused) => return Err(self.refuse(&policy.meta, &refused)),
         };
@@ -105,17 +158,26 @@ impl Connection {
                 ClientTls::Established(Some(id)) => Some(id),
                 _ => None,
             };
-            let admitted = self.port.cells.borrow_mut().admit(limit, id, started.into_std());
-            if let Err(limited) = admitted {
+            let cells = &self.port.cells;
+            let cell = self.cell.get_or_init(|| cells.client(id));
+            if let Err(limited) = cells.admit(limit, id, cell, now.into_std()) {
                 return Err(self.limit(&policy.meta, &limit.meta, limited));
             }
         }
         handles.allowed.add(1);
         handles.http.request();
+        Ok((allowed, handles))
+    }
 
+    async fn request(&self, mut request: Request<Incoming>) -> Result<Response<ResponseBody>, ProxyError> {
+        let started = Instant::now();
+        let policy = self.port.policy();
+        let (allowed, handles) = self.admit(&policy, &request, started)?;
         let orig_proto = request.headers().contains_key(headers::ORIG_PROTO);
         let was_http1 = headers::downgrade_to_h1(&mut request) || request.version() != Version::HTTP_2;
-        headers::strip_forgeable(request.headers_mut());
+        if headers::has_own(request.headers()) {
+            headers::strip_forgeable(request.headers_mut());
+        }
         if let Some(id) = &self.client_id {
             request.headers_mut().insert(headers::CLIENT_ID, id.clone());
         }

@@ -35,8 +35,8 @@ pub(crate) struct Port {
     current: RefCell<Arc<ServerPolicy>>,
     app: App,
     sources: RefCell<AHashMap<(ClientTls, &'static str), TcpHandles>>,
-    /// Each worker limits its share; with one worker, which is the default, that is the whole limit.
-    pub cells: RefCell<Cells>,
+    /// All workers count by the same.
+    pub cells: Arc<Cells>,
     used: Cell<Instant>,
 }
 
@@ -47,7 +47,10 @@ impl Ports {
             return Ok(port.clone());
         }
         let watch = worker.discovery.inbound(addr.port())?;
-        let current = watch.borrow().policy.clone();
+        let (current, cells) = {
+            let inbound = watch.borrow();
+            (inbound.policy.clone(), inbound.cells.clone())
+        };
         // An address of ours is where the application listens; any other was translated on the way here, and loopback
         // is the one that every application of the pod can be reached at.
         let ip = match addr.ip() {
@@ -62,7 +65,7 @@ impl Ports {
             current: RefCell::new(current),
             app: App::new(worker, SocketAddr::new(ip, addr.port())),
             sources: RefCell::default(),
-            cells: RefCell::default(),
+            cells,
             used: Cell::new(Instant::now()),
         });
         self.0.borrow_mut().insert(addr, port.clone());

@@ -2,8 +2,14 @@
 
 use std::rc::Rc;
 
-use super::{InboundError, Known, http::server_labels, still_allowed};
-use crate::{io::copy, metrics::labels::Labels, worker::Worker};
+use heddle_proxy_policy::{Client, Meta, Permit};
+
+use super::{InboundError, Known, http::server_labels, port::Port, still_allowed};
+use crate::{
+    io::{Io, copy},
+    metrics::labels::Labels,
+    worker::Worker,
+};
 
 pub(super) async fn serve(
     worker: &Rc<Worker>,
@@ -15,50 +21,83 @@ pub(super) async fn serve(
         client,
         no_tls_reason,
         port,
-        leaf: _,
     } = known;
-    let policy = port.policy();
-    let labels = |server: &heddle_proxy_policy::Meta| {
-        let labels = Labels::default()
-            .with("target_addr", port.addr())
-            .client_tls(&client.tls, no_tls_reason);
-        server_labels(labels, server, port.addr().port())
+    let judge = Judge {
+        worker,
+        port: &port,
+        client: &client,
+        no_tls_reason,
     };
-    let permit = match policy.authorize(&client) {
-        Ok(permit) => permit,
-        Err(denied) => {
-            worker
-                .metrics
-                .inbound_tcp_authz_deny_total
-                .get(&labels(&policy.meta))
-                .add(1);
-            io.reset_on_close();
-            return Err(denied.into());
-        }
-    };
-    let allowed = labels(permit.server()).resource("authz", permit.authorization());
-    worker.metrics.inbound_tcp_authz_allow_total.get(&allowed).add(1);
+    let permit = judge.permit(&io)?;
     let mut app = Box::pin(port.app().connect(&permit)).await?;
-    let mut changes = port.changes();
-    let revoked = async {
+    let result = tokio::select! {
+        copied = copy(&mut io, &mut app) => copied.map_err(InboundError::from),
+        () = judge.until_forbidden() => Err(judge.terminate(&io)),
+    };
+    drop(drain);
+    result
+}
+
+/// Judges one connection by the policy of its port.
+pub(super) struct Judge<'k> {
+    pub(super) worker: &'k Worker,
+    pub(super) port: &'k Port,
+    pub(super) client: &'k Client,
+    pub(super) no_tls_reason: &'static str,
+}
+
+impl Judge<'_> {
+    /// Leave for the connection; one that gets none is reset.
+    pub(super) fn permit(&self, io: &Io) -> Result<Permit, InboundError> {
+        let metrics = &self.worker.metrics;
+        let policy = self.port.policy();
+        match policy.authorize(self.client) {
+            Ok(permit) => {
+                let labels = self
+                    .labels(permit.server())
+                    .resource("authz", permit.authorization());
+                metrics.inbound_tcp_authz_allow_total.get(&labels).add(1);
+                Ok(permit)
+            }
+            Err(denied) => {
+                let labels = self.labels(&policy.meta);
+                metrics.inbound_tcp_authz_deny_total.get(&labels).add(1);
+                io.reset_on_close();
+                Err(denied.into())
+            }
+        }
+    }
+
+    /// Returns when the policy no longer allows the connection, which may be never.
+    pub(super) async fn until_forbidden(&self) {
+        let mut changes = self.port.changes();
         loop {
             if changes.changed().await.is_err() {
                 // Nobody publishes policies any more: the last one stays.
                 std::future::pending::<()>().await;
             }
-            if !still_allowed(&changes.borrow_and_update().policy, &client) {
+            if !still_allowed(&changes.borrow_and_update().policy, self.client) {
                 return;
             }
         }
-    };
-    let result = tokio::select! {
-        copied = copy(&mut io, &mut app) => copied.map_err(InboundError::from),
-        () = revoked => {
-            worker.metrics.inbound_tcp_authz_terminate_total.get(&labels(&port.policy().meta)).add(1);
-            io.reset_on_close();
-            Err(InboundError::Terminated)
-        }
-    };
-    drop(drain);
-    result
+    }
+
+    /// Ends a connection that is no longer allowed.
+    pub(super) fn terminate(&self, io: &Io) -> InboundError {
+        let labels = self.labels(&self.port.policy().meta);
+        self.worker
+            .metrics
+            .inbound_tcp_authz_terminate_total
+            .get(&labels)
+            .add(1);
+        io.reset_on_close();
+        InboundError::Terminated
+    }
+
+    fn labels(&self, server: &Meta) -> Labels {
+        let labels = Labels::default()
+            .with("target_addr", self.port.addr())
+            .client_tls(&self.client.tls, self.no_tls_reason);
+        server_labels(labels, server, self.port.addr().port())
+    }
 }

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
 };
 
-use heddle_mesh::Identity;
+use heddle_mesh::PeerId;
 use heddle_proxy_policy::{ClientTls, Endpoint, Meta};
 
 /// A label's value is cut to this length: names of services and identities are shorter.
@@ -68,7 +68,7 @@ impl Labels {
 
     /// How an outbound server is known.
     #[must_use]
-    pub(crate) fn server_tls(self, server: Result<&Identity, &str>) -> Self {
+    pub(crate) fn server_tls(self, server: Result<&PeerId, &str>) -> Self {
         match server {
             Ok(id) => self.with("tls", "true").with("server_id", id),
             Err(reason) => self.with("tls", "no_identity").with("no_tls_reason", reason),

@@ -3,17 +3,21 @@
 use std::{net::IpAddr, rc::Rc, time::Duration};
 
 use heddle_proxy_policy::{
-    outbound::{FailureAccrual, Http, OutboundRule, Timeouts},
+    outbound::{FailureAccrual, Http, OutboundRule, Retry, Timeouts},
     route,
 };
-use http::{HeaderMap, Request, Response, StatusCode, Version, header, request::Parts, uri::Authority};
+use heddle_tls::PeerId;
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts, uri::Authority,
+};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
-use super::{Target, mirror::Copies, sticky::Chosen, target::Policy};
+use super::{Target, mirror::Copies, overrides::Asked, sticky::Chosen, target::Policy};
 use crate::{
     balance::{Answer, Balancer, Endpoint, Picked, Terms},
+    dst::NameAddr,
     http::{
         ProxyError, RequestBody, ResponseBody,
         body::Tracker,
@@ -21,7 +25,11 @@ use crate::{
         serve::{self, HttpVersion},
     },
     io::Io,
-    metrics::labels::Labels,
+    metrics::{
+        http::End,
+        labels::Labels,
+        route::{Of, RouteHandles, RouteTracker},
+    },
     upstream::ConnectError,
     worker::Worker,
 };
@@ -35,8 +43,9 @@ const REPLAY_BYTES_MAX: usize = 64 * 1024;
 pub(super) struct Client {
     worker: Rc<Worker>,
     target: Rc<Target>,
-    version: HttpVersion,
     addr: IpAddr,
+    /// Whether requests say themselves which service they are for.
+    ingress: bool,
     /// For what outlives the connection: an upgraded one.
     pub(super) drain: drain::Watch,
 }
@@ -49,6 +58,13 @@ pub(super) struct Way<'p> {
     pub(super) rule: &'p OutboundRule,
     /// The part of the path by which the rule was chosen.
     pub(super) prefix: Option<&'p str>,
+    /// The rule's, or what the request asks for where the rule allows it.
+    pub(super) timeouts: Timeouts,
+    pub(super) retry: Option<&'p Retry>,
+    /// The counters of the ServiceProfile's route.
+    pub(super) route: Option<&'p Rc<RouteHandles>>,
+    /// Who the endpoint must be.
+    pub(super) require_id: Option<&'p PeerId>,
     pub(super) started: Instant,
 }
 
@@ -57,6 +73,8 @@ pub(super) struct Way<'p> {
 pub(super) struct Errand<'p> {
     pub(super) accrual: Option<&'p FailureAccrual>,
     pub(super) terms: Terms,
+    pub(super) route: Option<&'p Rc<RouteHandles>>,
+    pub(super) require_id: Option<&'p PeerId>,
     pub(super) started: Instant,
 }
 
@@ -68,13 +86,8 @@ pub(super) async fn serve(
     version: HttpVersion,
     addr: IpAddr,
 ) {
-    let client = Rc::new(Client {
-        worker: worker.clone(),
-        target,
-        version,
-        addr,
-        drain: drain.clone(),
-    });
+    let ingress = worker.config.outbound.ingress;
+    let client = Rc::new(Client::new(worker.clone(), target, addr, ingress, drain.clone()));
     let handle = move |request| {
         let client = client.clone();
         async move { client.respond(request).await }
@@ -82,13 +95,75 @@ pub(super) async fn serve(
     serve::serve(worker, drain, io, version, handle).await;
 }
 
+impl Way<'_> {
+    /// Has the route count what came of a request, or of one try.
+    fn counted(
+        &self,
+        of: Of,
+        started: Instant,
+        mut result: Result<Response<ResponseBody>, ProxyError>,
+    ) -> Result<Response<ResponseBody>, ProxyError> {
+        let Some(route) = self.route else { return result };
+        match &mut result {
+            Ok(response) => {
+                let tracker = RouteTracker::new(route, of, response.status(), started);
+                let headers = std::mem::take(response.headers_mut());
+                response.body_mut().also_tracked(&headers, tracker);
+                *response.headers_mut() = headers;
+            }
+            Err(error) => route.response(of, error.status(), End::Failed, started),
+        }
+        result
+    }
+}
+
 impl Client {
-    async fn respond(self: &Rc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
+    pub(super) fn new(
+        worker: Rc<Worker>,
+        target: Rc<Target>,
+        addr: IpAddr,
+        ingress: bool,
+        drain: drain::Watch,
+    ) -> Self {
+        Self {
+            worker,
+            target,
+            addr,
+            ingress,
+            drain,
+        }
+    }
+
+    /// The service that a request says it is for, if it does.
+    async fn named<B>(&self, request: &mut Request<B>) -> Result<Option<Rc<Target>>, ProxyError> {
+        let Some(value) = request.headers_mut().remove(headers::DST_OVERRIDE) else {
+            return Ok(None);
+        };
+        let name: Option<NameAddr> = value.to_str().ok().and_then(|text| text.parse().ok());
+        let name = name.ok_or(ProxyError::BadRequest("l5d-dst-override is no name of a service"))?;
+        if !self.worker.config.control.profile_suffixes.contain(&name) {
+            return Err(ProxyError::NoSuchService);
+        }
+        let target = self.worker.outbound.target(&self.worker, name.into())?;
+        target.known().await;
+        Ok(Some(target))
+    }
+
+    pub(super) async fn respond(self: &Rc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
         let grpc = is_grpc(request.headers());
+        let http1 = request.version() != Version::HTTP_2;
         match self.request(request).await {
-            Ok(response) => response,
+            Ok(mut response) => {
+                let closes = response.headers_mut().remove(headers::PROXY_CONNECTION);
+                if http1 && closes.is_some_and(|value| value == "close") {
+                    response
+                        .headers_mut()
+                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                response
+            }
             Err(error) => {
-                debug!(addr = %self.target.addr, error = %heddle_daemon::report::chain(&error), "Request failed");
+                debug!(dst = %self.target.dst, error = %heddle_daemon::report::chain(&error), "Request failed");
                 let labels = Labels::default().with("error", error.label());
                 self.worker.metrics.outbound_http_errors_total.get(&labels).add(1);
                 error.response(grpc)
@@ -101,10 +176,23 @@ impl Client {
         mut request: Request<Incoming>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let started = Instant::now();
-        let policy = self.target.policy()?;
-        let http = policy.http(self.version).ok_or(ProxyError::NoRoute)?;
+        let own_headers = headers::has_own(request.headers());
+        let named = match own_headers && self.ingress {
+            true => Box::pin(self.named(&mut request)).await?,
+            false => None,
+        };
+        let policy = named.as_ref().unwrap_or(&self.target).policy()?;
+        let version = match request.version() {
+            Version::HTTP_2 => HttpVersion::Http2,
+            _ => HttpVersion::Http1,
+        };
+        let http = policy.http(version).ok_or(ProxyError::NoRoute)?;
         let (_, found) = route::find(&http.routes, &request).ok_or(ProxyError::NoRoute)?;
         let rule = &found.policy;
+        let asked = match own_headers {
+            true => Asked::take(request.headers_mut(), rule)?,
+            false => Asked::default(),
+        };
         let way = Way {
             policy: &policy,
             http,
@@ -113,9 +201,12 @@ impl Client {
                 .changes_urls()
                 .then(|| found.matched_prefix(&request))
                 .flatten(),
+            timeouts: asked.timeouts.unwrap_or(rule.timeouts),
+            retry: asked.retry.as_ref().or(rule.retry.as_ref()),
+            route: policy.route_handles(rule),
+            require_id: asked.id.as_ref(),
             started,
         };
-        headers::strip_forgeable(request.headers_mut());
         if let Some(response) = filter::request(&rule.filters, way.prefix, &mut request)? {
             return Ok(response);
         }
@@ -124,13 +215,17 @@ impl Client {
         }
         let (head, body) = request.into_parts();
         let body = RequestBody::Incoming(body);
-        let mut response = match Copies::draw(&rule.mirrors, &head) {
-            None => self.tries(way, head, body).await?,
+        if let Some(route) = way.route {
+            route.request(Of::Request);
+        }
+        let result = match Copies::draw(&rule.mirrors, &head) {
+            None => self.tries(way, head, body).await,
             Some(copies) => {
                 let send = async |body| self.tries(way, head, body).await;
-                Box::pin(copies.beside(self, &policy, body, send)).await?
+                Box::pin(copies.beside(self, &policy, body, send)).await
             }
         };
+        let mut response = way.counted(Of::Request, started, result)?;
         filter::response(&rule.filters, &mut response);
         Ok(response)
     }
@@ -141,7 +236,7 @@ impl Client {
         head: Parts,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, ProxyError> {
-        match &way.rule.retry {
+        match way.retry {
             Some(retry) => Box::pin(super::retry::send(self, way, retry, head, body)).await,
             None => self.send(way, head, body).await,
         }
@@ -159,19 +254,24 @@ impl Client {
             response,
             request,
             idle: _,
-        } = way.rule.timeouts;
+        } = way.timeouts;
         let end = request.map(|limit| started + limit);
         let limit = match (response, request) {
             (Some(one), Some(two)) => Some(one.min(two)),
             (one, two) => one.or(two),
         };
         let sending = self.send_untimed(way, head, body);
-        let response = match limit {
-            None => sending.await?,
+        let tried = way.route.map(|route| {
+            route.request(Of::Try);
+            Instant::now()
+        });
+        let result = match limit {
+            None => sending.await,
             Some(limit) => Box::pin(timeout_at(started + limit, sending))
                 .await
-                .map_err(|_| ProxyError::Timeout(limit))??,
+                .unwrap_or(Err(ProxyError::Timeout(limit))),
         };
+        let response = way.counted(Of::Try, tried.unwrap_or(started), result)?;
         Ok(match end {
             None => response,
             Some(_) => response.map(|body| body.deadline(end)),
@@ -194,6 +294,8 @@ impl Client {
         let errand = Errand {
             accrual: way.http.failure_accrual.as_ref(),
             terms,
+            route: way.route,
+            require_id: way.require_id,
             started: way.started,
         };
         let (endpoint, mut response) = match Copies::draw(&backend.mirrors, &head) {
@@ -221,7 +323,7 @@ impl Client {
     ) -> Result<(u64, Response<ResponseBody>), ProxyError> {
         let deadline = balancer.failfast_deadline();
         for _ in 1..UNPROCESSED_MAX {
-            let (endpoint, connection) = self.connection(balancer, errand.terms, &head, deadline).await?;
+            let (endpoint, connection) = self.connection(balancer, errand, &head, deadline).await?;
             let Connection::Http2(sender) = connection else {
                 return self
                     .to_endpoint(balancer, errand, endpoint, connection, head, body)
@@ -239,7 +341,7 @@ impl Client {
                 result => return result,
             }
         }
-        let (endpoint, connection) = self.connection(balancer, errand.terms, &head, deadline).await?;
+        let (endpoint, connection) = self.connection(balancer, errand, &head, deadline).await?;
         self.to_endpoint(balancer, errand, endpoint, connection, head, body)
             .await
     }
@@ -248,12 +350,15 @@ impl Client {
     async fn connection(
         &self,
         balancer: &Balancer,
-        terms: Terms,
+        Errand {
+            terms, require_id, ..
+        }: Errand<'_>,
         head: &Parts,
         deadline: Instant,
     ) -> Result<(Picked, Connection), ProxyError> {
         loop {
             let endpoint = balancer.pick(terms, deadline).await?;
+            endpoint.must_be(require_id)?;
             match connection(&endpoint, head.version != Version::HTTP_2).await {
                 Ok(connection) => {
                     endpoint.connected();
@@ -279,7 +384,12 @@ impl Client {
         head: Parts,
         body: RequestBody,
     ) -> Result<(u64, Response<ResponseBody>), ProxyError> {
-        let Errand { accrual, started, .. } = errand;
+        let Errand {
+            accrual,
+            route,
+            started,
+            ..
+        } = errand;
         let http1 = head.version != Version::HTTP_2;
         let in_flight = endpoint.begin();
         let endpoint = in_flight.endpoint().clone();
@@ -289,6 +399,12 @@ impl Client {
         let mut request = Request::from_parts(head, body);
         if let Some(authority) = &endpoint.info().authority_override {
             override_authority(&mut request, authority);
+        }
+        // The peer's proxy counts by the same route.
+        if let Some(route) = route.filter(|_| endpoint.info().identity.is_some()) {
+            request
+                .headers_mut()
+                .insert(headers::DST_CANONICAL, route.service().clone());
         }
         let result = match connection {
             Connection::Http2(mut sender) => {
@@ -315,11 +431,7 @@ impl Client {
                     ..Answer::default()
                 };
                 balancer.judge(&endpoint, failed, accrual);
-                handles.response(
-                    http::StatusCode::BAD_GATEWAY,
-                    crate::metrics::http::End::Failed,
-                    started,
-                );
+                handles.response(http::StatusCode::BAD_GATEWAY, End::Failed, started);
                 return Err(error);
             }
         };
@@ -344,8 +456,7 @@ impl Client {
 
     /// What a request that names no host is for.
     fn authority(&self) -> Authority {
-        let addr = self.target.addr;
-        Authority::try_from(addr.to_string()).unwrap_or(Authority::from_static("localhost"))
+        Authority::try_from(self.target.dst.to_string()).unwrap_or(Authority::from_static("localhost"))
     }
 
     fn to_http1(&self, request: &mut Request<RequestBody>) {

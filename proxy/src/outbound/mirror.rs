@@ -107,6 +107,8 @@ async fn one(
             wish: Wish::Any,
             limits: mirror.backend.limits,
         },
+        route: None,
+        require_id: None,
         started: Instant::now(),
     };
     let (_, answer) = client.to_balancer(balancer, errand, head, body).await?;

@@ -19,6 +19,19 @@ pub(super) async fn serve(
     client: IpAddr,
     server_name: Option<&str>,
 ) -> Result<(), OutboundError> {
+    let carried = carry(target, &mut io, client, server_name).await;
+    // Bytes have no good moment to stop: they end by themselves, or with the grace period.
+    drop(drain);
+    carried
+}
+
+/// Connects to an endpoint and copies both ways.
+pub(super) async fn carry(
+    target: &Target,
+    io: &mut Io,
+    client: IpAddr,
+    server_name: Option<&str>,
+) -> Result<(), OutboundError> {
     let (mut upstream, in_flight) = {
         let policy = target.policy()?;
         let opaque = policy.opaque(server_name).ok_or(ProxyError::NoRoute)?;
@@ -39,9 +52,8 @@ pub(super) async fn serve(
         let balancer = balancer.clone();
         Box::pin(connect(&balancer, Terms { wish, limits })).await?
     };
-    // Bytes have no good moment to stop: they end by themselves, or with the grace period.
-    let copied = copy(&mut io, &mut upstream).await;
-    drop((in_flight, drain));
+    let copied = copy(io, &mut upstream).await;
+    drop(in_flight);
     Ok(copied?)
 }
 

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use heddle_proxy_policy::outbound::Retry;
 use http::{Response, request::Parts};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
 use super::http::{Client, Way};
@@ -18,6 +18,9 @@ pub(super) async fn send(
     body: RequestBody,
 ) -> Result<Response<ResponseBody>, ProxyError> {
     let replay = body.repeatable(retry.max_request_bytes);
+    if let Some(budget) = &retry.budget {
+        budget.deposit(Instant::now().into_std());
+    }
     for tried in 0.. {
         let sending = client.send(way, head.clone(), replay.body());
         let last = tried >= retry.max_retries;
@@ -28,6 +31,16 @@ pub(super) async fn send(
             _ => sending.await,
         };
         if last || !replay.can_repeat() || !is_worth_another(retry, &result) {
+            return result;
+        }
+        let in_budget = retry
+            .budget
+            .as_ref()
+            .is_none_or(|budget| budget.withdraw(Instant::now().into_std()));
+        if let Some(route) = way.route {
+            route.retryable(in_budget);
+        }
+        if !in_budget {
             return result;
         }
         debug!(tried, "Trying a request again");

@@ -1,8 +1,7 @@
-//! What a worker knows of an address that applications connect to.
+//! What a worker knows of an address that applications connect to, or of a name that requests ask for.
 
 use std::{
-    cell::{Cell, RefCell},
-    net::SocketAddr,
+    cell::{Cell, OnceCell, RefCell},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -11,30 +10,33 @@ use std::{
 use ahash::AHashMap;
 use heddle_proxy_policy::{
     ClientPolicy,
-    outbound::{Backend, Distribution, Http, Opaque, OpaqueVerdict, Protocol, RouteBackend, TlsRoute},
+    outbound::{
+        Backend, Distribution, Http, Opaque, OpaqueVerdict, OutboundRule, Protocol, RouteBackend, TlsRoute,
+    },
 };
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
     balance::Balancer,
     discovery::Outbound,
+    dst::Dst,
     http::{ProxyError, serve::HttpVersion},
-    metrics::{labels::Labels, tcp::TcpHandles},
+    metrics::{labels::Labels, route::RouteHandles, tcp::TcpHandles},
     worker::Worker,
 };
 
-/// A worker's addresses.
+/// A worker's addresses and names.
 #[derive(Debug, Default)]
-pub(crate) struct Targets(RefCell<AHashMap<SocketAddr, Rc<Target>>>);
+pub(crate) struct Targets(RefCell<AHashMap<Dst, Rc<Target>>>);
 
-/// One address.
+/// One address or name.
 #[derive(Debug)]
 pub(crate) struct Target {
     worker: Rc<Worker>,
-    pub addr: SocketAddr,
+    pub dst: Dst,
     watch: RefCell<watch::Receiver<Outbound>>,
     current: RefCell<Option<Rc<Policy>>>,
-    source: TcpHandles,
+    source: OnceCell<TcpHandles>,
     used: Cell<Instant>,
 }
 
@@ -44,30 +46,27 @@ pub(crate) struct Policy {
     pub policy: Arc<ClientPolicy>,
     /// By the backend's place in memory, which `policy` keeps.
     balancers: AHashMap<usize, Rc<Balancer>>,
+    /// The counters of ServiceProfiles' routes, by the route's place in memory.
+    routes: AHashMap<usize, Rc<RouteHandles>>,
 }
 
 impl Targets {
-    pub(crate) fn target(&self, worker: &Rc<Worker>, addr: SocketAddr) -> Result<Rc<Target>, ProxyError> {
-        if let Some(target) = self.0.borrow().get(&addr) {
+    pub(crate) fn target(&self, worker: &Rc<Worker>, dst: Dst) -> Result<Rc<Target>, ProxyError> {
+        if let Some(target) = self.0.borrow().get(&dst) {
             target.used.set(Instant::now());
             return Ok(target.clone());
         }
-        let mut watch = worker.discovery.outbound(addr)?;
+        let mut watch = worker.discovery.outbound(&dst)?;
         watch.mark_changed();
-        // The application's own side of the connection never leaves the pod.
-        let labels = Labels::direction("outbound")
-            .with("peer", "src")
-            .target_addr(addr)
-            .server_tls(Err("loopback"));
         let target = Rc::new(Target {
             worker: worker.clone(),
-            addr,
+            dst: dst.clone(),
             watch: RefCell::new(watch),
             current: RefCell::default(),
-            source: TcpHandles::new(&worker.metrics, &labels),
+            source: OnceCell::new(),
             used: Cell::new(Instant::now()),
         });
-        self.0.borrow_mut().insert(addr, target.clone());
+        self.0.borrow_mut().insert(dst, target.clone());
         Ok(target)
     }
 
@@ -83,8 +82,17 @@ impl Targets {
 }
 
 impl Target {
+    /// The counters of applications' connections to it.
     pub(crate) fn source(&self) -> &TcpHandles {
-        &self.source
+        self.source.get_or_init(|| {
+            // The application's own side of the connection never leaves the pod.
+            let labels = Labels::direction("outbound").with("peer", "src");
+            let labels = match self.dst.addr() {
+                Some(addr) => labels.target_addr(addr),
+                None => labels,
+            };
+            TcpHandles::new(&self.worker.metrics, &labels.server_tls(Err("loopback")))
+        })
     }
 
     /// What discovery says, once it has said anything.
@@ -117,6 +125,7 @@ impl Target {
                 match failed {
                     Outbound::Invalid(why) => Err(ProxyError::InvalidPolicy(why)),
                     Outbound::Unavailable(why) => Err(ProxyError::Unavailable(why)),
+                    Outbound::Unknown => Err(ProxyError::NoSuchService),
                     Outbound::Pending | Outbound::Policy(_) => {
                         Err(ProxyError::Unavailable("not looked up yet".into()))
                     }
@@ -133,7 +142,12 @@ impl Policy {
             balancers.insert(Arc::as_ptr(backend) as usize, worker.balancer(backend)?);
             Ok(())
         };
+        let mut routes = AHashMap::new();
         for rule in policy.http_rules() {
+            if let Some(profile) = &rule.profile {
+                let handles = RouteHandles::new(&worker.metrics, "outbound", profile.clone());
+                routes.insert(Arc::as_ptr(profile) as usize, handles);
+            }
             rule.mirrors
                 .iter()
                 .try_for_each(|mirror| add_one(&mirror.backend))?;
@@ -180,7 +194,11 @@ impl Policy {
                     .try_for_each(|route| add_opaque(&route.opaque, &mut add))?;
             }
         }
-        Ok(Self { policy, balancers })
+        Ok(Self {
+            policy,
+            balancers,
+            routes,
+        })
     }
 
     /// What holds for HTTP of this version.
@@ -200,6 +218,12 @@ impl Policy {
             Protocol::Tls(routes) => TlsRoute::find(routes, server_name),
             Protocol::Http1(_) | Protocol::Http2(_) | Protocol::Grpc(_) => None,
         }
+    }
+
+    /// The counters of the rule's route, when a ServiceProfile gives it.
+    pub(super) fn route_handles(&self, rule: &OutboundRule) -> Option<&Rc<RouteHandles>> {
+        let profile = rule.profile.as_ref()?;
+        self.routes.get(&(Arc::as_ptr(profile) as usize))
     }
 
     pub(super) fn balancer(&self, backend: &Arc<Backend>) -> Result<&Rc<Balancer>, ProxyError> {

@@ -25,6 +25,7 @@ pub(super) async fn serve(
     let deadline = balancer.failfast_deadline();
     let (endpoint, connection) = loop {
         let endpoint = balancer.pick(chosen.terms, deadline).await?;
+        endpoint.must_be(way.require_id)?;
         match endpoint.http().upgradable().await {
             Ok(connection) => break (endpoint, connection),
             Err(error) => {

@@ -15,7 +15,7 @@ use crate::{
     support::{Ca, DAY, dns, identity, mk_ca, mk_certified, mk_store, sign},
 };
 
-fn mk_list(ca: &Ca, serials: &[u8], until: SystemTime) -> Revocations {
+pub(crate) fn mk_list(ca: &Ca, serials: &[u8], until: SystemTime) -> Revocations {
     let now = SystemTime::now();
     let revoked = |serial: &u8| RevokedCertParams {
         serial_number: SerialNumber::from(vec![*serial]),

@@ -88,6 +88,7 @@ fn http_route(route: proto::HttpRoute) -> Result<Route<OutboundRule>, Invalid> {
             backends,
             timeouts,
             retry,
+            allow_l5d_request_headers,
             ..
         } = rule;
         let policy = OutboundRule {
@@ -97,6 +98,8 @@ fn http_route(route: proto::HttpRoute) -> Result<Route<OutboundRule>, Invalid> {
             retry: retry.map(http_retry).transpose()?,
             mirrors: Vec::new(),
             session: None,
+            allow_l5d_headers: allow_l5d_request_headers,
+            profile: None,
         };
         Ok(Rule {
             matches: route::matches(matches)?,
@@ -120,6 +123,7 @@ fn grpc_route(route: proto::GrpcRoute) -> Result<Route<OutboundRule>, Invalid> {
             backends,
             timeouts,
             retry,
+            allow_l5d_request_headers,
             ..
         } = rule;
         let policy = OutboundRule {
@@ -129,6 +133,8 @@ fn grpc_route(route: proto::GrpcRoute) -> Result<Route<OutboundRule>, Invalid> {
             retry: retry.map(grpc_retry).transpose()?,
             mirrors: Vec::new(),
             session: None,
+            allow_l5d_headers: allow_l5d_request_headers,
+            profile: None,
         };
         Ok(Rule {
             matches: route::matches(matches)?,
@@ -242,6 +248,7 @@ fn mk_retry(
         backoff: backoff
             .map(|backoff| read_backoff("retry.backoff", backoff))
             .transpose()?,
+        budget: None,
     })
 }
 

@@ -260,16 +260,16 @@ fn an_address_without_policy_goes_where_its_profile_says() {
         other => panic!("{other:?}"),
     };
     let timeout = Duration::from_secs(10);
-    let plain = ClientPolicy::synthesize(addr, &Profile::default(), timeout);
+    let plain = ClientPolicy::synthesize(Some(addr), 8080, &Profile::default(), timeout);
     assert!(
         matches!(first(&plain), BackendKind::Forward(endpoint) if endpoint.addr == addr && endpoint.identity.is_none())
     );
     let service = Profile {
         fully_qualified_name: Some("web.ns.svc.cluster.local".into()),
         opaque: true,
-        endpoint: None,
+        ..Profile::default()
     };
-    let service = ClientPolicy::synthesize(addr, &service, timeout);
+    let service = ClientPolicy::synthesize(Some(addr), 8080, &service, timeout);
     assert!(
         matches!(first(&service), BackendKind::Balance { path, .. } if path == "web.ns.svc.cluster.local:8080")
     );
@@ -282,7 +282,7 @@ fn an_address_without_policy_goes_where_its_profile_says() {
         endpoint: Some(one),
         ..Default::default()
     });
-    let pod = ClientPolicy::synthesize(addr, &endpoint.expect("valid"), timeout);
+    let pod = ClientPolicy::synthesize(Some(addr), 8080, &endpoint.expect("valid"), timeout);
     assert!(matches!(first(&pod), BackendKind::Forward(_)));
     assert_eq!(pod.parent.name(), "endpoint");
 }

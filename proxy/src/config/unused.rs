@@ -1,0 +1,103 @@
+//! Variables of Linkerd's proxy that say nothing to this one, whose queues, windows and pools bound themselves. A wrong
+//! value is a mistake all the same, and is told as Linkerd's proxy tells it.
+
+use super::{Parser, parse};
+
+/// In front of every name.
+const PREFIX: &str = "LINKERD2_PROXY_";
+
+const DURATIONS: &[&str] = &[
+    "INBOUND_ACCEPT_KEEPALIVE",
+    "OUTBOUND_ACCEPT_KEEPALIVE",
+    "INBOUND_CONNECT_KEEPALIVE",
+    "OUTBOUND_CONNECT_KEEPALIVE",
+    "INBOUND_ACCEPT_USER_TIMEOUT",
+    "OUTBOUND_ACCEPT_USER_TIMEOUT",
+    "INBOUND_CONNECT_USER_TIMEOUT",
+    "OUTBOUND_CONNECT_USER_TIMEOUT",
+    "INBOUND_DISPATCH_TIMEOUT",
+    "OUTBOUND_DISPATCH_TIMEOUT",
+    "INBOUND_HTTP_FAILFAST_TIMEOUT",
+    "OUTBOUND_HTTP_FAILFAST_TIMEOUT",
+    "OUTBOUND_TCP_FAILFAST_TIMEOUT",
+    "INBOUND_HTTP1_CONNECTION_POOL_IDLE_TIMEOUT",
+    "OUTBOUND_HTTP1_CONNECTION_POOL_IDLE_TIMEOUT",
+    "INBOUND_CONNECT_EXP_BACKOFF_MIN",
+    "INBOUND_CONNECT_EXP_BACKOFF_MAX",
+    "OUTBOUND_CONNECT_EXP_BACKOFF_MIN",
+    "OUTBOUND_CONNECT_EXP_BACKOFF_MAX",
+    "CONTROL_EXP_BACKOFF_MIN",
+    "CONTROL_EXP_BACKOFF_MAX",
+    "CONTROL_CONNECT_TIMEOUT",
+    "CONTROL_DISPATCH_TIMEOUT",
+    "CONTROL_FAILFAST_TIMEOUT",
+    "DNS_MIN_TTL",
+    "DNS_MAX_TTL",
+    "INBOUND_SERVER_HTTP2_KEEP_ALIVE_INTERVAL",
+    "INBOUND_SERVER_HTTP2_KEEP_ALIVE_TIMEOUT",
+    "OUTBOUND_SERVER_HTTP2_KEEP_ALIVE_INTERVAL",
+    "OUTBOUND_SERVER_HTTP2_KEEP_ALIVE_TIMEOUT",
+];
+
+const COUNTS: &[&str] = &[
+    "HTTP_QUEUE_CAPACITY",
+    "TCP_QUEUE_CAPACITY",
+    "INBOUND_HTTP_QUEUE_CAPACITY",
+    "OUTBOUND_HTTP_QUEUE_CAPACITY",
+    "OUTBOUND_TCP_QUEUE_CAPACITY",
+    "INBOUND_MAX_IN_FLIGHT",
+    "OUTBOUND_MAX_IN_FLIGHT",
+    "MAX_IDLE_CONNS_PER_ENDPOINT",
+    "INBOUND_MAX_IDLE_CONNS_PER_ENDPOINT",
+    "OUTBOUND_MAX_IDLE_CONNS_PER_ENDPOINT",
+    "HTTP2_INITIAL_STREAM_WINDOW_SIZE",
+    "HTTP2_INITIAL_CONNECTION_WINDOW_SIZE",
+    "INBOUND_SERVER_HTTP2_INITIAL_STREAM_WINDOW_SIZE",
+    "INBOUND_SERVER_HTTP2_INITIAL_CONNECTION_WINDOW_SIZE",
+    "INBOUND_SERVER_HTTP2_MAX_CONCURRENT_STREAMS",
+    "INBOUND_SERVER_HTTP2_MAX_FRAME_SIZE",
+    "INBOUND_SERVER_HTTP2_MAX_HEADER_LIST_SIZE",
+    "INBOUND_SERVER_HTTP2_MAX_PENDING_ACCEPT_RESET_STREAMS",
+    "INBOUND_SERVER_HTTP2_MAX_SEND_BUF_SIZE",
+    "OUTBOUND_SERVER_HTTP2_INITIAL_STREAM_WINDOW_SIZE",
+    "OUTBOUND_SERVER_HTTP2_INITIAL_CONNECTION_WINDOW_SIZE",
+    "OUTBOUND_SERVER_HTTP2_MAX_CONCURRENT_STREAMS",
+    "OUTBOUND_SERVER_HTTP2_MAX_FRAME_SIZE",
+    "OUTBOUND_SERVER_HTTP2_MAX_HEADER_LIST_SIZE",
+    "OUTBOUND_SERVER_HTTP2_MAX_PENDING_ACCEPT_RESET_STREAMS",
+    "OUTBOUND_SERVER_HTTP2_MAX_SEND_BUF_SIZE",
+];
+
+const RATIOS: &[&str] = &[
+    "INBOUND_CONNECT_EXP_BACKOFF_JITTER",
+    "OUTBOUND_CONNECT_EXP_BACKOFF_JITTER",
+    "CONTROL_EXP_BACKOFF_JITTER",
+];
+
+const FLAGS: &[&str] = &[
+    "INBOUND_SERVER_HTTP2_ADAPTIVE_FLOW_CONTROL",
+    "OUTBOUND_SERVER_HTTP2_ADAPTIVE_FLOW_CONTROL",
+];
+
+/// Looks at all of them.
+pub(super) fn check(parser: &mut Parser<'_>) {
+    let name = |suffix: &str| format!("{PREFIX}{suffix}");
+    for suffix in DURATIONS {
+        parser.optional(&name(suffix), parse::duration);
+    }
+    for suffix in COUNTS {
+        parser.optional(&name(suffix), |text| {
+            text.parse::<u32>()
+                .map_err(|_| "expected a whole number".to_owned())
+        });
+    }
+    for suffix in RATIOS {
+        parser.optional(&name(suffix), |text| match text.parse::<f64>() {
+            Ok(ratio) if ratio.is_finite() && ratio >= 0.0 => Ok(ratio),
+            _ => Err("expected a number of at least 0".to_owned()),
+        });
+    }
+    for suffix in FLAGS {
+        parser.flag(&name(suffix));
+    }
+}

@@ -1,0 +1,251 @@
+//! Counters of ServiceProfiles' routes: `route_*` per request, `route_actual_*` per try.
+
+use std::{cell::RefCell, rc::Rc, sync::Arc};
+
+use heddle_proxy_policy::profile::RouteProfile;
+use http::{HeaderValue, StatusCode};
+use tokio::time::Instant;
+
+use super::{
+    Metrics,
+    family::{Counter, Family, Histogram},
+    http::End,
+    labels::Labels,
+};
+
+/// Distinct outcomes remembered of one route; the rest are looked up each time.
+const OUTCOMES_MAX: usize = 64;
+
+/// The families.
+#[derive(Debug)]
+pub(crate) struct RouteFamilies {
+    pub request_total: Family<Counter>,
+    pub response_total: Family<Counter>,
+    pub response_latency_ms: Family<Histogram>,
+    pub actual_request_total: Family<Counter>,
+    pub actual_response_total: Family<Counter>,
+    pub actual_response_latency_ms: Family<Histogram>,
+    pub retryable_total: Family<Counter>,
+}
+
+/// The counters of one route. Belongs to one worker.
+#[derive(Debug)]
+pub(crate) struct RouteHandles {
+    metrics: Arc<Metrics>,
+    profile: Arc<RouteProfile>,
+    labels: Labels,
+    service: HeaderValue,
+    requests: Arc<Counter>,
+    actual_requests: Arc<Counter>,
+    outcomes: RefCell<Vec<Outcome>>,
+}
+
+#[derive(Debug)]
+struct Outcome {
+    of: Of,
+    status: StatusCode,
+    end: End,
+    responses: Arc<Counter>,
+    latency: Arc<Histogram>,
+}
+
+/// What a response is counted as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Of {
+    /// The answer to a request, whatever it took.
+    Request,
+    /// The answer to one try.
+    Try,
+}
+
+/// A response that is counted when it ends.
+#[derive(Debug)]
+pub(crate) struct RouteTracker {
+    handles: Rc<RouteHandles>,
+    of: Of,
+    status: StatusCode,
+    started: Instant,
+    counted: bool,
+}
+
+impl RouteFamilies {
+    pub(crate) fn new(latency_buckets_ms: &'static [u64]) -> Self {
+        let counter = Family::<Counter>::counter;
+        let latency = |name, help| Family::histogram(name, help, latency_buckets_ms);
+        Self {
+            request_total: counter(
+                "route_request_total",
+                "Total count of requests by ServiceProfile route.",
+            ),
+            response_total: counter(
+                "route_response_total",
+                "Total count of responses by ServiceProfile route.",
+            ),
+            response_latency_ms: latency(
+                "route_response_latency_ms",
+                "Milliseconds from a request's headers to its response's end, retries included.",
+            ),
+            actual_request_total: counter(
+                "route_actual_request_total",
+                "Total count of tries by ServiceProfile route.",
+            ),
+            actual_response_total: counter(
+                "route_actual_response_total",
+                "Total count of responses to tries by ServiceProfile route.",
+            ),
+            actual_response_latency_ms: latency(
+                "route_actual_response_latency_ms",
+                "Milliseconds from a try's headers to its response's end.",
+            ),
+            retryable_total: counter(
+                "route_retryable_total",
+                "Total count of failures that could be tried again.",
+            ),
+        }
+    }
+
+    /// All families.
+    pub(crate) fn each(&self, visit: &mut dyn FnMut(&dyn super::family::AnyFamily)) {
+        let Self {
+            request_total,
+            response_total,
+            response_latency_ms,
+            actual_request_total,
+            actual_response_total,
+            actual_response_latency_ms,
+            retryable_total,
+        } = self;
+        for family in [
+            request_total,
+            response_total,
+            actual_request_total,
+            actual_response_total,
+            retryable_total,
+        ] {
+            visit(family);
+        }
+        visit(response_latency_ms);
+        visit(actual_response_latency_ms);
+    }
+}
+
+impl RouteHandles {
+    pub(crate) fn new(metrics: &Arc<Metrics>, direction: &str, profile: Arc<RouteProfile>) -> Rc<Self> {
+        let mut labels = Labels::direction(direction).with("dst", &profile.service);
+        for (name, value) in &profile.labels {
+            labels = labels.with(&format!("rt_{name}"), value);
+        }
+        let families = &metrics.route;
+        Rc::new(Self {
+            requests: families.request_total.get(&labels),
+            actual_requests: families.actual_request_total.get(&labels),
+            metrics: metrics.clone(),
+            // A DNS name with a port.
+            service: HeaderValue::from_str(&profile.service).unwrap_or(HeaderValue::from_static("")),
+            profile,
+            labels,
+            outcomes: RefCell::default(),
+        })
+    }
+
+    /// The service with its port, as a header tells it.
+    pub(crate) fn service(&self) -> &HeaderValue {
+        &self.service
+    }
+
+    /// Counts a request, or one try of it.
+    pub(crate) fn request(&self, of: Of) {
+        match of {
+            Of::Request => self.requests.add(1),
+            Of::Try => self.actual_requests.add(1),
+        }
+    }
+
+    /// Counts a failure that could be tried again: it was, or the budget was spent.
+    pub(crate) fn retryable(&self, in_budget: bool) {
+        let labels = self.labels.clone();
+        let labels = match in_budget {
+            true => labels,
+            false => labels.with("skipped", "no_budget"),
+        };
+        self.metrics.route.retryable_total.get(&labels).add(1);
+    }
+
+    /// Counts a response that has ended.
+    pub(crate) fn response(&self, of: Of, status: StatusCode, end: End, started: Instant) {
+        let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut outcomes = self.outcomes.borrow_mut();
+        if let Some(known) = outcomes
+            .iter()
+            .find(|one| one.of == of && one.status == status && one.end == end)
+        {
+            known.responses.add(1);
+            known.latency.observe(latency_ms);
+            return;
+        }
+        let failed = match end {
+            End::Http => self.profile.is_failure(status, None),
+            End::Grpc(code) => self.profile.is_failure(status, Some(code)),
+            End::Failed => true,
+        };
+        let with_status = self.labels.clone().with("status_code", status.as_u16());
+        let labels = with_status
+            .clone()
+            .with("classification", if failed { "failure" } else { "success" });
+        let labels = match end {
+            End::Http => labels,
+            End::Grpc(code) => labels.with("grpc_status", code),
+            End::Failed => labels.with("error", "unknown"),
+        };
+        let families = &self.metrics.route;
+        let (responses, latency) = match of {
+            Of::Request => (&families.response_total, &families.response_latency_ms),
+            Of::Try => (
+                &families.actual_response_total,
+                &families.actual_response_latency_ms,
+            ),
+        };
+        let outcome = Outcome {
+            of,
+            status,
+            end,
+            responses: responses.get(&labels),
+            latency: latency.get(&with_status),
+        };
+        outcome.responses.add(1);
+        outcome.latency.observe(latency_ms);
+        if outcomes.len() < OUTCOMES_MAX {
+            outcomes.push(outcome);
+        }
+    }
+}
+
+impl RouteTracker {
+    pub(crate) fn new(handles: &Rc<RouteHandles>, of: Of, status: StatusCode, started: Instant) -> Self {
+        Self {
+            handles: handles.clone(),
+            of,
+            status,
+            started,
+            counted: false,
+        }
+    }
+
+    /// The response has ended so.
+    pub(crate) fn ended(&mut self, grpc_status: Option<u32>) {
+        if !self.counted {
+            self.counted = true;
+            let end = grpc_status.map_or(End::Http, End::Grpc);
+            self.handles.response(self.of, self.status, end, self.started);
+        }
+    }
+}
+
+impl Drop for RouteTracker {
+    fn drop(&mut self) {
+        if !self.counted {
+            self.handles
+                .response(self.of, self.status, End::Failed, self.started);
+        }
+    }
+}

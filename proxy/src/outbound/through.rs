@@ -1,0 +1,54 @@
+//! What a gateway passes on: a peer's connection, sent on as if an application of this pod had made it to the named
+//! service.
+
+use std::{net::IpAddr, rc::Rc};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+
+use super::{OutboundError, http::Client, opaque, target::Target};
+use crate::{
+    discovery::Outbound,
+    dst::NameAddr,
+    http::{ProxyError, ResponseBody},
+    io::Io,
+    worker::Worker,
+};
+
+/// The outbound side of one peer's connection through the gateway.
+pub(crate) struct Through {
+    target: Rc<Target>,
+    client: Rc<Client>,
+    addr: IpAddr,
+}
+
+impl Through {
+    /// To a service that the control plane knows.
+    pub(crate) async fn to(
+        worker: &Rc<Worker>,
+        name: NameAddr,
+        addr: IpAddr,
+        drain: drain::Watch,
+    ) -> Result<Self, ProxyError> {
+        let target = worker.outbound.target(worker, name.into())?;
+        if matches!(target.known().await, Outbound::Unknown) {
+            return Err(ProxyError::NoSuchService);
+        }
+        let client = Client::new(worker.clone(), target.clone(), addr, false, drain);
+        Ok(Self {
+            target,
+            client: Rc::new(client),
+            addr,
+        })
+    }
+
+    /// Sends a request on.
+    pub(crate) async fn respond(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        self.client.respond(request).await
+    }
+
+    /// Copies bytes both ways.
+    pub(crate) async fn copy(&self, io: &mut Io) -> Result<(), OutboundError> {
+        opaque::carry(&self.target, io, self.addr, None).await
+    }
+}
