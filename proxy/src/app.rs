@@ -1,28 +1,40 @@
 //! Puts the proxy together: the control runtime with identity, discovery and admin on the main thread, and the workers
 //! on theirs.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use heddle_tls::{
     CertMetrics, CertifyLoop, ClientAuth, ControlChannel, Readiness, Store, StoreError,
-    connect::ChannelOptions, revocation::fetch::RevocationLoop, roots::RootsFile,
+    revocation::fetch::RevocationLoop, roots::RootsFile,
 };
 use prometheus_client::registry::Registry;
 use tokio::time::{Instant, interval};
 use tracing::{error, info, warn};
 
 use crate::{
+    access_log::AccessLog,
     admin::{self, Admin},
-    config::{Config, ControlService, StreamLimits},
+    config::{Config, ControlService, StreamLimits, TapConfig, TelemetryConfig},
     discovery::Discovery,
     listen::{BindError, Listeners},
     logging::LogHandle,
-    metrics::Metrics,
+    metrics::{Metrics, control::CountedChannel, labels::Labels},
+    observe::Observers,
+    tap::{self, Taps},
+    trace::export::Exporter,
     worker,
 };
 
 /// How often it is said that there is no certificate yet.
 const IDENTITY_WARN_INTERVAL: Duration = Duration::from_secs(15);
+/// The pod's labels; Kubernetes allows 256 KiB of annotations, and labels are short.
+const LABELS_BYTES_MAX: u64 = 64 * 1024;
 /// How often idle series are looked for.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -37,6 +49,10 @@ pub(crate) enum AppError {
     Bind(#[from] BindError),
     #[error(transparent)]
     Admin(#[from] admin::BindError),
+    #[error("failed to start the access log")]
+    AccessLog(#[source] io::Error),
+    #[error("failed to serve taps")]
+    Tap(#[from] heddle_tls::serve::BindError),
     #[error("failed to prepare the identity")]
     Identity(#[from] StoreError),
 }
@@ -68,6 +84,7 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
         .map(|_| Listeners::bind(&config))
         .collect::<Result<Vec<_>, _>>()?;
     let metrics = Arc::new(Metrics::default());
+    metrics.runtimes.add_current("control");
     let mut registry = Registry::default();
     let cert_metrics = CertMetrics::register(&mut registry);
     heddle_daemon::process::register(&mut registry);
@@ -99,15 +116,11 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
     }
     tokio::spawn(expire(metrics.clone(), config.admin.metrics_retain_idle));
 
+    let observers = observers(&config, &metrics, &store, shutdown.watch()).await?;
     let channel = |service: &ControlService| {
-        let ControlService { addr, name } = service.clone();
-        ControlChannel::with_options(
-            addr,
-            name,
-            store.clone(),
-            ClientAuth::Leaf,
-            ChannelOptions::default(),
-        )
+        let ControlService { addr, name } = service;
+        let channel = ControlChannel::new(addr.clone(), name.clone(), store.clone(), ClientAuth::Leaf);
+        CountedChannel::new(channel, &metrics.control, addr, name)
     };
     let discovery = Discovery::new(
         config.clone(),
@@ -129,6 +142,7 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
         discovery,
         store,
         metrics,
+        observers: observers.clone(),
         services: Arc::default(),
         drain: shutdown.watch(),
     };
@@ -166,7 +180,62 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
         }
     }
     drop(ports);
+    if let Some(log) = &observers.access_log {
+        log.flush().await;
+    }
+    if let Some(spans) = &observers.spans {
+        spans.flush().await;
+    }
     Ok(())
+}
+
+/// Starts what looks at requests, as far as it is asked for.
+async fn observers(
+    config: &Config,
+    metrics: &Metrics,
+    store: &Store,
+    drain: drain::Watch,
+) -> Result<Observers, AppError> {
+    let TelemetryConfig {
+        access_log,
+        trace,
+        tap,
+        hostname_labels: _,
+    } = &config.telemetry;
+    let mut observers = Observers::default();
+    if let Some(format) = access_log {
+        let dropped = metrics.access_log_dropped_total.get(&Labels::default());
+        observers.access_log = Some(AccessLog::start(*format, dropped).map_err(AppError::AccessLog)?);
+    }
+    if let Some(trace) = trace {
+        let mut trace = trace.clone();
+        if let Some(path) = &trace.attributes_path {
+            match read_labels(path) {
+                Ok(labels) => trace.add_labels(&labels),
+                Err(error) => warn!(path = %path.display(), %error, "Spans do not tell the pod's labels"),
+            }
+        }
+        let ControlService { addr, name } = trace.collector.clone();
+        let channel = ControlChannel::new(addr, name, store.clone(), ClientAuth::Leaf);
+        let (spans, exporter) = Exporter::new(channel, &trace.attributes, metrics);
+        tokio::spawn(exporter.run());
+        observers.spans = Some(spans);
+    }
+    if let Some(TapConfig { listen, observer }) = tap {
+        let taps = Taps::new(metrics.tap_events_dropped_total.get(&Labels::default()));
+        tap::serve(*listen, observer.clone(), taps.clone(), store.clone(), drain).await?;
+        observers.taps = Some(taps);
+    }
+    Ok(observers)
+}
+
+/// The kubelet's file of the pod's labels.
+fn read_labels(path: &Path) -> io::Result<String> {
+    let mut labels = String::new();
+    File::open(path)?
+        .take(LABELS_BYTES_MAX)
+        .read_to_string(&mut labels)?;
+    Ok(labels)
 }
 
 /// Nothing is served before the proxy can prove who it is.

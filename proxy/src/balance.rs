@@ -4,7 +4,7 @@
 //! rests for a time that doubles; so does one that fails too often, when the policy asks for it. Belongs to one worker.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -12,7 +12,7 @@ use std::{
 };
 
 use heddle_proxy_policy::{
-    self as policy, EndpointSet, affinity,
+    self as policy, EndpointSet, Meta, affinity,
     balance::{Backoff, EwmaParams, PeakEwma, Successes, two_choices},
     endpoint::ProtocolHint,
     outbound::{Backend, BackendKind, FailureAccrual, Limits},
@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     http::ProxyError,
     limits::{Gate, Permit, Service},
-    metrics::{http::HttpHandles, labels::Labels, tcp::TcpHandles},
+    metrics::{balancer::BalancerHandles, http::HttpHandles, labels::Labels, tcp::TcpHandles},
     transport_header::TransportHeader,
     upstream::{ConnectError, Peer, Target, TargetTls, Upstream},
     worker::Worker,
@@ -55,13 +55,29 @@ pub(crate) struct Balancer {
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
     service: Arc<Service>,
     waiting: Cell<u32>,
+    /// Parent and backend.
+    labels: Labels,
+    counters: [OnceCell<BalancerHandles>; 3],
 }
 
 /// What the next request or connection asks of its endpoint.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Terms {
+    pub layer: Layer,
     pub wish: Wish,
     pub limits: Limits,
+}
+
+/// What it is, as metrics tell them apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Layer {
+    /// A request.
+    #[default]
+    Http,
+    /// A connection of bytes.
+    Tcp,
+    /// A connection of bytes that was routed by its TLS server name.
+    Tls,
 }
 
 /// Which endpoint it should be.
@@ -106,6 +122,8 @@ pub(crate) struct Endpoint {
     handles: Rc<HttpHandles>,
     /// Whether connections to it are TLS; those of our own pod to itself are not.
     proves_identity: bool,
+    /// Why there is no TLS, if there is none.
+    no_tls_reason: Option<&'static str>,
 }
 
 /// What came of a request, as far as it tells of the endpoint.
@@ -126,7 +144,7 @@ pub(crate) struct InFlight {
 }
 
 impl Balancer {
-    pub(crate) fn new(worker: Rc<Worker>, backend: &Backend) -> Result<Rc<Self>, ProxyError> {
+    pub(crate) fn new(worker: Rc<Worker>, parent: &Meta, backend: &Backend) -> Result<Rc<Self>, ProxyError> {
         let (authority, ewma, watch, service, endpoints) = match &backend.kind {
             BackendKind::Forward(endpoint) => {
                 let authority = endpoint.addr.to_string();
@@ -159,6 +177,10 @@ impl Balancer {
             endpoints: RefCell::new(endpoints),
             service,
             waiting: Cell::new(0),
+            labels: Labels::default()
+                .port_reference("parent", parent)
+                .port_reference("backend", &backend.meta),
+            counters: [const { OnceCell::new() }; 3],
         }))
     }
 
@@ -179,13 +201,16 @@ impl Balancer {
 
     /// The endpoint for the next request; waits for one until `deadline`.
     pub(crate) async fn pick(&self, terms: Terms, deadline: Instant) -> Result<Picked, ProxyError> {
+        let counters = self.counters(terms.layer);
         if let Some(picked) = self.try_pick(terms) {
+            counters.served_at_once();
             return Ok(picked);
         }
         if self.waiting.get() >= self.queue_capacity {
             return Err(ProxyError::LoadShed(self.waiting.get()));
         }
         let _waiting = Waiting::new(&self.waiting);
+        let _queued = counters.queued();
         let place = |limit| {
             self.service
                 .wait(limit)
@@ -251,7 +276,14 @@ impl Balancer {
         Some(Picked { endpoint, permit })
     }
 
-    fn candidate(&self, Terms { wish, limits }: Terms) -> Option<Rc<Endpoint>> {
+    fn candidate(
+        &self,
+        Terms {
+            layer: _,
+            wish,
+            limits,
+        }: Terms,
+    ) -> Option<Rc<Endpoint>> {
         let endpoints = self.endpoints.borrow();
         let now = Instant::now();
         let can_take = |endpoint: &Endpoint| endpoint.is_ready(now) && endpoint.gate.has_room(&limits);
@@ -299,6 +331,29 @@ impl Balancer {
             .min()
     }
 
+    /// The counters of requests, or of connections; made when the first comes.
+    fn counters(&self, layer: Layer) -> &BalancerHandles {
+        self.counters[layer as usize].get_or_init(|| {
+            let metrics = &self.worker.metrics;
+            let families = match layer {
+                Layer::Http => &metrics.http_balancer,
+                Layer::Tcp => &metrics.tcp_balancer,
+                Layer::Tls => &metrics.tls_balancer,
+            };
+            let counters = families.handles(&self.labels);
+            let all = self.endpoints.borrow().len();
+            counters.updated(all, 0);
+            counters.endpoints(all, self.ready());
+            counters
+        })
+    }
+
+    fn ready(&self) -> usize {
+        let now = Instant::now();
+        let endpoints = self.endpoints.borrow();
+        endpoints.iter().filter(|endpoint| endpoint.is_ready(now)).count()
+    }
+
     /// Takes over what discovery says now. Endpoints that stay keep their connections.
     fn refresh(&self) {
         let mut watch = self.watch.borrow_mut();
@@ -313,16 +368,26 @@ impl Balancer {
             .drain(..)
             .map(|endpoint| (endpoint.info.addr, endpoint))
             .collect();
+        let mut added = 0;
         endpoints.extend(set.iter().map(|info| match old.remove(&info.addr) {
             Some(endpoint) if Arc::ptr_eq(&endpoint.info, info) || endpoint.info == *info => endpoint,
-            _ => Endpoint::new(
-                &self.worker,
-                &self.authority,
-                &self.service,
-                info.clone(),
-                self.ewma,
-            ),
+            _ => {
+                added += 1;
+                Endpoint::new(
+                    &self.worker,
+                    &self.authority,
+                    &self.service,
+                    info.clone(),
+                    self.ewma,
+                )
+            }
         }));
+        let all = endpoints.len();
+        drop(endpoints);
+        for counters in self.counters.iter().filter_map(OnceCell::get) {
+            counters.updated(added, old.len());
+            counters.endpoints(all, self.ready());
+        }
     }
 
     /// Counts a response, or that there was none. An endpoint that fails as often as the policy says rests.
@@ -351,13 +416,7 @@ impl Balancer {
         if !in_a_row && !too_few {
             return;
         }
-        let ready = self
-            .endpoints
-            .borrow()
-            .iter()
-            .filter(|endpoint| endpoint.is_ready(now))
-            .count();
-        if ready > accrual.min_ready_endpoints as usize {
+        if self.ready() > accrual.min_ready_endpoints as usize {
             let trips = endpoint.trips.get().saturating_add(1);
             endpoint.trips.set(trips);
             let rest = match answer.retry_after.filter(|_| accrual.respect_retry_after) {
@@ -375,6 +434,18 @@ impl Balancer {
         self.refresh();
         for endpoint in self.endpoints.borrow().iter() {
             endpoint.http.sweep();
+        }
+        for counters in self.counters.iter().filter_map(OnceCell::get) {
+            counters.endpoints(self.endpoints.borrow().len(), self.ready());
+        }
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        // Another worker's balancer of the same backend says within a second how many there are.
+        for counters in self.counters.iter().filter_map(OnceCell::get) {
+            counters.endpoints(0, 0);
         }
     }
 }
@@ -413,7 +484,7 @@ impl Endpoint {
             .with("authority", authority)
             .target_addr(info.addr);
         let labels = labels.server_tls(identity).endpoint(&info);
-        let tcp = TcpHandles::new(
+        let tcp = TcpHandles::to_endpoint(
             &worker.metrics,
             &Labels::direction("outbound")
                 .with("peer", "dst")
@@ -421,6 +492,7 @@ impl Endpoint {
                 .target_addr(info.addr)
                 .server_tls(identity)
                 .endpoint(&info),
+            &info,
         );
         let peer = identity.ok().map(|id| Peer::new(id, info.server_name.as_ref()));
         let proves_identity = peer.is_some();
@@ -473,6 +545,7 @@ impl Endpoint {
             opaque,
             handles: HttpHandles::new(worker.metrics.clone(), labels),
             proves_identity,
+            no_tls_reason: identity.err(),
             info,
         })
     }
@@ -514,6 +587,11 @@ impl Endpoint {
 
     pub(crate) fn opaque(&self) -> &Rc<Upstream> {
         &self.opaque
+    }
+
+    /// Why there is no TLS to it, if there is none.
+    pub(crate) fn no_tls_reason(&self) -> Option<&'static str> {
+        self.no_tls_reason
     }
 
     pub(crate) fn handles(&self) -> &Rc<HttpHandles> {

@@ -6,14 +6,14 @@
 mod parse;
 mod unused;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use heddle_mesh::{Identity, PortSet, env};
 use heddle_proxy_policy::DefaultPolicy;
 use heddle_tls::{ControlAddr, TrustBundle};
 use ipnet::IpNet;
 
-use crate::dst::Suffixes;
+use crate::{access_log, dst::Suffixes};
 use parse::Parser;
 pub(crate) use parse::{EnvError, ProcessEnv, Vars};
 
@@ -30,6 +30,7 @@ pub(crate) struct Config {
     pub inbound: InboundConfig,
     pub outbound: OutboundConfig,
     pub log: LogConfig,
+    pub telemetry: TelemetryConfig,
     /// Worker threads.
     pub workers: usize,
     /// How long draining may take.
@@ -119,6 +120,35 @@ pub(crate) struct LogConfig {
     pub json: bool,
 }
 
+/// What is told of requests besides metrics.
+#[derive(Clone, Debug)]
+pub(crate) struct TelemetryConfig {
+    /// None: no access log.
+    pub access_log: Option<access_log::Format>,
+    /// None: trace contexts pass as they are.
+    pub trace: Option<TraceConfig>,
+    /// None: nobody may tap.
+    pub tap: Option<TapConfig>,
+    /// Whether metrics of outbound routes tell the host that was asked for.
+    pub hostname_labels: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct TraceConfig {
+    pub collector: ControlService,
+    /// What all spans say.
+    pub attributes: BTreeMap<String, String>,
+    /// A file with more of it: the pod's labels.
+    pub attributes_path: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct TapConfig {
+    pub listen: SocketAddr,
+    /// Who may tap.
+    pub observer: Identity,
+}
+
 /// Networks of clusters when none are given: Linkerd's.
 const CLUSTER_NETWORKS: &str = "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fd00::/8";
 
@@ -191,8 +221,7 @@ impl Config {
             shutdown_endpoint: p.flag(env::SHUTDOWN_ENDPOINT_ENABLED),
             metrics_retain_idle: p.duration("LINKERD2_PROXY_METRICS_RETAIN_IDLE", secs(600)),
         };
-        // The tap server is not offered; its address is still checked.
-        let _ = p.optional(env::CONTROL_LISTEN_ADDR, socket);
+        let telemetry = p.telemetry();
         let log = LogConfig {
             filter: p
                 .optional(env::LOG, |text| Ok(text.to_owned()))
@@ -227,6 +256,7 @@ impl Config {
                     inbound,
                     outbound,
                     log,
+                    telemetry,
                     workers,
                     shutdown_grace,
                 })

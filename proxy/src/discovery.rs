@@ -15,14 +15,13 @@ mod stream;
 use std::sync::Arc;
 
 use heddle_proxy_policy::{ClientPolicy, EndpointSet, ServerPolicy, ratelimit::Cells};
-use heddle_tls::ControlChannel;
 use linkerd2_proxy_api::{
     destination::destination_client::DestinationClient,
     inbound::inbound_server_policies_client::InboundServerPoliciesClient,
 };
 use tokio::{runtime::Handle, sync::watch};
 
-use crate::{config::Config, dst::Dst};
+use crate::{config::Config, dst::Dst, metrics::control::CountedChannel};
 use cache::Cache;
 pub(crate) use cache::Full;
 use policy_client::PolicyClient;
@@ -68,9 +67,9 @@ pub(crate) struct Discovery(Arc<Inner>);
 struct Inner {
     runtime: Handle,
     config: Arc<Config>,
-    destination: DestinationClient<ControlChannel>,
+    destination: DestinationClient<CountedChannel>,
     outbound_policies: PolicyClient,
-    inbound_policies: InboundServerPoliciesClient<ControlChannel>,
+    inbound_policies: InboundServerPoliciesClient<CountedChannel>,
     outbound: Cache<Dst, Outbound>,
     endpoints: Cache<Arc<str>, Arc<EndpointSet>>,
     inbound: Cache<u16, Inbound>,
@@ -78,7 +77,7 @@ struct Inner {
 
 impl Discovery {
     /// Must be made on the control runtime, where `destination` and `policy` live.
-    pub(crate) fn new(config: Arc<Config>, destination: ControlChannel, policy: ControlChannel) -> Self {
+    pub(crate) fn new(config: Arc<Config>, destination: CountedChannel, policy: CountedChannel) -> Self {
         Self(Arc::new(Inner {
             runtime: Handle::current(),
             destination: DestinationClient::new(destination).max_decoding_message_size(MESSAGE_BYTES_MAX),

@@ -32,6 +32,7 @@ use crate::{
     upstream::ConnectError,
     worker::Worker,
 };
+use http::server_labels;
 use port::Port;
 pub(crate) use port::Ports;
 
@@ -103,6 +104,8 @@ pub(crate) async fn accept(worker: Rc<Worker>, accepted: Accepted) {
 struct Known {
     io: Io,
     client: Client,
+    /// Where it connects from.
+    peer: SocketAddr,
     /// What metrics say when it is not meshed.
     no_tls_reason: &'static str,
     port: Rc<Port>,
@@ -180,7 +183,7 @@ async fn accept_app(
         false => plain(port, tcp, client, "no_tls_from_remote"),
     };
     let carries = match &policy.protocol {
-        Protocol::Detect { .. } => detect(&mut known.io, timeout).await?,
+        Protocol::Detect { .. } => detect(worker, &mut known, timeout).await?,
         Protocol::Http1(_) => Carries::Http(HttpVersion::Http1),
         Protocol::Http2(_) | Protocol::Grpc(_) => Carries::Http(HttpVersion::Http2),
         Protocol::Opaque | Protocol::Tls => Carries::Bytes,
@@ -188,7 +191,7 @@ async fn accept_app(
     // A port of one version still gets the other inside the mesh: requests travel as HTTP/2.
     let carries = match carries {
         Carries::Http(_) if ours && !matches!(policy.protocol, Protocol::Detect { .. }) => {
-            detect(&mut known.io, timeout).await?
+            detect(worker, &mut known, timeout).await?
         }
         carries => carries,
     };
@@ -234,12 +237,38 @@ async fn accept_direct(
     port.settled().await;
     // Reading the header took exactly its bytes.
     let known = meshed(worker, port, tls.into_inner(), client)?;
+    count_header(worker, &known, protocol, name.as_ref());
     let carries = match protocol {
         None => Carries::Bytes,
         Some(transport_header::Protocol::Http1) => Carries::Http(HttpVersion::Http1),
         Some(transport_header::Protocol::Http2) => Carries::Http(HttpVersion::Http2),
     };
     Ok((known, carries, name))
+}
+
+/// Counts a connection straight to the proxy, by what its header asks for.
+fn count_header(
+    worker: &Worker,
+    known: &Known,
+    protocol: Option<transport_header::Protocol>,
+    name: Option<&NameAddr>,
+) {
+    let session = match protocol {
+        None => "",
+        Some(transport_header::Protocol::Http1) => "http/1",
+        Some(transport_header::Protocol::Http2) => "http/2",
+    };
+    let id = match &known.client.tls {
+        ClientTls::Established(Some(id)) => id.as_str(),
+        ClientTls::Established(None) | ClientTls::None => "",
+    };
+    let labels = Labels::default()
+        .with("session_protocol", session)
+        .with("target_port", known.port.addr().port())
+        .with("target_name", name.map(ToString::to_string).unwrap_or_default())
+        .with("client_id", id);
+    let connections = &worker.metrics.inbound_tcp_transport_header_connections_total;
+    connections.get(&labels).add(1);
 }
 
 async fn handshake(
@@ -265,47 +294,68 @@ fn meshed(
         .guard(Side::Inbound, tcp.get_ref(), session)
         .map_err(InboundError::Handshake)?;
     let identity = session.peer_certificates().and_then(peer_id);
+    let peer = client;
     let client = Client {
-        addr: client.ip(),
+        addr: peer.ip(),
         tls: ClientTls::Established(identity),
     };
     let open = port.source(&client.tls, "").open();
     Ok(Known {
         io: Io::new(Socket::Server(Box::new(tls)), open).guarded(guard),
         client,
+        peer,
         no_tls_reason: "",
         port,
     })
 }
 
 fn plain(port: Rc<Port>, tcp: Prefixed<TcpStream>, client: SocketAddr, no_tls_reason: &'static str) -> Known {
+    let peer = client;
     let client = Client {
-        addr: client.ip(),
+        addr: peer.ip(),
         tls: ClientTls::None,
     };
     let open = port.source(&client.tls, no_tls_reason).open();
     Known {
         io: Io::new(Socket::Plain(tcp), open),
         client,
+        peer,
         no_tls_reason,
         port,
     }
 }
 
-async fn detect(io: &mut Io, timeout: Duration) -> Result<Carries, InboundError> {
+async fn detect(worker: &Worker, known: &mut Known, timeout: Duration) -> Result<Carries, InboundError> {
     let judge = |bytes: &[u8]| match sniff(bytes) {
-        Sniff::Http1 => Some(Carries::Http(HttpVersion::Http1)),
-        Sniff::Http2 => Some(Carries::Http(HttpVersion::Http2)),
-        Sniff::Opaque => Some(Carries::Bytes),
+        Sniff::Http1 => Some((Carries::Http(HttpVersion::Http1), "http/1")),
+        Sniff::Http2 => Some((Carries::Http(HttpVersion::Http2), "h2")),
+        Sniff::Opaque => Some((Carries::Bytes, "not_http")),
         Sniff::More => None,
     };
-    match io
-        .ahead()
-        .peek(SNIFF_BYTES_MAX, Instant::now() + timeout, judge)
-        .await?
-    {
-        Ahead::Decided(carries) => Ok(carries),
-        Ahead::Undecided => Ok(Carries::Bytes),
+    let begun = Instant::now();
+    let ahead = known.io.ahead();
+    let detected = ahead.peek(SNIFF_BYTES_MAX, begun + timeout, judge).await;
+    let port = &known.port;
+    let labels = server_labels(Labels::default(), &port.policy().meta, port.addr().port());
+    let observe = |result| {
+        worker
+            .metrics
+            .inbound_detect
+            .observe(&labels, result, begun.elapsed())
+    };
+    match detected {
+        Ok(Ahead::Decided((carries, result))) => {
+            observe(result);
+            Ok(carries)
+        }
+        Ok(Ahead::Undecided) => {
+            observe("read_timeout");
+            Ok(Carries::Bytes)
+        }
+        Err(error) => {
+            observe("error");
+            Err(error.into())
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Logs to stderr, with a filter that can be changed while the proxy runs.
+//! Logs to stdout, with a filter that can be changed while the proxy runs. The access log has stderr: so Linkerd divides
+//! them.
 //!
 //! Filters written for Linkerd name its crates (`linkerd=info`); they hold for Heddle's.
 
@@ -27,7 +28,7 @@ pub(crate) struct FilterError {
 pub(crate) fn init(config: &LogConfig) -> Result<LogHandle, FilterError> {
     let (filter, handle) = reload::Layer::new(parse(&config.filter)?);
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let layer = fmt::layer().with_writer(std::io::stdout).with_ansi(false);
     // An error means that a subscriber is set already, as in tests; its settings hold.
     let _ = match config.json {
         true => registry.with(layer.json().flatten_event(true)).try_init(),

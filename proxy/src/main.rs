@@ -4,6 +4,7 @@
 //! In go the `LINKERD2_PROXY_*` environment and what the control plane says over the proxy API; out come connections
 //! and metrics. It knows no Kubernetes.
 
+mod access_log;
 mod admin;
 mod app;
 mod balance;
@@ -19,8 +20,11 @@ mod limits;
 mod listen;
 mod logging;
 mod metrics;
+mod observe;
 mod outbound;
+mod tap;
 mod tls;
+mod trace;
 mod transport_header;
 mod upstream;
 mod worker;

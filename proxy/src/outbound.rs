@@ -1,6 +1,7 @@
 //! Connections that the pod's applications make: where they wanted to go, what the policy says of it, what they
 //! speak, and on to an endpoint.
 
+mod counters;
 mod http;
 mod mirror;
 mod opaque;
@@ -13,7 +14,7 @@ mod upgrade;
 
 use std::rc::Rc;
 
-use heddle_proxy_policy::outbound::Protocol;
+use heddle_proxy_policy::{ClientPolicy, Meta, outbound::Protocol};
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -90,23 +91,26 @@ async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), OutboundEr
     let target = worker.outbound.target(worker, orig_dst.into())?;
     let mut io = Io::new(Socket::Plain(Prefixed::new(tcp)), target.source().open());
     let carries = match target.known().await {
-        Outbound::Policy(policy) => match &policy.protocol {
-            Protocol::Detect { timeout, .. } => detect(&mut io, *timeout).await?,
+        Outbound::Policy(policy) => match told(worker, &policy) {
+            Protocol::Detect { timeout, .. } => detect(worker, &policy.parent, &mut io, *timeout).await?,
             Protocol::Http1(_) => Carries::Http(HttpVersion::Http1),
             Protocol::Http2(_) | Protocol::Grpc(_) => Carries::Http(HttpVersion::Http2),
             Protocol::Opaque(_) => Carries::Bytes,
             Protocol::Tls(_) => server_name(&mut io, worker.config.outbound.detect_timeout).await?,
         },
         // HTTP clients are told what is wrong.
-        _ => detect(&mut io, worker.config.outbound.detect_timeout).await?,
+        _ => {
+            let parent = Meta::default_named("unknown");
+            detect(worker, &parent, &mut io, worker.config.outbound.detect_timeout).await?
+        }
     };
     match carries {
         Carries::Http(version) => {
-            http::serve(worker.clone(), target, drain, io, version, client.ip()).await;
+            http::serve(worker.clone(), target, drain, io, version, client).await;
             Ok(())
         }
-        Carries::Bytes => opaque::serve(&target, drain, io, client.ip(), None).await,
-        Carries::Tls(name) => opaque::serve(&target, drain, io, client.ip(), name.as_deref()).await,
+        Carries::Bytes => opaque::serve(worker, &target, drain, io, client.ip(), None).await,
+        Carries::Tls(name) => opaque::serve(worker, &target, drain, io, client.ip(), name.as_deref()).await,
     }
 }
 
@@ -123,20 +127,56 @@ async fn server_name(io: &mut Io, timeout: std::time::Duration) -> Result<Carrie
     }
 }
 
-async fn detect(io: &mut Io, timeout: std::time::Duration) -> Result<Carries, OutboundError> {
+/// The protocol that the policy tells; counts the connection by it.
+fn told<'p>(worker: &Worker, policy: &'p ClientPolicy) -> &'p Protocol {
+    let protocol = match &policy.protocol {
+        Protocol::Detect { .. } => "detect",
+        Protocol::Http1(_) => "http/1",
+        Protocol::Http2(_) | Protocol::Grpc(_) => "http/2",
+        Protocol::Opaque(_) => "opaq",
+        Protocol::Tls(_) => "tls",
+    };
+    let labels = Labels::default().with("protocol", protocol);
+    let labels = labels.port_reference("parent", &policy.parent);
+    let connections = &worker.metrics.outbound_tcp_protocol_connections_total;
+    connections.get(&labels).add(1);
+    &policy.protocol
+}
+
+async fn detect(
+    worker: &Worker,
+    parent: &Meta,
+    io: &mut Io,
+    timeout: std::time::Duration,
+) -> Result<Carries, OutboundError> {
     let judge = |bytes: &[u8]| match sniff(bytes) {
-        Sniff::Http1 => Some(Carries::Http(HttpVersion::Http1)),
-        Sniff::Http2 => Some(Carries::Http(HttpVersion::Http2)),
-        Sniff::Opaque => Some(Carries::Bytes),
+        Sniff::Http1 => Some((Carries::Http(HttpVersion::Http1), "http/1")),
+        Sniff::Http2 => Some((Carries::Http(HttpVersion::Http2), "h2")),
+        Sniff::Opaque => Some((Carries::Bytes, "not_http")),
         Sniff::More => None,
     };
-    match io
-        .ahead()
-        .peek(SNIFF_BYTES_MAX, Instant::now() + timeout, judge)
-        .await?
-    {
-        Ahead::Decided(carries) => Ok(carries),
+    let begun = Instant::now();
+    let detected = io.ahead().peek(SNIFF_BYTES_MAX, begun + timeout, judge).await;
+    let labels = Labels::default().port_reference("parent", parent);
+    let observe = |result| {
+        worker
+            .metrics
+            .outbound_detect
+            .observe(&labels, result, begun.elapsed())
+    };
+    match detected {
+        Ok(Ahead::Decided((carries, result))) => {
+            observe(result);
+            Ok(carries)
+        }
         // A client that waits for the server to speak first, or does not come to the end of its first line.
-        Ahead::Undecided => Ok(Carries::Bytes),
+        Ok(Ahead::Undecided) => {
+            observe("read_timeout");
+            Ok(Carries::Bytes)
+        }
+        Err(error) => {
+            observe("error");
+            Err(error.into())
+        }
     }
 }

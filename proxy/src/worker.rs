@@ -6,18 +6,22 @@ use std::{
     fmt,
     rc::Rc,
     sync::Arc,
+    thread,
     time::Duration,
 };
 
 use ahash::AHashMap;
-use heddle_proxy_policy::outbound::{Backend, BackendKind};
+use heddle_proxy_policy::{
+    Meta,
+    outbound::{Backend, BackendKind},
+};
 use heddle_tls::Store;
 use tokio::{task::LocalSet, time::interval};
 use tracing::error;
 
 use crate::{
     balance::Balancer, config::Config, discovery::Discovery, http::ProxyError, inbound, limits::Services,
-    listen, metrics::Metrics, outbound, tls::Tls,
+    listen, metrics::Metrics, observe::Observers, outbound, tls::Tls,
 };
 
 /// Idle connections and unused backends are looked for this often.
@@ -30,6 +34,7 @@ pub(crate) struct Parts {
     pub discovery: Discovery,
     pub store: Store,
     pub metrics: Arc<Metrics>,
+    pub observers: Observers,
     pub services: Arc<Services>,
     pub drain: drain::Watch,
 }
@@ -40,6 +45,7 @@ pub(crate) struct Worker {
     pub discovery: Discovery,
     pub tls: Rc<Tls>,
     pub metrics: Arc<Metrics>,
+    pub observers: Observers,
     pub services: Arc<Services>,
     pub draining: Cell<bool>,
     pub outbound: outbound::Targets,
@@ -57,8 +63,12 @@ enum BackendKey {
 }
 
 impl Worker {
-    /// The worker's balancer of a backend.
-    pub(crate) fn balancer(self: &Rc<Self>, backend: &Backend) -> Result<Rc<Balancer>, ProxyError> {
+    /// The worker's balancer of a backend. The metrics of one that several parents share name the first of them.
+    pub(crate) fn balancer(
+        self: &Rc<Self>,
+        parent: &Meta,
+        backend: &Backend,
+    ) -> Result<Rc<Balancer>, ProxyError> {
         let key = match &backend.kind {
             BackendKind::Balance { path, .. } => BackendKey::Path(path.clone()),
             // All that is known of the endpoint: two policies may know different things of one address.
@@ -67,7 +77,7 @@ impl Worker {
         if let Some(balancer) = self.balancers.borrow().get(&key) {
             return Ok(balancer.clone());
         }
-        let balancer = Balancer::new(self.clone(), backend)?;
+        let balancer = Balancer::new(self.clone(), parent, backend)?;
         self.balancers.borrow_mut().insert(key, balancer.clone());
         Ok(balancer)
     }
@@ -101,14 +111,19 @@ pub(crate) fn run(parts: Parts, listeners: listen::Listeners) {
             discovery,
             store,
             metrics,
+            observers,
             services,
             drain,
         } = parts;
+        metrics
+            .runtimes
+            .add_current(thread::current().name().unwrap_or("worker"));
         let worker = Rc::new(Worker {
             config,
             discovery,
             tls: Rc::new(Tls::new(store, revocation)),
             metrics,
+            observers,
             services,
             draining: Cell::new(false),
             outbound: outbound::Targets::default(),

@@ -83,7 +83,7 @@ pub struct ProxyValues {
     /// Whether HTTP headers may appear in debug logs.
     #[serde(rename = "logHTTPHeaders", deserialize_with = "or_default")]
     pub log_http_headers: LogHttpHeaders,
-    /// One line per request on stdout; none: no access log.
+    /// One line per inbound request on stderr; none: no access log.
     pub access_log: Option<AccessLog>,
     /// Ports whose bytes the proxy does not look into.
     #[serde(deserialize_with = "ports_or_opaque")]

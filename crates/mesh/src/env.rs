@@ -80,7 +80,7 @@ names! {
     LOG = "LOG";
     /// `plain` or `json`.
     LOG_FORMAT = "LOG_FORMAT";
-    /// `apache` or `json`: one line per request on stdout.
+    /// `apache` or `json`: one line per inbound request on stderr.
     ACCESS_LOG = "ACCESS_LOG";
     /// Number of worker threads.
     CORES = "CORES";
@@ -100,6 +100,8 @@ names! {
     TRACE_COLLECTOR_SVC_ADDR = "TRACE_COLLECTOR_SVC_ADDR";
     /// Identity that the span collector must prove.
     TRACE_COLLECTOR_SVC_NAME = "TRACE_COLLECTOR_SVC_NAME";
+    /// Identity of those who may tap; without it nobody may.
+    TAP_SVC_NAME = "TAP_SVC_NAME";
     /// First message of a control stream must come within this time.
     CONTROL_STREAM_INITIAL_TIMEOUT = "CONTROL_STREAM_INITIAL_TIMEOUT";
     /// A control stream silent for this long is opened anew.

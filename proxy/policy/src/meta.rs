@@ -70,6 +70,14 @@ impl Meta {
         }
     }
 
+    /// The resource's section; empty when there is none.
+    pub fn section(&self) -> &str {
+        match self {
+            Self::Default(_) => "",
+            Self::Resource(resource) => &resource.section,
+        }
+    }
+
     /// The resource's port; 0 when there is none.
     pub fn port(&self) -> u16 {
         match self {

@@ -1,5 +1,7 @@
 //! One variable at a time; mistakes are collected.
 
+mod telemetry;
+
 use std::{net::IpAddr, time::Duration};
 
 use heddle_mesh::{Identity, PortSet, env};

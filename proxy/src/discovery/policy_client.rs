@@ -1,20 +1,20 @@
 //! The client of `OutboundPolicies` for messages with Heddle's extension: the generated one would skip it.
 
-use heddle_tls::ControlChannel;
 use heddle_wire::PolicyMessage;
 use linkerd2_proxy_api::outbound::TrafficSpec;
 use tonic::{Request, Response, Status, Streaming, client::Grpc, codegen::http::uri::PathAndQuery};
 use tonic_prost::ProstCodec;
 
 use super::MESSAGE_BYTES_MAX;
+use crate::metrics::control::CountedChannel;
 
 const WATCH: &str = "/io.linkerd.proxy.outbound.OutboundPolicies/Watch";
 
 #[derive(Clone)]
-pub(super) struct PolicyClient(Grpc<ControlChannel>);
+pub(super) struct PolicyClient(Grpc<CountedChannel>);
 
 impl PolicyClient {
-    pub(super) fn new(channel: ControlChannel) -> Self {
+    pub(super) fn new(channel: CountedChannel) -> Self {
         Self(Grpc::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 

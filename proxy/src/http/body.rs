@@ -22,7 +22,9 @@ use crate::{
     metrics::{
         http::{End, HttpHandles},
         route::RouteTracker,
+        stream::{Outcome, Stream, StreamHandles},
     },
+    observe::Observed,
 };
 
 /// A body that could not be passed on.
@@ -40,11 +42,84 @@ pub(crate) enum BodyError {
     Superseded,
 }
 
+impl BodyError {
+    /// The HTTP/2 error that it came with.
+    fn h2_reason(&self) -> Option<h2::Reason> {
+        match self {
+            Self::H2(error) => error.reason(),
+            _ => None,
+        }
+    }
+
+    /// Linkerd's word for it in the metrics of routes.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Timeout => "REQUEST_TIMEOUT",
+            Self::H2(error) => h2_label(error),
+            Self::Hyper(_) | Self::Http1(_) => "IO",
+            Self::Superseded => "UNKNOWN",
+        }
+    }
+}
+
+/// Linkerd's word for an HTTP/2 error in the metrics of routes.
+pub(super) fn h2_label(error: &h2::Error) -> &'static str {
+    match error.reason() {
+        Some(h2::Reason::CANCEL) if error.is_reset() => "CANCEL",
+        Some(h2::Reason::REFUSED_STREAM) if error.is_reset() => "REFUSED",
+        Some(h2::Reason::ENHANCE_YOUR_CALM) if error.is_reset() => "ENHANCE_YOUR_CALM",
+        _ if error.is_reset() => "RESET",
+        _ if error.is_go_away() => "GO_AWAY",
+        _ if error.is_io() => "IO",
+        _ => "UNKNOWN",
+    }
+}
+
+/// A client's body, whose pieces are counted.
+#[derive(Debug)]
+pub(crate) struct ClientBody {
+    body: Incoming,
+    counter: Option<Rc<StreamHandles>>,
+}
+
+impl ClientBody {
+    pub(crate) fn new(body: Incoming, counter: Option<Rc<StreamHandles>>) -> Self {
+        Self { body, counter }
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        if let (Poll::Ready(Some(Ok(frame))), Some(counter)) = (&polled, &this.counter)
+            && let Some(data) = frame.data_ref()
+        {
+            counter.request_frame(data.len());
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A request's body.
 #[derive(Debug)]
 pub(crate) enum RequestBody {
     /// From the client, as it comes.
-    Incoming(Incoming),
+    Incoming(ClientBody),
     /// From the client, and kept so that it can be sent again.
     Replay(ReplayBody),
     /// Kept as a whole: a copy of another's.
@@ -142,6 +217,8 @@ pub(crate) struct ResponseBody {
     source: Source,
     tracker: Option<Tracker>,
     deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Who else looks at the request; mostly nobody.
+    observed: Option<Box<Observed>>,
 }
 
 #[derive(Debug)]
@@ -158,46 +235,40 @@ impl ResponseBody {
     }
 
     pub(crate) fn full(data: Bytes) -> Self {
-        let data = Some(data).filter(|data| !data.is_empty());
-        Self {
-            source: Source::Full(data),
-            tracker: None,
-            deadline: None,
-        }
+        Self::new(Source::Full(Some(data).filter(|data| !data.is_empty())))
     }
 
     pub(crate) fn hyper(body: Incoming) -> Self {
-        Self {
-            source: Source::Hyper(body),
-            tracker: None,
-            deadline: None,
-        }
+        Self::new(Source::Hyper(body))
     }
 
     pub(crate) fn http1(body: Http1Body) -> Self {
-        Self {
-            source: Source::Http1(body),
-            tracker: None,
-            deadline: None,
-        }
+        Self::new(Source::Http1(body))
     }
 
     pub(crate) fn http2(stream: h2::RecvStream) -> Self {
+        Self::new(Source::Http2 {
+            stream,
+            data_done: false,
+        })
+    }
+
+    fn new(source: Source) -> Self {
         Self {
-            source: Source::Http2 {
-                stream,
-                data_done: false,
-            },
+            source,
             tracker: None,
             deadline: None,
+            observed: None,
         }
     }
 
     /// Tells `tracker` of the end. A body that has ended already tells it at once.
     #[must_use]
     pub(crate) fn tracked(mut self, mut tracker: Tracker) -> Self {
+        // A gateway's response has passed the outbound side, which counts it, too.
+        tracker.inner = self.tracker.take().map(Box::new);
         if self.is_end_stream() {
-            tracker.ended();
+            tracker.end(None);
         } else {
             self.tracker = Some(tracker);
         }
@@ -213,11 +284,52 @@ impl ResponseBody {
         }
     }
 
+    /// Counts the end for `stream` as well.
+    #[must_use]
+    pub(crate) fn counted(mut self, stream: Stream, status: StatusCode, headers: &HeaderMap) -> Self {
+        match &mut self.tracker {
+            Some(tracker) => {
+                tracker.streams.1 = Some(stream);
+                self
+            }
+            None => {
+                let mut tracker = Tracker::new(None, status, headers, stream.since, None);
+                tracker.streams.1 = Some(stream);
+                self.tracked(tracker)
+            }
+        }
+    }
+
+    /// Shows what passes to those who look at the request. A body that has ended already is shown at once.
+    #[must_use]
+    pub(crate) fn observed(mut self, mut observed: Box<Observed>) -> Self {
+        if let Some(inner) = self.observed.take() {
+            observed.absorb(*inner);
+        }
+        if self.is_end_stream() {
+            observed.ended();
+        } else {
+            self.observed = Some(observed);
+        }
+        self
+    }
+
     /// Fails when it has not ended by then.
     #[must_use]
     pub(crate) fn deadline(mut self, deadline: Option<Instant>) -> Self {
         self.deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
         self
+    }
+}
+
+impl ResponseBody {
+    fn fail(&mut self, error: &BodyError) {
+        if let Some(mut tracker) = self.tracker.take() {
+            tracker.end(Some(error.label()));
+        }
+        if let Some(mut observed) = self.observed.take() {
+            observed.failed(error.h2_reason());
+        }
     }
 }
 
@@ -264,28 +376,36 @@ impl Body for ResponseBody {
                     && deadline.as_mut().poll(cx).is_ready()
                 {
                     this.deadline = None;
-                    this.tracker = None;
+                    this.fail(&BodyError::Timeout);
                     return Poll::Ready(Some(Err(BodyError::Timeout)));
                 }
             }
             Poll::Ready(Some(Ok(frame))) => {
+                let ended = this.source.is_end_stream();
                 if let Some(tracker) = &mut this.tracker {
-                    if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
-                        tracker.grpc_status = Some(status);
-                    }
-                    if this.source.is_end_stream() {
-                        tracker.ended();
+                    tracker.frame(frame);
+                    if ended {
+                        tracker.end(None);
                         this.tracker = None;
+                    }
+                }
+                if let Some(observed) = &mut this.observed {
+                    observed.frame(frame);
+                    if ended {
+                        observed.ended();
+                        this.observed = None;
                     }
                 }
             }
             Poll::Ready(None) => {
                 if let Some(mut tracker) = this.tracker.take() {
-                    tracker.ended();
+                    tracker.end(None);
+                }
+                if let Some(mut observed) = this.observed.take() {
+                    observed.ended();
                 }
             }
-            // Dropping it counts the failure.
-            Poll::Ready(Some(Err(_))) => this.tracker = None,
+            Poll::Ready(Some(Err(error))) => this.fail(error),
         }
         polled
     }
@@ -318,20 +438,23 @@ impl Source {
 /// What is done when a response ends: it is counted, and its endpoint has one request less in flight.
 #[derive(Debug)]
 pub(crate) struct Tracker {
-    handles: Rc<HttpHandles>,
+    handles: Option<Rc<HttpHandles>>,
+    /// What is counted by backend, or by the inbound route; and by the outbound route.
+    streams: (Option<Stream>, Option<Stream>),
     status: StatusCode,
     grpc_status: Option<u32>,
     started: Instant,
     ended: bool,
     /// What else counts the response; dropping them counts a failure.
     routes: Vec<RouteTracker>,
+    inner: Option<Box<Tracker>>,
     /// The endpoint is busy with the request until then.
     _in_flight: Option<InFlight>,
 }
 
 impl Tracker {
     pub(crate) fn new(
-        handles: Rc<HttpHandles>,
+        handles: Option<Rc<HttpHandles>>,
         status: StatusCode,
         headers: &HeaderMap,
         started: Instant,
@@ -340,21 +463,63 @@ impl Tracker {
         let grpc_status = grpc_status(headers);
         Self {
             handles,
+            streams: (None, None),
             status,
             grpc_status,
             started,
             ended: false,
             routes: Vec::new(),
+            inner: None,
             _in_flight: in_flight,
         }
     }
 
-    fn ended(&mut self) {
-        if !self.ended {
-            self.ended = true;
-            let end = self.grpc_status.map_or(End::Http, End::Grpc);
-            self.handles.response(self.status, end, self.started);
-            for route in &mut self.routes {
+    /// Counts for `stream` as well.
+    #[must_use]
+    pub(crate) fn counting(mut self, stream: Option<Stream>) -> Self {
+        self.streams.0 = stream;
+        self
+    }
+
+    fn frame(&mut self, frame: &Frame<Bytes>) {
+        if let Some(inner) = &mut self.inner {
+            inner.frame(frame);
+        }
+        if let Some(data) = frame.data_ref() {
+            for stream in [&self.streams.0, &self.streams.1].into_iter().flatten() {
+                stream.response_frame(data.len());
+            }
+        } else if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
+            self.grpc_status = Some(status);
+        }
+    }
+
+    fn end(&mut self, error: Option<&'static str>) {
+        if self.ended {
+            return;
+        }
+        self.ended = true;
+        if let Some(inner) = &mut self.inner {
+            inner.end(error);
+        }
+        if let Some(handles) = &self.handles {
+            let end = match error {
+                Some(_) => End::Failed,
+                None => self.grpc_status.map_or(End::Http, End::Grpc),
+            };
+            handles.response(self.status, end, self.started);
+        }
+        let outcome = Outcome {
+            status: Some(self.status),
+            grpc_status: self.grpc_status,
+            error,
+        };
+        for stream in [&self.streams.0, &self.streams.1].into_iter().flatten() {
+            stream.end(outcome);
+        }
+        for mut route in self.routes.drain(..) {
+            // Dropping it counts the failure.
+            if error.is_none() {
                 route.ended(self.grpc_status);
             }
         }
@@ -363,8 +528,7 @@ impl Tracker {
 
 impl Drop for Tracker {
     fn drop(&mut self) {
-        if !self.ended {
-            self.handles.response(self.status, End::Failed, self.started);
-        }
+        // Whoever wanted it wants no more of it.
+        self.end(Some("CANCEL"));
     }
 }

@@ -106,6 +106,27 @@ impl ProxyError {
         )
     }
 
+    /// Linkerd's word for it in the metrics of routes.
+    pub(crate) fn stream_label(&self) -> &'static str {
+        match self {
+            Self::FailFast(_) => "FAIL_FAST",
+            Self::LoadShed(_) | Self::Connect(ConnectError::Limited { .. }) => "LOAD_SHED",
+            Self::Timeout(_) => "RESPONSE_HEADERS_TIMEOUT",
+            Self::Http2(error) => super::body::h2_label(error),
+            Self::Client(error) => error.label(),
+            Self::Connect(_) | Self::Http1(_) | Self::Upgrade(_) => "IO",
+            _ => "UNKNOWN",
+        }
+    }
+
+    /// The HTTP/2 error that it came with.
+    pub(crate) fn h2_reason(&self) -> Option<h2::Reason> {
+        match self {
+            Self::Http2(error) => error.reason(),
+            _ => None,
+        }
+    }
+
     /// What the client is told, unless it speaks gRPC.
     pub(crate) fn status(&self) -> StatusCode {
         match self {

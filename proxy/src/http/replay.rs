@@ -11,9 +11,8 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 
-use super::body::BodyError;
+use super::body::{BodyError, ClientBody};
 
 /// The body that all tries share.
 #[derive(Clone, Debug)]
@@ -52,7 +51,7 @@ impl Kept {
 
 #[derive(Debug)]
 struct State {
-    source: Incoming,
+    source: ClientBody,
     kept: Vec<Bytes>,
     kept_bytes: usize,
     kept_bytes_max: usize,
@@ -64,7 +63,7 @@ struct State {
 }
 
 impl Replay {
-    pub(crate) fn new(source: Incoming, kept_bytes_max: usize) -> Self {
+    pub(crate) fn new(source: ClientBody, kept_bytes_max: usize) -> Self {
         // A body that says its length beforehand need not be kept in vain.
         let overflowed = source.size_hint().lower() > kept_bytes_max as u64;
         let source_ended = source.is_end_stream();

@@ -6,7 +6,7 @@ use hyper::{body::Incoming, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
-use super::{ProxyError, RequestBody, ResponseBody};
+use super::{ProxyError, RequestBody, ResponseBody, body::ClientBody};
 
 /// Sends the request; if the server agrees, copies both ways in a task of its own, which holds on to `held`.
 pub(crate) async fn send(
@@ -16,7 +16,7 @@ pub(crate) async fn send(
 ) -> Result<Response<ResponseBody>, ProxyError> {
     let connect = request.method() == Method::CONNECT;
     let client = hyper::upgrade::on(&mut request);
-    let request = request.map(RequestBody::Incoming);
+    let request = request.map(|body| RequestBody::Incoming(ClientBody::new(body, None)));
     let mut response = sender.send_request(request).await.map_err(ProxyError::Upgrade)?;
     let agreed =
         response.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && response.status().is_success());

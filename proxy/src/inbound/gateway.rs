@@ -4,7 +4,7 @@
 
 use std::rc::Rc;
 
-use heddle_proxy_policy::{Client, ClientTls};
+use heddle_proxy_policy::ClientTls;
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -13,6 +13,7 @@ use super::{Carries, InboundError, Known, http::Connection, tcp::Judge};
 use crate::{
     dst::NameAddr,
     http::{ProxyError, ResponseBody, body::Tracker, headers, is_grpc, serve},
+    metrics::stream::Stream,
     outbound::{OutboundError, Through},
     worker::Worker,
 };
@@ -27,20 +28,16 @@ pub(super) async fn serve(
     let Known {
         mut io,
         client,
+        peer,
         no_tls_reason,
         port,
     } = known;
-    let Client {
-        tls: ClientTls::Established(Some(id)),
-        addr,
-    } = &client
-    else {
+    let ClientTls::Established(Some(id)) = &client.tls else {
         return Err(InboundError::NoIdentity);
     };
     if !worker.config.inbound.gateway_suffixes.contain(&name) {
         return Err(InboundError::NotServed(name));
     }
-    let addr = *addr;
     match carries {
         Carries::Bytes => {
             let judge = Judge {
@@ -50,7 +47,7 @@ pub(super) async fn serve(
                 no_tls_reason,
             };
             judge.permit(&io)?;
-            let through = Through::to(worker, name, addr, drain.clone()).await;
+            let through = Through::to(worker, name, peer, drain.clone()).await;
             let through = through.map_err(OutboundError::from)?;
             let result = tokio::select! {
                 copied = through.copy(&mut io) => Some(copied),
@@ -64,10 +61,11 @@ pub(super) async fn serve(
         }
         Carries::Http(version) => {
             let forwarded = Forwarded::new(worker.tls.name().as_str(), id.as_str());
-            let connection = Connection::new(worker.clone(), port, client, no_tls_reason, drain.clone());
+            let connection =
+                Connection::new(worker.clone(), port, client, peer, no_tls_reason, drain.clone());
             let gateway = Rc::new(Gateway {
                 connection,
-                through: Through::to(worker, name.clone(), addr, drain.clone()).await,
+                through: Through::to(worker, name.clone(), peer, drain.clone()).await,
                 name,
                 forwarded,
             });
@@ -96,7 +94,14 @@ struct Forwarded {
 }
 
 impl Gateway {
-    async fn respond(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn respond(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
+        match self.connection.received(&mut request) {
+            None => self.answer(request).await,
+            Some(observed) => Box::pin(observed.watch(self.answer(request))).await,
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
         let grpc = is_grpc(request.headers());
         match self.request(request).await {
             Ok(response) => response,
@@ -129,7 +134,8 @@ impl Gateway {
             *response.version_mut() = Version::HTTP_2;
         }
         let (status, all) = (response.status(), response.headers());
-        let tracker = Tracker::new(handles.http.clone(), status, all, started, None);
+        let tracker = Tracker::new(Some(handles.http.clone()), status, all, started, None);
+        let tracker = tracker.counting(Some(Stream::new(handles.stream.clone(), started)));
         Ok(response.map(|body| body.tracked(tracker)))
     }
 }

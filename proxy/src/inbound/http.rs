@@ -2,13 +2,14 @@
 
 use std::{
     cell::{OnceCell, RefCell},
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
 };
 
 use heddle_proxy_policy::{
     Client, ClientTls, Meta, Permit, ServerPolicy,
-    inbound::{Allowed, Refused},
+    inbound::{Allowed, Protocol, Refused},
     ratelimit::{Cell, RateLimited},
 };
 use http::{HeaderValue, Request, Response, Version};
@@ -20,12 +21,19 @@ use super::{Known, port::Port};
 use crate::{
     http::{
         ProxyError, RequestBody, ResponseBody,
-        body::Tracker,
+        body::{ClientBody, Tracker},
         filter, headers, is_grpc, pipe,
         serve::{self, HttpVersion},
         upgrade,
     },
-    metrics::{family::Counter, http::HttpHandles, labels::Labels},
+    metrics::{
+        family::Counter,
+        http::HttpHandles,
+        labels::Labels,
+        stream::{Stream, StreamHandles},
+    },
+    observe::{Direction, Observed},
+    tap,
     worker::Worker,
 };
 
@@ -37,6 +45,7 @@ pub(super) struct Connection {
     worker: Rc<Worker>,
     port: Rc<Port>,
     client: Client,
+    peer: SocketAddr,
     client_id: Option<HeaderValue>,
     no_tls_reason: &'static str,
     /// What its rate limit counts by.
@@ -51,6 +60,7 @@ pub(super) struct Handles {
     permit: Permit,
     route: Meta,
     pub(super) http: Rc<HttpHandles>,
+    pub(super) stream: Rc<StreamHandles>,
     allowed: Arc<Counter>,
 }
 
@@ -58,6 +68,7 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Known, drain: drain::Watch,
     let Known {
         io,
         client,
+        peer,
         no_tls_reason,
         port,
     } = known;
@@ -65,6 +76,7 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Known, drain: drain::Watch,
         worker.clone(),
         port,
         client,
+        peer,
         no_tls_reason,
         drain.clone(),
     ));
@@ -86,6 +98,7 @@ impl Connection {
         worker: Rc<Worker>,
         port: Rc<Port>,
         client: Client,
+        peer: SocketAddr,
         no_tls_reason: &'static str,
         drain: drain::Watch,
     ) -> Self {
@@ -97,6 +110,7 @@ impl Connection {
             worker,
             port,
             client,
+            peer,
             client_id,
             no_tls_reason,
             cell: OnceCell::new(),
@@ -105,7 +119,27 @@ impl Connection {
         }
     }
 
-    async fn respond(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn respond(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
+        match self.received(&mut request) {
+            None => self.answer(request).await,
+            Some(observed) => Box::pin(observed.watch(self.answer(request))).await,
+        }
+    }
+
+    /// Shows the request to those who look at the pod's requests.
+    pub(super) fn received(&self, request: &mut Request<Incoming>) -> Option<Box<Observed>> {
+        let observers = &self.worker.observers;
+        observers.received(Direction::Inbound, request, self.peer, self.client_id())
+    }
+
+    fn client_id(&self) -> Option<&str> {
+        match &self.client.tls {
+            ClientTls::Established(Some(id)) => Some(id.as_str()),
+            ClientTls::Established(None) | ClientTls::None => None,
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
         let grpc = is_grpc(request.headers());
         let http1 = request.version() != Version::HTTP_2;
         match self.request(request).await {
@@ -152,7 +186,8 @@ impl Connection {
             Ok(allowed) => allowed,
             Err(refused) => return Err(self.refuse(&policy.meta, &refused)),
         };
-        let handles = self.handles(&allowed.permit, allowed.route);
+        let grpc = matches!(policy.protocol, Protocol::Grpc(_));
+        let handles = self.handles(&allowed.permit, allowed.route, grpc);
         if let Some(limit) = policy.rate_limit() {
             let id = match &self.client.tls {
                 ClientTls::Established(Some(id)) => Some(id),
@@ -166,6 +201,7 @@ impl Connection {
         }
         handles.allowed.add(1);
         handles.http.request();
+        handles.stream.request();
         Ok((allowed, handles))
     }
 
@@ -188,7 +224,12 @@ impl Connection {
         if headers::is_upgrade(&request) {
             return Box::pin(self.upgrade(&permit, request)).await;
         }
-        let mut request = request.map(RequestBody::Incoming);
+        let counter = Some(handles.stream.clone());
+        let mut request = request.map(|body| RequestBody::Incoming(ClientBody::new(body, counter)));
+        let mut observed = self
+            .worker
+            .observers
+            .sending(Direction::Inbound, &mut request, || self.way(allowed.route));
         let result = match was_http1 {
             true => {
                 headers::strip_connection(request.headers_mut());
@@ -201,18 +242,25 @@ impl Connection {
                     .await
                     .map(|response| response.map(ResponseBody::http1))
             }
-            false => {
-                let mut sender = self.port.app().http2(&permit).await?;
-                headers::absolute_uri(&mut request, || http::uri::Authority::from_static("localhost"));
-                let (head, body) = request.into_parts();
-                pipe::send(&mut sender, head, body)
-                    .await
-                    .map(|response| response.map(ResponseBody::http2))
-            }
+            false => match self.port.app().http2(&permit).await {
+                Ok(mut sender) => {
+                    headers::absolute_uri(&mut request, || http::uri::Authority::from_static("localhost"));
+                    let (head, body) = request.into_parts();
+                    pipe::send(&mut sender, head, body)
+                        .await
+                        .map(|response| response.map(ResponseBody::http2))
+                }
+                Err(error) => Err(error.into()),
+            },
         };
         let mut response = match result {
             Ok(response) => response,
-            Err(error) => return Err(self.failed(&handles, started, error)),
+            Err(error) => {
+                if let Some(observed) = &mut observed {
+                    observed.failed(error.h2_reason());
+                }
+                return Err(self.failed(&handles, started, error));
+            }
         };
         let version = response.version();
         headers::clean_response(&mut response);
@@ -232,13 +280,18 @@ impl Connection {
             Version::HTTP_11
         };
         let tracker = Tracker::new(
-            handles.http.clone(),
+            Some(handles.http.clone()),
             response.status(),
             response.headers(),
             started,
             None,
         );
-        Ok(response.map(|body| body.tracked(tracker)))
+        let tracker = tracker.counting(Some(Stream::new(handles.stream.clone(), started)));
+        let response = response.map(|body| body.tracked(tracker));
+        Ok(match observed {
+            None => response,
+            Some(observed) => observed.answered(response),
+        })
     }
 
     async fn upgrade(
@@ -259,6 +312,7 @@ impl Connection {
             crate::metrics::http::End::Failed,
             started,
         );
+        Stream::new(handles.stream.clone(), started).failed(error.stream_label());
         error
     }
 
@@ -296,6 +350,23 @@ impl Connection {
         ProxyError::RateLimited
     }
 
+    /// The way to the application.
+    fn way<'w>(&'w self, route: &'w Meta) -> tap::Way<'w> {
+        tap::Way {
+            source: self.peer,
+            source_tls: match self.client.tls {
+                ClientTls::Established(_) => "true",
+                ClientTls::None => self.no_tls_reason,
+            },
+            source_id: self.client_id(),
+            destination: self.port.addr(),
+            destination_tls: "loopback",
+            destination_id: None,
+            labels: &[],
+            route: Some(route.name()),
+        }
+    }
+
     fn labels(&self) -> Labels {
         Labels::default()
             .with("target_addr", self.port.addr())
@@ -303,11 +374,11 @@ impl Connection {
     }
 
     /// The counters of this verdict; looked up by their labels only once per connection.
-    fn handles(&self, permit: &Permit, route: &Meta) -> Rc<Handles> {
+    fn handles(&self, permit: &Permit, route: &Meta, grpc: bool) -> Rc<Handles> {
         let mut all = self.handles.borrow_mut();
         if let Some(known) = all
             .iter()
-            .find(|one| one.permit == *permit && one.route == *route)
+            .find(|one| one.permit == *permit && one.route == *route && one.stream.is_grpc() == grpc)
         {
             return known.clone();
         }
@@ -323,6 +394,16 @@ impl Connection {
             permit: permit.clone(),
             route: route.clone(),
             http: HttpHandles::new(self.worker.metrics.clone(), full(tls)),
+            stream: StreamHandles::new(
+                match grpc {
+                    true => &self.worker.metrics.inbound_grpc,
+                    false => &self.worker.metrics.inbound_http,
+                },
+                Labels::default()
+                    .resource("parent", permit.server())
+                    .with("parent_port", port)
+                    .resource("route", route),
+            ),
             allowed: self
                 .worker
                 .metrics

@@ -19,6 +19,7 @@ pub(super) async fn serve(
     let Known {
         mut io,
         client,
+        peer: _,
         no_tls_reason,
         port,
     } = known;

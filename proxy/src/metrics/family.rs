@@ -1,10 +1,10 @@
 //! A metric's name and its series by labels.
 
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -17,6 +17,9 @@ use super::labels::Labels;
 
 /// Series of one family; more than a pod's peers, routes and statuses make. Beyond it all share one overflow series.
 pub(crate) const SERIES_MAX: usize = 5_000;
+/// Series of all families together: a bound on memory, at about 1 KiB each. Clients and servers can make up the values
+/// of some labels.
+const SERIES_TOTAL_MAX: usize = 40_000;
 
 /// A count that only grows.
 #[derive(Debug, Default)]
@@ -40,47 +43,81 @@ impl Gauge {
     pub(crate) fn add(&self, count: i64) {
         self.0.fetch_add(count, Relaxed);
     }
+
+    /// For what is known as a whole: the last one who sets it wins.
+    pub(crate) fn set(&self, count: usize) {
+        self.0.store(i64::try_from(count).unwrap_or(i64::MAX), Relaxed);
+    }
 }
 
 /// Counts by upper bound, and their sum.
 #[derive(Debug)]
 pub(crate) struct Histogram {
-    bounds: &'static [u64],
+    shape: Shape,
     buckets: Box<[AtomicU64]>,
     sum: AtomicU64,
 }
 
+/// A histogram's bounds, and what its values are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    bounds: &'static [u64],
+    unit: Unit,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Unit {
+    /// Shown as they are.
+    Plain,
+    /// Counted in microseconds, shown in seconds.
+    Seconds,
+}
+
+impl Shape {
+    const NONE: Self = Self {
+        bounds: &[],
+        unit: Unit::Plain,
+    };
+}
+
 impl Histogram {
-    fn new(bounds: &'static [u64]) -> Self {
+    fn new(shape: Shape) -> Self {
         // One more for what is above all bounds.
-        let buckets = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+        let buckets = (0..=shape.bounds.len()).map(|_| AtomicU64::new(0)).collect();
         Self {
-            bounds,
+            shape,
             buckets,
             sum: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn observe(&self, value: u64) {
-        let bucket = self.bounds.partition_point(|&bound| bound < value);
+        let bucket = self.shape.bounds.partition_point(|&bound| bound < value);
         self.buckets[bucket].fetch_add(1, Relaxed);
         self.sum.fetch_add(value, Relaxed);
     }
+
+    /// For histograms of seconds.
+    pub(crate) fn observe_time(&self, time: Duration) {
+        self.observe(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    }
+}
+
+/// All families, in the order in which they are shown.
+#[derive(Debug, Default)]
+pub(crate) struct Families {
+    all: Vec<Arc<dyn AnyFamily>>,
+    series_total: Arc<AtomicUsize>,
 }
 
 /// A metric with its series.
 #[derive(Debug)]
 pub(crate) struct Family<M> {
-    name: &'static str,
+    name: String,
     help: &'static str,
-    kind: &'static str,
-    make: Make,
+    shape: Shape,
     series: Mutex<AHashMap<Labels, Series<M>>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Make {
-    bounds: &'static [u64],
+    series_total: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -91,48 +128,74 @@ struct Series<M> {
 }
 
 /// What can be counted with.
-pub(crate) trait Metric: Sized {
+pub(crate) trait Metric: fmt::Debug + Send + Sync + 'static {
+    /// Prometheus' name for it.
+    const TYPE: &'static str;
     #[doc(hidden)]
-    fn make(bounds: &'static [u64]) -> Self;
+    fn make(shape: Shape) -> Self;
     #[doc(hidden)]
     fn write(&self, name: &str, labels: &Labels, out: &mut String);
 }
 
 /// A family whatever it counts.
-pub(crate) trait AnyFamily {
+pub(crate) trait AnyFamily: fmt::Debug + Send + Sync {
     fn render(&self, out: &mut String);
     fn expire(&self, now: Instant, retain: Duration);
 }
 
-impl Family<Counter> {
-    pub(crate) fn counter(name: &'static str, help: &'static str) -> Self {
-        Self::new(name, help, "counter", &[])
+impl Families {
+    pub(crate) fn counter(&mut self, name: impl Into<String>, help: &'static str) -> Arc<Family<Counter>> {
+        self.add(name, help, Shape::NONE)
     }
-}
 
-impl Family<Gauge> {
-    pub(crate) fn gauge(name: &'static str, help: &'static str) -> Self {
-        Self::new(name, help, "gauge", &[])
+    pub(crate) fn gauge(&mut self, name: impl Into<String>, help: &'static str) -> Arc<Family<Gauge>> {
+        self.add(name, help, Shape::NONE)
     }
-}
 
-impl Family<Histogram> {
-    pub(crate) fn histogram(name: &'static str, help: &'static str, bounds: &'static [u64]) -> Self {
-        Self::new(name, help, "histogram", bounds)
+    pub(crate) fn histogram(
+        &mut self,
+        name: impl Into<String>,
+        help: &'static str,
+        bounds: &'static [u64],
+    ) -> Arc<Family<Histogram>> {
+        let unit = Unit::Plain;
+        self.add(name, help, Shape { bounds, unit })
+    }
+
+    /// A histogram of times, with its bounds in microseconds.
+    pub(crate) fn seconds(
+        &mut self,
+        name: impl Into<String>,
+        help: &'static str,
+        bounds: &'static [u64],
+    ) -> Arc<Family<Histogram>> {
+        let unit = Unit::Seconds;
+        self.add(name, help, Shape { bounds, unit })
+    }
+
+    fn add<M: Metric>(
+        &mut self,
+        name: impl Into<String>,
+        help: &'static str,
+        shape: Shape,
+    ) -> Arc<Family<M>> {
+        let family = Arc::new(Family {
+            name: name.into(),
+            help,
+            shape,
+            series: Mutex::default(),
+            series_total: self.series_total.clone(),
+        });
+        self.all.push(family.clone());
+        family
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &dyn AnyFamily> {
+        self.all.iter().map(|family| &**family)
     }
 }
 
 impl<M: Metric> Family<M> {
-    fn new(name: &'static str, help: &'static str, kind: &'static str, bounds: &'static [u64]) -> Self {
-        Self {
-            name,
-            help,
-            kind,
-            make: Make { bounds },
-            series: Mutex::default(),
-        }
-    }
-
     /// The series of these labels; hold it as long as it may be counted on.
     pub(crate) fn get(&self, labels: &Labels) -> Arc<M> {
         let mut all = self.series.lock();
@@ -141,10 +204,14 @@ impl<M: Metric> Family<M> {
             return series.metric.clone();
         }
         let overflow = Labels::overflow();
-        let labels = if all.len() < SERIES_MAX { labels } else { &overflow };
-        let make = || Series {
-            metric: Arc::new(M::make(self.make.bounds)),
-            idle: None,
+        let room = all.len() < SERIES_MAX && self.series_total.load(Relaxed) < SERIES_TOTAL_MAX;
+        let labels = if room { labels } else { &overflow };
+        let make = || {
+            self.series_total.fetch_add(1, Relaxed);
+            Series {
+                metric: Arc::new(M::make(self.shape)),
+                idle: None,
+            }
         };
         all.entry(labels.clone()).or_insert_with(make).metric.clone()
     }
@@ -167,30 +234,32 @@ impl<M: Metric> AnyFamily for Family<M> {
             .collect();
         drop(all);
         sorted.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+        let Self { name, help, .. } = self;
         // Writing to a String cannot fail.
-        let _ = writeln!(
-            out,
-            "# HELP {} {}\n# TYPE {} {}",
-            self.name, self.help, self.name, self.kind
-        );
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {}", M::TYPE);
         for (labels, metric) in sorted {
-            metric.write(self.name, &labels, out);
+            metric.write(name, &labels, out);
         }
     }
 
     fn expire(&self, now: Instant, retain: Duration) {
-        self.series.lock().retain(|_, series| {
+        let mut all = self.series.lock();
+        let before = all.len();
+        all.retain(|_, series| {
             if Arc::strong_count(&series.metric) > 1 {
                 series.idle = None;
                 return true;
             }
             now.saturating_duration_since(*series.idle.get_or_insert(now)) < retain
         });
+        self.series_total.fetch_sub(before - all.len(), Relaxed);
     }
 }
 
 impl Metric for Counter {
-    fn make(_: &'static [u64]) -> Self {
+    const TYPE: &'static str = "counter";
+
+    fn make(_: Shape) -> Self {
         Self::default()
     }
 
@@ -200,7 +269,9 @@ impl Metric for Counter {
 }
 
 impl Metric for Gauge {
-    fn make(_: &'static [u64]) -> Self {
+    const TYPE: &'static str = "gauge";
+
+    fn make(_: Shape) -> Self {
         Self::default()
     }
 
@@ -209,23 +280,43 @@ impl Metric for Gauge {
     }
 }
 
+/// A value in its unit.
+struct Shown(u64, Unit);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1 {
+            Unit::Plain => write!(f, "{}", self.0),
+            Unit::Seconds => write!(f, "{}", Duration::from_micros(self.0).as_secs_f64()),
+        }
+    }
+}
+
 impl Metric for Histogram {
-    fn make(bounds: &'static [u64]) -> Self {
-        Self::new(bounds)
+    const TYPE: &'static str = "histogram";
+
+    fn make(shape: Shape) -> Self {
+        Self::new(shape)
     }
 
     fn write(&self, name: &str, labels: &Labels, out: &mut String) {
+        let Shape { bounds, unit } = self.shape;
         let comma = if labels.is_empty() { "" } else { "," };
         let mut total = 0;
         for (index, bucket) in self.buckets.iter().enumerate() {
             total += bucket.load(Relaxed);
-            let _ = match self.bounds.get(index) {
-                Some(bound) => writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}"),
+            let _ = match bounds.get(index) {
+                Some(&bound) => writeln!(
+                    out,
+                    "{name}_bucket{{{labels}{comma}le=\"{}\"}} {total}",
+                    Shown(bound, unit)
+                ),
                 None => writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {total}"),
             };
         }
         let _ = writeln!(out, "{name}_count{{{labels}}} {total}");
-        let _ = writeln!(out, "{name}_sum{{{labels}}} {}", self.sum.load(Relaxed));
+        let sum = Shown(self.sum.load(Relaxed), unit);
+        let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}");
     }
 }
 
@@ -239,27 +330,37 @@ mod tests {
 
     #[test]
     fn renders_what_was_counted() {
-        let counter = Family::counter("a_total", "A.");
+        let mut families = Families::default();
+        let counter = families.counter("a_total", "A.");
         counter.get(&labels("x", "2\"\n")).add(3);
         counter.get(&labels("x", "1")).add(1);
-        let histogram = Family::histogram("b_ms", "B.", &[1, 10]);
+        let histogram = families.histogram("b_ms", "B.", &[1, 10]);
         for value in [0, 1, 2, 11] {
             histogram.get(&Labels::default()).observe(value);
         }
+        let times = families.seconds("c_seconds", "C.", &[50_000, 1_000_000]);
+        times
+            .get(&Labels::default())
+            .observe_time(Duration::from_millis(60));
+        families.gauge("d", "Not shown without a series.");
         let mut out = String::new();
-        counter.render(&mut out);
-        histogram.render(&mut out);
+        for family in families.iter() {
+            family.render(&mut out);
+        }
         assert_eq!(
             out,
             "# HELP a_total A.\n# TYPE a_total counter\na_total{x=\"1\"} 1\na_total{x=\"2\\\"\\n\"} 3\n\
              # HELP b_ms B.\n# TYPE b_ms histogram\nb_ms_bucket{le=\"1\"} 2\nb_ms_bucket{le=\"10\"} 3\n\
-             b_ms_bucket{le=\"+Inf\"} 4\nb_ms_count{} 4\nb_ms_sum{} 14\n"
+             b_ms_bucket{le=\"+Inf\"} 4\nb_ms_count{} 4\nb_ms_sum{} 14\n\
+             # HELP c_seconds C.\n# TYPE c_seconds histogram\nc_seconds_bucket{le=\"0.05\"} 0\n\
+             c_seconds_bucket{le=\"1\"} 1\nc_seconds_bucket{le=\"+Inf\"} 1\nc_seconds_count{} 1\n\
+             c_seconds_sum{} 0.06\n"
         );
     }
 
     #[tokio::test(start_paused = true)]
     async fn forgets_series_that_nobody_holds() {
-        let family = Family::counter("a_total", "A.");
+        let family = Families::default().counter("a_total", "A.");
         let held = family.get(&labels("x", "held"));
         drop(family.get(&labels("x", "idle")));
         let retain = Duration::from_secs(10);
@@ -272,11 +373,32 @@ mod tests {
 
     #[test]
     fn a_full_family_counts_the_rest_together() {
-        let family = Family::counter("a_total", "A.");
+        let family = Families::default().counter("a_total", "A.");
         for n in 0..SERIES_MAX + 10 {
             family.get(&labels("x", &n.to_string())).add(1);
         }
         assert_eq!(family.len(), SERIES_MAX + 1);
         assert_eq!(family.get(&Labels::overflow()).get(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn families_share_a_bound_and_give_back_what_they_forget() {
+        let mut families = Families::default();
+        let many: Vec<_> = (0..=SERIES_TOTAL_MAX / SERIES_MAX)
+            .map(|n| families.counter(format!("family_{n}_total"), "A."))
+            .collect();
+        for family in &many {
+            for n in 0..SERIES_MAX {
+                family.get(&labels("x", &n.to_string()));
+            }
+        }
+        let last = &many[many.len() - 1];
+        assert_eq!(last.len(), 1, "only the series of what has no place");
+        let later = Instant::now() + Duration::from_secs(1);
+        for family in families.iter() {
+            family.expire(Instant::now(), Duration::from_secs(1));
+            family.expire(later, Duration::from_secs(1));
+        }
+        assert_eq!(families.series_total.load(Relaxed), 0);
     }
 }

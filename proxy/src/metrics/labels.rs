@@ -91,6 +91,37 @@ impl Labels {
             .with(&format!("{prefix}_kind"), meta.kind())
             .with(&format!("{prefix}_name"), meta.name())
     }
+
+    /// These labels, and then the others.
+    #[must_use]
+    pub(crate) fn and(mut self, others: &Self) -> Self {
+        if !self.0.is_empty() && !others.0.is_empty() {
+            self.0.push(',');
+        }
+        self.0.push_str(&others.0);
+        self
+    }
+
+    /// A route as Gateway API names it, under a prefix.
+    #[must_use]
+    pub(crate) fn reference(self, prefix: &str, meta: &Meta) -> Self {
+        self.with(&format!("{prefix}_group"), meta.group())
+            .with(&format!("{prefix}_kind"), meta.kind())
+            .with(&format!("{prefix}_namespace"), meta.namespace())
+            .with(&format!("{prefix}_name"), meta.name())
+    }
+
+    /// A Service or another parent or backend, under a prefix. Linkerd's port of what has none is empty.
+    #[must_use]
+    pub(crate) fn port_reference(self, prefix: &str, meta: &Meta) -> Self {
+        let port = match meta.port() {
+            0 => String::new(),
+            port => port.to_string(),
+        };
+        self.reference(prefix, meta)
+            .with(&format!("{prefix}_port"), port)
+            .with(&format!("{prefix}_section_name"), meta.section())
+    }
 }
 
 impl fmt::Display for Labels {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{
     Metrics,
-    family::{Counter, Family, Histogram},
+    family::{Counter, Families, Family, Histogram},
     http::End,
     labels::Labels,
 };
@@ -19,13 +19,13 @@ const OUTCOMES_MAX: usize = 64;
 /// The families.
 #[derive(Debug)]
 pub(crate) struct RouteFamilies {
-    pub request_total: Family<Counter>,
-    pub response_total: Family<Counter>,
-    pub response_latency_ms: Family<Histogram>,
-    pub actual_request_total: Family<Counter>,
-    pub actual_response_total: Family<Counter>,
-    pub actual_response_latency_ms: Family<Histogram>,
-    pub retryable_total: Family<Counter>,
+    pub request_total: Arc<Family<Counter>>,
+    pub response_total: Arc<Family<Counter>>,
+    pub response_latency_ms: Arc<Family<Histogram>>,
+    pub actual_request_total: Arc<Family<Counter>>,
+    pub actual_response_total: Arc<Family<Counter>>,
+    pub actual_response_latency_ms: Arc<Family<Histogram>>,
+    pub retryable_total: Arc<Family<Counter>>,
 }
 
 /// The counters of one route. Belongs to one worker.
@@ -69,63 +69,39 @@ pub(crate) struct RouteTracker {
 }
 
 impl RouteFamilies {
-    pub(crate) fn new(latency_buckets_ms: &'static [u64]) -> Self {
-        let counter = Family::<Counter>::counter;
-        let latency = |name, help| Family::histogram(name, help, latency_buckets_ms);
+    pub(super) fn new(families: &mut Families, latency_buckets_ms: &'static [u64]) -> Self {
         Self {
-            request_total: counter(
+            request_total: families.counter(
                 "route_request_total",
                 "Total count of requests by ServiceProfile route.",
             ),
-            response_total: counter(
+            response_total: families.counter(
                 "route_response_total",
                 "Total count of responses by ServiceProfile route.",
             ),
-            response_latency_ms: latency(
+            response_latency_ms: families.histogram(
                 "route_response_latency_ms",
                 "Milliseconds from a request's headers to its response's end, retries included.",
+                latency_buckets_ms,
             ),
-            actual_request_total: counter(
+            actual_request_total: families.counter(
                 "route_actual_request_total",
                 "Total count of tries by ServiceProfile route.",
             ),
-            actual_response_total: counter(
+            actual_response_total: families.counter(
                 "route_actual_response_total",
                 "Total count of responses to tries by ServiceProfile route.",
             ),
-            actual_response_latency_ms: latency(
+            actual_response_latency_ms: families.histogram(
                 "route_actual_response_latency_ms",
                 "Milliseconds from a try's headers to its response's end.",
+                latency_buckets_ms,
             ),
-            retryable_total: counter(
+            retryable_total: families.counter(
                 "route_retryable_total",
                 "Total count of failures that could be tried again.",
             ),
         }
-    }
-
-    /// All families.
-    pub(crate) fn each(&self, visit: &mut dyn FnMut(&dyn super::family::AnyFamily)) {
-        let Self {
-            request_total,
-            response_total,
-            response_latency_ms,
-            actual_request_total,
-            actual_response_total,
-            actual_response_latency_ms,
-            retryable_total,
-        } = self;
-        for family in [
-            request_total,
-            response_total,
-            actual_request_total,
-            actual_response_total,
-            retryable_total,
-        ] {
-            visit(family);
-        }
-        visit(response_latency_ms);
-        visit(actual_response_latency_ms);
     }
 }
 

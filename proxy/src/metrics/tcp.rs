@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use heddle_proxy_policy::Endpoint;
+
 use super::{
     Metrics,
-    family::{Counter, Gauge},
+    family::{Counter, Families, Family, Gauge},
     labels::Labels,
 };
 
@@ -20,11 +22,39 @@ struct Inner {
     write: Arc<Counter>,
     close: Arc<Counter>,
     close_failed: Arc<Counter>,
+    zone: Option<Zone>,
+}
+
+/// Bytes by whether they leave the pod's zone: clouds charge for those that do.
+#[derive(Debug)]
+struct Zone {
+    received: Arc<Counter>,
+    sent: Arc<Counter>,
 }
 
 impl TcpHandles {
     pub(crate) fn new(metrics: &Metrics, labels: &Labels) -> Self {
+        Self::make(metrics, labels, None)
+    }
+
+    /// Of connections to an endpoint.
+    pub(crate) fn to_endpoint(metrics: &Metrics, labels: &Labels, endpoint: &Endpoint) -> Self {
+        let locality = endpoint.labels.iter().find(|(name, _)| name == "zone_locality");
+        let locality = locality.map_or("unknown", |(_, value)| value.as_str());
+        let bytes = |op| {
+            let labels = Labels::default().with("op", op).with("zone_locality", locality);
+            metrics.outbound_tcp_transfer_cost_bytes_total.get(&labels)
+        };
+        let zone = Zone {
+            received: bytes("Recv"),
+            sent: bytes("Send"),
+        };
+        Self::make(metrics, labels, Some(zone))
+    }
+
+    fn make(metrics: &Metrics, labels: &Labels, zone: Option<Zone>) -> Self {
         Self(Arc::new(Inner {
+            zone,
             open_total: metrics.tcp_open_total.get(labels),
             open_connections: metrics.tcp_open_connections.get(labels),
             read: metrics.tcp_read_bytes_total.get(labels),
@@ -58,11 +88,17 @@ impl TcpOpen {
     pub(crate) fn read(&self, bytes: usize) {
         if bytes > 0 {
             self.handles.0.read.add(bytes as u64);
+            if let Some(zone) = &self.handles.0.zone {
+                zone.received.add(bytes as u64);
+            }
         }
     }
 
     pub(crate) fn wrote(&self, bytes: usize) {
         self.handles.0.write.add(bytes as u64);
+        if let Some(zone) = &self.handles.0.zone {
+            zone.sent.add(bytes as u64);
+        }
     }
 
     pub(crate) fn fail(&mut self) {
@@ -77,5 +113,51 @@ impl Drop for TcpOpen {
             true => self.handles.0.close_failed.add(1),
             false => self.handles.0.close.add(1),
         }
+    }
+}
+
+/// What is counted of connections of bytes by route.
+#[derive(Debug)]
+pub(crate) struct TcpRouteFamilies {
+    open: Arc<Family<Counter>>,
+    close: Arc<Family<Counter>>,
+}
+
+/// A connection that a route took.
+#[derive(Debug)]
+pub(crate) struct TcpRouteOpen<'f> {
+    families: &'f TcpRouteFamilies,
+    labels: Labels,
+}
+
+impl TcpRouteFamilies {
+    pub(super) fn new(families: &mut Families, kind: &str) -> Self {
+        Self {
+            open: families.counter(
+                format!("outbound_{kind}_route_open_total"),
+                "Total count of connections that the route took.",
+            ),
+            close: families.counter(
+                format!("outbound_{kind}_route_close_total"),
+                "Total count of the route's connections that ended, by why.",
+            ),
+        }
+    }
+
+    /// Counts a connection. Looked up each time: once per connection.
+    pub(crate) fn open(&self, labels: Labels) -> TcpRouteOpen<'_> {
+        self.open.get(&labels).add(1);
+        TcpRouteOpen {
+            families: self,
+            labels,
+        }
+    }
+}
+
+impl TcpRouteOpen<'_> {
+    /// The connection ended; the error is empty when it ended as it should.
+    pub(crate) fn close(self, error: &'static str) {
+        let labels = self.labels.with("error", error);
+        self.families.close.get(&labels).add(1);
     }
 }

@@ -1,8 +1,13 @@
 //! Requests of applications: route, backend, endpoint, and the way there.
 
-use std::{net::IpAddr, rc::Rc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    time::Duration,
+};
 
 use heddle_proxy_policy::{
+    Meta,
     outbound::{FailureAccrual, Http, OutboundRule, Retry, Timeouts},
     route,
 };
@@ -14,13 +19,15 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
-use super::{Target, mirror::Copies, overrides::Asked, sticky::Chosen, target::Policy};
+use super::{
+    Target, counters::RouteCounters, mirror::Copies, overrides::Asked, sticky::Chosen, target::Policy,
+};
 use crate::{
     balance::{Answer, Balancer, Endpoint, Picked, Terms},
     dst::NameAddr,
     http::{
         ProxyError, RequestBody, ResponseBody,
-        body::Tracker,
+        body::{ClientBody, Tracker},
         filter, grpc_status, headers, is_grpc, pipe,
         serve::{self, HttpVersion},
     },
@@ -29,7 +36,10 @@ use crate::{
         http::End,
         labels::Labels,
         route::{Of, RouteHandles, RouteTracker},
+        stream::{Stream, StreamHandles},
     },
+    observe::Direction,
+    tap,
     upstream::ConnectError,
     worker::Worker,
 };
@@ -43,7 +53,7 @@ const REPLAY_BYTES_MAX: usize = 64 * 1024;
 pub(super) struct Client {
     worker: Rc<Worker>,
     target: Rc<Target>,
-    addr: IpAddr,
+    addr: SocketAddr,
     /// Whether requests say themselves which service they are for.
     ingress: bool,
     /// For what outlives the connection: an upgraded one.
@@ -55,7 +65,9 @@ pub(super) struct Client {
 pub(super) struct Way<'p> {
     pub(super) policy: &'p Rc<Policy>,
     pub(super) http: &'p Http,
+    pub(super) meta: &'p Meta,
     pub(super) rule: &'p OutboundRule,
+    pub(super) counters: &'p RouteCounters,
     /// The part of the path by which the rule was chosen.
     pub(super) prefix: Option<&'p str>,
     /// The rule's, or what the request asks for where the rule allows it.
@@ -72,6 +84,9 @@ pub(super) struct Way<'p> {
 #[derive(Clone, Copy)]
 pub(super) struct Errand<'p> {
     pub(super) accrual: Option<&'p FailureAccrual>,
+    /// What it is counted by; copies are not.
+    pub(super) counter: Option<&'p Rc<StreamHandles>>,
+    pub(super) meta: Option<&'p Meta>,
     pub(super) terms: Terms,
     pub(super) route: Option<&'p Rc<RouteHandles>>,
     pub(super) require_id: Option<&'p PeerId>,
@@ -84,7 +99,7 @@ pub(super) async fn serve(
     drain: drain::Watch,
     io: Io,
     version: HttpVersion,
-    addr: IpAddr,
+    addr: SocketAddr,
 ) {
     let ingress = worker.config.outbound.ingress;
     let client = Rc::new(Client::new(worker.clone(), target, addr, ingress, drain.clone()));
@@ -121,7 +136,7 @@ impl Client {
     pub(super) fn new(
         worker: Rc<Worker>,
         target: Rc<Target>,
-        addr: IpAddr,
+        addr: SocketAddr,
         ingress: bool,
         drain: drain::Watch,
     ) -> Self {
@@ -149,7 +164,15 @@ impl Client {
         Ok(Some(target))
     }
 
-    pub(super) async fn respond(self: &Rc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
+    pub(super) async fn respond(self: &Rc<Self>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+        let observers = &self.worker.observers;
+        match observers.received(Direction::Outbound, &mut request, self.addr, None) {
+            None => self.answer(request).await,
+            Some(observed) => Box::pin(observed.watch(self.answer(request))).await,
+        }
+    }
+
+    async fn answer(self: &Rc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
         let grpc = is_grpc(request.headers());
         let http1 = request.version() != Version::HTTP_2;
         match self.request(request).await {
@@ -187,16 +210,26 @@ impl Client {
             _ => HttpVersion::Http1,
         };
         let http = policy.http(version).ok_or(ProxyError::NoRoute)?;
-        let (_, found) = route::find(&http.routes, &request).ok_or(ProxyError::NoRoute)?;
+        let (route, found) = route::find(&http.routes, &request).ok_or(ProxyError::NoRoute)?;
         let rule = &found.policy;
         let asked = match own_headers {
             true => Asked::take(request.headers_mut(), rule)?,
             false => Asked::default(),
         };
+        let Worker { config, metrics, .. } = &*self.worker;
+        let host = match config.telemetry.hostname_labels {
+            true => route::host(&request),
+            false => None,
+        };
+        let counters = policy
+            .counters
+            .route(metrics, &policy.policy, &route.meta, rule, host.as_deref());
         let way = Way {
             policy: &policy,
             http,
+            meta: &route.meta,
             rule,
+            counters: &counters,
             prefix: rule
                 .changes_urls()
                 .then(|| found.matched_prefix(&request))
@@ -207,6 +240,26 @@ impl Client {
             require_id: asked.id.as_ref(),
             started,
         };
+        let stream = Stream::new(counters.stream.clone(), started);
+        match self.routed(way, request).await {
+            Ok(response) => {
+                let (head, body) = response.into_parts();
+                let body = body.counted(stream, head.status, &head.headers);
+                Ok(Response::from_parts(head, body))
+            }
+            Err(error) => {
+                stream.failed(error.stream_label());
+                Err(error)
+            }
+        }
+    }
+
+    async fn routed(
+        self: &Rc<Self>,
+        way: Way<'_>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<ResponseBody>, ProxyError> {
+        let Way { policy, rule, .. } = way;
         if let Some(response) = filter::request(&rule.filters, way.prefix, &mut request)? {
             return Ok(response);
         }
@@ -214,6 +267,7 @@ impl Client {
             return Box::pin(super::upgrade::serve(self, way, request)).await;
         }
         let (head, body) = request.into_parts();
+        let body = ClientBody::new(body, Some(way.counters.stream.clone()));
         let body = RequestBody::Incoming(body);
         if let Some(route) = way.route {
             route.request(Of::Request);
@@ -222,10 +276,10 @@ impl Client {
             None => self.tries(way, head, body).await,
             Some(copies) => {
                 let send = async |body| self.tries(way, head, body).await;
-                Box::pin(copies.beside(self, &policy, body, send)).await
+                Box::pin(copies.beside(self, policy, body, send)).await
             }
         };
-        let mut response = way.counted(Of::Request, started, result)?;
+        let mut response = way.counted(Of::Request, way.started, result)?;
         filter::response(&rule.filters, &mut response);
         Ok(response)
     }
@@ -289,9 +343,12 @@ impl Client {
             balancer,
             terms,
             sticky,
-        } = Chosen::new(way.policy, way.rule, &head.headers, self.addr)?;
+        } = Chosen::new(way.policy, way.rule, &head.headers, self.addr())?;
         filter::to_backend(&backend.filters, way.prefix, &mut head)?;
+        let counter = way.counters.backend(backend);
         let errand = Errand {
+            counter: Some(&counter),
+            meta: Some(way.meta),
             accrual: way.http.failure_accrual.as_ref(),
             terms,
             route: way.route,
@@ -387,6 +444,7 @@ impl Client {
         let Errand {
             accrual,
             route,
+            counter,
             started,
             ..
         } = errand;
@@ -396,7 +454,17 @@ impl Client {
         let handles = endpoint.handles().clone();
         handles.request();
         let sent = Instant::now();
+        let stream = counter.map(|counter| {
+            counter.request();
+            Stream::new(counter.clone(), sent)
+        });
         let mut request = Request::from_parts(head, body);
+        let mut observed = self
+            .worker
+            .observers
+            .sending(Direction::Outbound, &mut request, || {
+                self.way(&endpoint, errand.meta)
+            });
         if let Some(authority) = &endpoint.info().authority_override {
             override_authority(&mut request, authority);
         }
@@ -431,6 +499,12 @@ impl Client {
                     ..Answer::default()
                 };
                 balancer.judge(&endpoint, failed, accrual);
+                if let Some(observed) = &mut observed {
+                    observed.failed(error.h2_reason());
+                }
+                if let Some(stream) = stream {
+                    stream.failed(error.stream_label());
+                }
                 handles.response(http::StatusCode::BAD_GATEWAY, End::Failed, started);
                 return Err(error);
             }
@@ -439,13 +513,39 @@ impl Client {
         balancer.judge(&endpoint, answer(response.status(), response.headers()), accrual);
         *response.version_mut() = if http1 { Version::HTTP_11 } else { Version::HTTP_2 };
         let (status, in_flight) = (response.status(), Some(in_flight));
-        let tracker = Tracker::new(handles, status, response.headers(), started, in_flight);
-        Ok((endpoint.id(), response.map(|body| body.tracked(tracker))))
+        let tracker = Tracker::new(Some(handles), status, response.headers(), started, in_flight);
+        let tracker = tracker.counting(stream);
+        let response = response.map(|body| body.tracked(tracker));
+        let response = match observed {
+            None => response,
+            Some(observed) => observed.answered(response),
+        };
+        Ok((endpoint.id(), response))
     }
 
     /// Where the application's connection came from.
     pub(super) fn addr(&self) -> IpAddr {
-        self.addr
+        self.addr.ip()
+    }
+
+    /// The way to an endpoint.
+    fn way<'w>(&'w self, endpoint: &'w Endpoint, route: Option<&'w Meta>) -> tap::Way<'w> {
+        let info = endpoint.info();
+        let identity = info
+            .identity
+            .as_ref()
+            .filter(|_| endpoint.no_tls_reason().is_none());
+        tap::Way {
+            source: self.addr,
+            // The application's own side never leaves the pod.
+            source_tls: "loopback",
+            source_id: None,
+            destination: info.addr,
+            destination_tls: endpoint.no_tls_reason().unwrap_or("true"),
+            destination_id: identity.map(|identity| identity.as_str()),
+            labels: &info.labels,
+            route: route.map(Meta::name),
+        }
     }
 
     /// A place among the copies that may be under way.

@@ -14,7 +14,7 @@ use super::{
     target::Policy,
 };
 use crate::{
-    balance::{Terms, Wish},
+    balance::{Layer, Terms, Wish},
     http::{ProxyError, RequestBody, body::Repeatable},
 };
 
@@ -103,7 +103,10 @@ async fn one(
     let balancer = policy.balancer(&mirror.backend)?;
     let errand = Errand {
         accrual: None,
+        counter: None,
+        meta: None,
         terms: Terms {
+            layer: Layer::Http,
             wish: Wish::Any,
             limits: mirror.backend.limits,
         },

@@ -2,24 +2,27 @@
 
 use std::net::IpAddr;
 
-use heddle_proxy_policy::outbound::{Affinity, OpaqueVerdict};
+use heddle_proxy_policy::outbound::{Affinity, OpaqueVerdict, Protocol};
 use tokio::time::Instant;
 
 use super::{OutboundError, Target, sticky};
 use crate::{
-    balance::{Balancer, InFlight, Terms, Wish},
+    balance::{Balancer, InFlight, Layer, Terms, Wish},
     http::ProxyError,
     io::{Io, copy},
+    metrics::labels::Labels,
+    worker::Worker,
 };
 
 pub(super) async fn serve(
+    worker: &Worker,
     target: &Target,
     drain: drain::Watch,
     mut io: Io,
     client: IpAddr,
     server_name: Option<&str>,
 ) -> Result<(), OutboundError> {
-    let carried = carry(target, &mut io, client, server_name).await;
+    let carried = carry(worker, target, &mut io, client, server_name).await;
     // Bytes have no good moment to stop: they end by themselves, or with the grace period.
     drop(drain);
     carried
@@ -27,12 +30,13 @@ pub(super) async fn serve(
 
 /// Connects to an endpoint and copies both ways.
 pub(super) async fn carry(
+    worker: &Worker,
     target: &Target,
     io: &mut Io,
     client: IpAddr,
     server_name: Option<&str>,
 ) -> Result<(), OutboundError> {
-    let (mut upstream, in_flight) = {
+    let (mut upstream, in_flight, open) = {
         let policy = target.policy()?;
         let opaque = policy.opaque(server_name).ok_or(ProxyError::NoRoute)?;
         let distribution = match &opaque.verdict {
@@ -50,10 +54,26 @@ pub(super) async fn carry(
         };
         let limits = chosen.backend.limits;
         let balancer = balancer.clone();
-        Box::pin(connect(&balancer, Terms { wish, limits })).await?
+        let labels = Labels::default()
+            .port_reference("parent", &policy.policy.parent)
+            .reference("route", &opaque.meta);
+        let (families, layer) = match policy.policy.protocol {
+            Protocol::Tls(_) => (&worker.metrics.outbound_tls, Layer::Tls),
+            _ => (&worker.metrics.outbound_tcp, Layer::Tcp),
+        };
+        let open = families.open(labels);
+        let terms = Terms { layer, wish, limits };
+        match Box::pin(connect(&balancer, terms)).await {
+            Ok((upstream, in_flight)) => (upstream, in_flight, open),
+            Err(error) => {
+                open.close(error.stream_label());
+                return Err(error.into());
+            }
+        }
     };
     let copied = copy(io, &mut upstream).await;
     drop(in_flight);
+    open.close(if copied.is_ok() { "" } else { "IO" });
     Ok(copied?)
 }
 

@@ -30,7 +30,21 @@ pub(super) async fn send(
                 .unwrap_or(Err(ProxyError::Timeout(limit))),
             _ => sending.await,
         };
-        if last || !replay.can_repeat() || !is_worth_another(retry, &result) {
+        let failed = is_worth_another(retry, &result);
+        if !failed && tried == 0 {
+            return result;
+        }
+        let counters = way.counters.retry();
+        if !failed {
+            counters.successes.add(1);
+            return result;
+        }
+        if last {
+            counters.limit_exceeded.add(1);
+            return result;
+        }
+        if !replay.can_repeat() {
+            counters.overflow.add(1);
             return result;
         }
         let in_budget = retry
@@ -44,6 +58,7 @@ pub(super) async fn send(
             return result;
         }
         debug!(tried, "Trying a request again");
+        counters.requests.add(1);
         drop(result);
         if let Some(backoff) = &retry.backoff {
             sleep(backoff.after(tried + 1, rand::random())).await;

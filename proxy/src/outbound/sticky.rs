@@ -14,7 +14,7 @@ use http::HeaderMap;
 
 use super::target::Policy;
 use crate::{
-    balance::{Balancer, Terms, Wish},
+    balance::{Balancer, Layer, Terms, Wish},
     http::ProxyError,
 };
 
@@ -58,7 +58,11 @@ impl<'p> Chosen<'p> {
         Ok(Self {
             backend,
             balancer,
-            terms: Terms { wish, limits },
+            terms: Terms {
+                layer: Layer::Http,
+                wish,
+                limits,
+            },
             sticky,
         })
     }

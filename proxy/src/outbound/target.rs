@@ -16,6 +16,7 @@ use heddle_proxy_policy::{
 };
 use tokio::{sync::watch, time::Instant};
 
+use super::counters::Counters;
 use crate::{
     balance::Balancer,
     discovery::Outbound,
@@ -48,6 +49,7 @@ pub(crate) struct Policy {
     balancers: AHashMap<usize, Rc<Balancer>>,
     /// The counters of ServiceProfiles' routes, by the route's place in memory.
     routes: AHashMap<usize, Rc<RouteHandles>>,
+    pub(super) counters: Counters,
 }
 
 impl Targets {
@@ -139,7 +141,10 @@ impl Policy {
     fn new(worker: &Rc<Worker>, policy: Arc<ClientPolicy>) -> Result<Self, ProxyError> {
         let mut balancers = AHashMap::new();
         let mut add_one = |backend: &Arc<Backend>| -> Result<(), ProxyError> {
-            balancers.insert(Arc::as_ptr(backend) as usize, worker.balancer(backend)?);
+            balancers.insert(
+                Arc::as_ptr(backend) as usize,
+                worker.balancer(&policy.parent, backend)?,
+            );
             Ok(())
         };
         let mut routes = AHashMap::new();
@@ -198,6 +203,7 @@ impl Policy {
             policy,
             balancers,
             routes,
+            counters: Counters::default(),
         })
     }
 

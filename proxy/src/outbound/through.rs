@@ -1,7 +1,7 @@
 //! What a gateway passes on: a peer's connection, sent on as if an application of this pod had made it to the named
 //! service.
 
-use std::{net::IpAddr, rc::Rc};
+use std::{net::SocketAddr, rc::Rc};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -19,7 +19,8 @@ use crate::{
 pub(crate) struct Through {
     target: Rc<Target>,
     client: Rc<Client>,
-    addr: IpAddr,
+    worker: Rc<Worker>,
+    addr: SocketAddr,
 }
 
 impl Through {
@@ -27,7 +28,7 @@ impl Through {
     pub(crate) async fn to(
         worker: &Rc<Worker>,
         name: NameAddr,
-        addr: IpAddr,
+        addr: SocketAddr,
         drain: drain::Watch,
     ) -> Result<Self, ProxyError> {
         let target = worker.outbound.target(worker, name.into())?;
@@ -38,6 +39,7 @@ impl Through {
         Ok(Self {
             target,
             client: Rc::new(client),
+            worker: worker.clone(),
             addr,
         })
     }
@@ -49,6 +51,6 @@ impl Through {
 
     /// Copies bytes both ways.
     pub(crate) async fn copy(&self, io: &mut Io) -> Result<(), OutboundError> {
-        opaque::carry(&self.target, io, self.addr, None).await
+        opaque::carry(&self.worker, &self.target, io, self.addr.ip(), None).await
     }
 }
