@@ -1,6 +1,7 @@
 //! `cargo xtask`: what developers run besides Cargo itself. One module per command.
 
 mod bench;
+mod conformance;
 mod demo;
 mod down;
 mod images;
@@ -26,6 +27,7 @@ struct Arguments {
 enum Command {
     Demo(demo::Arguments),
     Test(test::Arguments),
+    Conformance(conformance::Arguments),
     Bench(bench::Arguments),
     /// Check formatting, run clippy, and check what is depended upon; warnings are errors.
     Lint,
@@ -40,6 +42,7 @@ async fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Test(arguments) => test::run(arguments).await,
+        Command::Conformance(arguments) => conformance::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments),
         Command::Lint => lint::run(),
         Command::Up(arguments) => up::run(arguments).await,

@@ -37,7 +37,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let Arguments { keep, pure, rest } = arguments;
     let start = Instant::now();
     if pure {
-        return cargo_test(&["--lib", "--bins"], &rest);
+        return run_tests(&mut cargo_test(&["--lib", "--bins"], &rest));
     }
     ensure!(
         host::is_root(),
@@ -45,8 +45,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     );
     packages::ensure(host::CLUSTER_PACKAGES, Progress::Shown)?;
     packages::ensure(host::BUILD_PACKAGES, Progress::Shown)?;
-    // A long build, told here: the test that needs it would only seem to hang.
-    Tools::ensure(&[Program::CertManager], Progress::Shown)?;
+    // Long builds, told here: the tests that need them would only seem to hang.
+    let tools = Tools::ensure(&[Program::CertManager, Program::H2spec], Progress::Shown)?;
     // The test programs run the built binaries, so these must be there, and current, first.
     lint::cargo(&["build", "--workspace", "--bins"])?;
     Cluster::down(CLUSTER).await?;
@@ -54,7 +54,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         Cluster::up(ClusterOptions::new(CLUSTER, Mode::Full).with_progress(Progress::Shown)).await?;
     let outcome = async {
         images::build_and_load("dev", images::Target::Cluster(cluster), &[]).await?;
-        cargo_test(&[], &rest)
+        let mut tests = cargo_test(&[], &rest);
+        tests.env("HEDDLE_H2SPEC", tools.path(Program::H2spec));
+        run_tests(&mut tests)
     }
     .await;
     if keep {
@@ -67,16 +69,19 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-fn cargo_test(what: &[&str], rest: &[String]) -> Result<()> {
+fn cargo_test(what: &[&str], rest: &[String]) -> Command {
     let mut command = Command::new(env!("CARGO"));
     command
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(what)
         .arg("--")
-        .args(rest);
-    command
+        .args(rest)
         .env("HEDDLE_TEST_CLUSTER", CLUSTER)
         .current_dir(workspace_root());
+    command
+}
+
+fn run_tests(command: &mut Command) -> Result<()> {
     let status = command.status().context("failed to start cargo test")?;
     ensure!(status.success(), "tests failed ({status})");
     Ok(())

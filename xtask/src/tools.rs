@@ -17,7 +17,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         let programs: Vec<Program> = Program::NODE
             .iter()
             .copied()
-            .chain([Program::CertManager])
+            .chain([Program::CertManager, Program::H2spec])
+            .chain(Program::CONFORMANCE.iter().copied())
             .collect();
         tokio::task::spawn_blocking(move || Tools::ensure(&programs, Progress::Shown)).await??;
     }

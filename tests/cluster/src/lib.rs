@@ -5,6 +5,7 @@
 //! asks the product's code: it runs `heddle` as users run it, and reads what the API server and the proxies say.
 
 pub mod capture;
+pub mod conformance;
 pub mod heddle;
 pub mod kubectl;
 pub mod metrics;

@@ -5,6 +5,7 @@
 //! shell in it.
 
 mod catalog;
+mod echo;
 mod elf;
 mod tarball;
 
@@ -12,4 +13,5 @@ pub use catalog::{
     HEDDLE_IMAGES, PAUSE_IMAGE, ProgramImage, TEST_HTTP_IMAGE, VERSION, build_programs, pause_tar,
     write_images,
 };
+pub use echo::echo_tar;
 pub use tarball::{Capabilities, Entry, Image, Layer};

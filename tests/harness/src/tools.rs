@@ -24,6 +24,9 @@ pub enum Project {
     Containerd,
     CoreDns,
     CertManager,
+    Conformance,
+    Echo,
+    H2spec,
 }
 
 /// A program that a project provides.
@@ -41,6 +44,12 @@ pub enum Program {
     Ctr,
     CoreDns,
     CertManager,
+    /// The Gateway API conformance suite.
+    Conformance,
+    /// The two programs of that suite's mesh workload.
+    EchoServer,
+    EchoClient,
+    H2spec,
 }
 
 impl Program {
@@ -60,6 +69,8 @@ impl Program {
         Self::Ctr,
         Self::CoreDns,
     ];
+    /// What the Gateway API mesh conformance suite needs besides a cluster.
+    pub const CONFORMANCE: &[Self] = &[Self::Conformance, Self::EchoServer, Self::EchoClient];
 
     /// Its file name.
     pub fn file_name(self) -> &'static str {
@@ -76,6 +87,10 @@ impl Program {
             Self::Ctr => "ctr",
             Self::CoreDns => "coredns",
             Self::CertManager => "certmanager",
+            Self::Conformance => "conformance",
+            Self::EchoServer => "server",
+            Self::EchoClient => "client",
+            Self::H2spec => "h2spec",
         }
     }
 
@@ -85,6 +100,9 @@ impl Program {
             Self::Containerd | Self::ContainerdShim | Self::Ctr => Project::Containerd,
             Self::CoreDns => Project::CoreDns,
             Self::CertManager => Project::CertManager,
+            Self::Conformance => Project::Conformance,
+            Self::EchoServer | Self::EchoClient => Project::Echo,
+            Self::H2spec => Project::H2spec,
             _ => Project::Kubernetes,
         }
     }
@@ -101,13 +119,16 @@ impl Program {
 }
 
 impl Project {
-    /// Every project a cluster can need, those that a build should begin with first.
+    /// Every project a cluster or a test can need, those that a build should begin with first.
     pub const ALL: &[Self] = &[
         Self::Kubernetes,
         Self::Etcd,
         Self::Containerd,
         Self::CoreDns,
         Self::CertManager,
+        Self::Conformance,
+        Self::Echo,
+        Self::H2spec,
     ];
 
     /// Its name in messages and in the cache.
@@ -118,6 +139,9 @@ impl Project {
             Self::Containerd => "containerd",
             Self::CoreDns => "coredns",
             Self::CertManager => "certmanager",
+            Self::Conformance => "conformance",
+            Self::Echo => "echo",
+            Self::H2spec => "h2spec",
         }
     }
 
@@ -129,6 +153,9 @@ impl Project {
             Self::Containerd => "github.com/containerd/containerd/v2",
             Self::CoreDns => "github.com/coredns/coredns",
             Self::CertManager => "github.com/cert-manager/cert-manager",
+            Self::Conformance => "sigs.k8s.io/gateway-api/conformance",
+            Self::Echo => "istio.io/istio",
+            Self::H2spec => "github.com/summerwind/h2spec",
         }
     }
 
@@ -149,8 +176,13 @@ impl Project {
                 "github.com/containerd/containerd/v2/cmd/ctr",
             ],
             Self::CoreDns => &["github.com/coredns/coredns"],
+            Self::Echo => &[
+                "istio.io/istio/pkg/test/echo/cmd/server",
+                "istio.io/istio/pkg/test/echo/cmd/client",
+            ],
+            Self::H2spec => &["github.com/summerwind/h2spec/cmd/h2spec"],
             // A small main of our own in the module's folder.
-            Self::Etcd | Self::CertManager => &["."],
+            Self::Etcd | Self::CertManager | Self::Conformance => &["."],
         }
     }
 

@@ -104,7 +104,7 @@ impl ProgramImage {
 }
 
 /// What every program finds around it.
-fn base_layer() -> Layer {
+pub(super) fn base_layer() -> Layer {
     let passwd = "root:x:0:0:root:/:/none\nlinkerd-proxy:x:2102:2102::/:/none\nheddle:x:2103:2103::/:/none\nnobody:x:65534:65534::/:/none\n";
     let group = "root:x:0:\nlinkerd-proxy:x:2102:\nheddle:x:2103:\nnobody:x:65534:\n";
     let mut base = Layer::default();

@@ -143,7 +143,7 @@ impl Image {
                 "Entrypoint": self.entrypoint,
                 "User": self.user,
                 "WorkingDir": "/",
-                "Env": ["PATH=/"],
+                "Env": ["PATH=/usr/local/bin:/"],
             },
             "rootfs": {"type": "layers", "diff_ids": digests.iter().map(|digest| format!("sha256:{digest}")).collect::<Vec<_>>()},
         });
