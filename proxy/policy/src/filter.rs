@@ -116,11 +116,10 @@ impl Redirect {
         let old_authority = uri.authority().map(|authority| authority.as_str()).or(host)?;
         let authority: uri::Authority = old_authority.parse().ok()?;
         let host = self.host.as_deref().unwrap_or_else(|| authority.host());
-        let port = self.port.or_else(|| {
-            authority
-                .port_u16()
-                .filter(|_| self.scheme.is_none() && self.host.is_none())
-        });
+        // Another scheme has a port of its own; another host is asked at the same one, as Gateway API has it.
+        let port = self
+            .port
+            .or_else(|| authority.port_u16().filter(|_| self.scheme.is_none()));
         let authority = match port {
             Some(port) if !is_default_port(&scheme, port) => format!("{host}:{port}"),
             _ => host.to_owned(),
@@ -311,6 +310,19 @@ mod tests {
             .target(&uri, Some("web.test:8080"), Some("/a"))
             .expect("a target");
         assert_eq!(target.to_string(), "http://web.test:8080/x/b?c=d");
+
+        let elsewhere = redirect(http_route::RequestRedirect {
+            host: "example.org".into(),
+            ..Default::default()
+        });
+        let target = |host| {
+            elsewhere
+                .target(&uri, Some(host), None)
+                .map(|(_, target)| target.to_string())
+        };
+        let (with_port, without) = (target("web.test:8080"), target("web.test"));
+        assert_eq!(with_port.as_deref(), Some("http://example.org:8080/a/b?c=d"));
+        assert_eq!(without.as_deref(), Some("http://example.org/a/b?c=d"));
     }
 
     #[test]
