@@ -263,6 +263,11 @@ impl Io {
         self.read_count.clone()
     }
 
+    /// Whether TLS ends here: the client is another proxy.
+    pub(crate) fn is_meshed(&self) -> bool {
+        matches!(self.inner.inner, Socket::Server(_))
+    }
+
     fn tcp(&self) -> &TcpStream {
         match &self.inner.inner {
             Socket::Plain(io) => &io.inner,

@@ -28,6 +28,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAMS_MAX: u32 = 4_096;
 /// Streams that a client opened and reset before we took them: CVE-2023-44487.
 const RESET_STREAMS_MAX: usize = 64;
+/// The same of a peer's proxy: when one of its clients goes away, all streams of that client are reset at once, and
+/// the others' must not end with them. It holds its own clients to the number above.
+const MESHED_RESET_STREAMS_MAX: usize = STREAMS_MAX as usize;
 const FRAME_BYTES_MAX: u32 = 64 * 1024;
 /// A meshed peer that does not answer pings is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -86,6 +89,11 @@ pub(crate) async fn serve<H, F>(
             }
         })
     };
+    let reset_streams_max = if io.is_meshed() {
+        MESHED_RESET_STREAMS_MAX
+    } else {
+        RESET_STREAMS_MAX
+    };
     let io = TokioIo::new(io);
     let mut drained = std::pin::pin!(drain.signaled());
     let mut held = None;
@@ -140,7 +148,7 @@ pub(crate) async fn serve<H, F>(
                 .max_send_buf_size(SEND_BUFFER_BYTES)
                 .max_concurrent_streams(STREAMS_MAX)
                 .max_header_list_size(HEAD_BYTES_MAX as u32)
-                .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+                .max_pending_accept_reset_streams(reset_streams_max)
                 .keep_alive_interval(PING_INTERVAL)
                 .keep_alive_timeout(PING_TIMEOUT)
                 .serve_connection(io, service);

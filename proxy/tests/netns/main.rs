@@ -4,6 +4,7 @@
 mod apps;
 mod control;
 mod extension;
+mod grpc;
 mod http_traffic;
 mod lifecycle;
 mod net;

@@ -188,6 +188,25 @@ pub(crate) fn outbound_detect(service: &str, rule: outbound::http_route::Rule) -
     }
 }
 
+/// The policy of a service that is known to speak HTTP/2.
+pub(crate) fn outbound_http2(service: &str, rule: outbound::http_route::Rule) -> outbound::OutboundPolicy {
+    let route = outbound::HttpRoute {
+        metadata: default_meta("http"),
+        hosts: Vec::new(),
+        rules: vec![rule],
+    };
+    let http2 = outbound::proxy_protocol::Http2 {
+        routes: vec![route],
+        failure_accrual: None,
+    };
+    outbound::OutboundPolicy {
+        protocol: Some(outbound::ProxyProtocol {
+            kind: Some(outbound::proxy_protocol::Kind::Http2(http2)),
+        }),
+        metadata: default_meta(service),
+    }
+}
+
 fn opaque(service: &str) -> outbound::proxy_protocol::Opaque {
     use outbound::opaque_route::{Distribution, RouteBackend, Rule, distribution};
     let first = RouteBackend {
