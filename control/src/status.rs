@@ -223,8 +223,8 @@ impl Writer {
             Ok(written) => {
                 debug!(
                     kind = resource::name(*subject),
-                    namespace = key.namespace,
-                    name = key.name,
+                    namespace = %key.namespace,
+                    name = %key.name,
                     ?written,
                     "Status"
                 );
@@ -233,7 +233,7 @@ impl Writer {
             Err(WriteError::NotLeading) => Written::Needless,
             Err(error) => {
                 warn!(
-                    kind = resource::name(*subject), namespace = key.namespace, name = key.name, %error,
+                    kind = resource::name(*subject), namespace = %key.namespace, name = %key.name, %error,
                     "Failed to write a status"
                 );
                 Written::Failed

@@ -37,7 +37,7 @@ enum Answer {
     /// A list, with its resource version.
     List(u32, Vec<Value>),
     /// Events of a watch. The connection then stays open and silent.
-    Events(Vec<Value>),
+    Events(Vec<String>),
 }
 
 /// The script, from the end; and what has been asked for.
@@ -49,7 +49,7 @@ struct Script {
 
 impl Script {
     /// The next answer; when there is none left, one that is silent.
-    fn next(&mut self, query: &str) -> (StatusCode, Vec<Value>, bool) {
+    fn next(&mut self, query: &str) -> (StatusCode, Vec<String>, bool) {
         let is_watch = query.contains("watch=");
         self.asked
             .push(if is_watch { "watch" } else { "list" }.to_owned());
@@ -58,11 +58,11 @@ impl Script {
             None => silent,
             Some(Answer::Fails(code)) => {
                 let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(), "reason": "x", "message": "scripted"});
-                (code, vec![status], false)
+                (code, vec![status.to_string()], false)
             }
             Some(Answer::List(version, items)) if !is_watch => {
                 let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": version.to_string()}, "items": items});
-                (StatusCode::OK, vec![list], false)
+                (StatusCode::OK, vec![list.to_string()], false)
             }
             Some(Answer::Events(events)) if is_watch => (StatusCode::OK, events, true),
             // The client asks for something else than the script expects: it must be seen, not answered.
@@ -162,11 +162,12 @@ fn garbled(name: &str) -> Value {
     })
 }
 
-fn event(kind: &str, object: Value) -> Value {
-    json!({"type": kind, "object": object})
+/// With its type first, as API servers write it.
+fn event(kind: &str, object: Value) -> String {
+    format!(r#"{{"type":"{kind}","object":{object}}}"#)
 }
 
-fn gone() -> Value {
+fn gone() -> String {
     event(
         "ERROR",
         json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired", "message": "too old"}),

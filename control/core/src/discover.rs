@@ -54,9 +54,9 @@ pub struct WorkloadName {
     /// What it is.
     pub kind: WorkloadKind,
     /// Its namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 /// What a proxy can run in.
@@ -109,8 +109,8 @@ impl WorkloadName {
     fn new(kind: WorkloadKind, namespace: &str, name: &str) -> Self {
         Self {
             kind,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
+            namespace: namespace.into(),
+            name: name.into(),
         }
     }
 }

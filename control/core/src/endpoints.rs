@@ -7,6 +7,8 @@ use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use heddle_mesh::Identity;
 
+use crate::discover::{WorkloadKind, WorkloadName};
+
 /// The default weight of an endpoint; Linkerd's.
 pub const DEFAULT_WEIGHT: u32 = 10_000;
 
@@ -38,21 +40,30 @@ pub struct Endpoint {
     pub identity: Option<PeerIdentity>,
     /// What the endpoint's proxy understands.
     pub hint: ProtocolHint,
-    /// Labels of this endpoint's own: pod, owner, service account and so on. Zone labels are added per client.
+    /// Labels that the workload's replicas share: owner, service account and so on.
     pub labels: Arc<Labels>,
+    /// The workload behind the address; its name is a label, too.
+    pub workload: Option<WorkloadName>,
+    /// Where it is; most of a node's endpoints share it.
+    pub place: Arc<Place>,
+}
+
+/// Where an endpoint is, and for whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The node the endpoint runs on.
+    pub node: Option<Arc<str>>,
     /// The zone the endpoint runs in.
     pub zone: Option<Arc<str>>,
     /// Zones whose clients should use it, from topology hints; empty means all.
     pub for_zones: Vec<Arc<str>>,
-    /// The node the endpoint runs on.
-    pub node: Option<Arc<str>>,
 }
 
 /// What the proxy of an endpoint proves with its certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerIdentity {
     /// A service account's identity, by which the proxy is also asked for (SNI).
-    ServiceAccount(Identity),
+    ServiceAccount(Arc<Identity>),
     /// What an ExternalWorkload says of its proxy.
     External(Arc<ExternalIdentity>),
 }
@@ -113,7 +124,7 @@ impl Endpoints {
     /// kube-proxy falls back to all endpoints in these cases, so that a stale hint never leaves a client without any.
     pub fn seen_from(&self, client: &ClientLocation) -> Cow<'_, Addresses> {
         if self.local_only {
-            let here = |endpoint: &Endpoint| endpoint.node.is_some() && endpoint.node == client.node;
+            let here = |endpoint: &Endpoint| client.node.is_some() && endpoint.place.node == client.node;
             return Cow::Owned(self.filtered(here));
         }
         let Some(zone) = &client.zone else {
@@ -122,8 +133,8 @@ impl Endpoints {
         let all_hinted = self
             .addresses
             .values()
-            .all(|endpoint| !endpoint.for_zones.is_empty());
-        let ours = |endpoint: &Endpoint| endpoint.for_zones.contains(zone);
+            .all(|endpoint| !endpoint.place.for_zones.is_empty());
+        let ours = |endpoint: &Endpoint| endpoint.place.for_zones.contains(zone);
         if all_hinted && self.addresses.values().any(|endpoint| ours(endpoint)) {
             return Cow::Owned(self.filtered(ours));
         }
@@ -147,13 +158,21 @@ impl Endpoint {
     /// The labels that a client's metrics carry for this endpoint.
     pub fn labels_for(&self, client: &ClientLocation) -> Labels {
         let mut labels = self.labels.as_ref().clone();
-        let locality = match (&self.zone, &client.zone) {
+        if let Some(WorkloadName { kind, name, .. }) = &self.workload {
+            let kind = match kind {
+                WorkloadKind::Pod => "pod",
+                WorkloadKind::ExternalWorkload => "external_workload",
+            };
+            labels.insert(kind.to_owned(), name.as_ref().to_owned());
+        }
+        let ours = &self.place.zone;
+        let locality = match (ours, &client.zone) {
             (Some(ours), Some(theirs)) if ours == theirs => "local",
             (Some(_), Some(_)) => "remote",
             _ => "unknown",
         };
         // Linkerd's has the label even when there is no zone, so that series do not differ in their labels.
-        let zone = self.zone.as_deref().unwrap_or_default();
+        let zone = ours.as_deref().unwrap_or_default();
         labels.insert("zone".into(), zone.to_owned());
         labels.insert("zone_locality".into(), locality.into());
         labels
@@ -205,9 +224,12 @@ mod tests {
             identity: None,
             hint: ProtocolHint::default(),
             labels: Arc::new(Labels::new()),
-            zone: Some(zone.into()),
-            for_zones: for_zones.iter().map(|zone| Arc::from(*zone)).collect(),
-            node: Some(node.into()),
+            workload: Some(WorkloadName::pod("ns", "web-0")),
+            place: Arc::new(Place {
+                node: Some(node.into()),
+                zone: Some(zone.into()),
+                for_zones: for_zones.iter().map(|zone| Arc::from(*zone)).collect(),
+            }),
         })
     }
 
@@ -273,8 +295,10 @@ mod tests {
     }
 
     #[test]
-    fn labels_tell_the_clients_own_zone_from_others() {
+    fn labels_name_the_workload_and_tell_the_clients_own_zone_from_others() {
         let e = endpoint("n1", "a", &[]);
+        let labels = e.labels_for(&client("n1", "a"));
+        assert_eq!(labels.get("pod").map(String::as_str), Some("web-0"));
         assert_eq!(
             e.labels_for(&client("n1", "a"))
                 .get("zone_locality")

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::{
     Cluster, ObjectKey, Tracked,
     facts::read_service_profile,
+    pool::Pools,
     route::{self, Body, ReadMatch, RouteError},
     store::Store,
 };
@@ -117,12 +118,15 @@ impl Cluster {
     /// Names of the Servers of the same namespace that select a port of a workload which `server` selects, too; also those
     /// whose selector says so for all workloads to come. Only the oldest of them is in force.
     pub fn overlapping_servers(&self, server: &Server) -> Vec<String> {
-        self.read(|store| overlapping(store, &ObjectKey::of(server), &server.facts()))
+        self.read(|store| overlapping(store, &ObjectKey::of(server), &server.facts(&Pools::default())))
     }
 }
 
 fn overlapping(store: &Store, key: &ObjectKey, facts: &<Server as Tracked>::Facts) -> Vec<String> {
-    let pods = store.pods.namespace(&key.namespace).map(|(_, pod)| &pod.workload);
+    let pods = store
+        .pods
+        .namespace(&key.namespace)
+        .map(|(_, pod)| &pod.template.workload);
     let external = store.external_workloads.namespace(&key.namespace);
     let external = external.map(|(_, external)| &external.workload);
     let workloads: Vec<_> = pods.chain(external).collect();
@@ -130,5 +134,5 @@ fn overlapping(store: &Store, key: &ObjectKey, facts: &<Server as Tracked>::Fact
         let meets = || workloads.iter().any(|workload| facts.meets(other, workload));
         **name != key.name && (facts.selects_alike(other) || meets())
     });
-    others.map(|(name, _)| name.clone()).collect()
+    others.map(|(name, _)| name.to_string()).collect()
 }

@@ -22,7 +22,9 @@ use crate::{
     facts::{ObjectKey, Tracked},
     inbound,
     keyed::Watches,
-    outbound, profile,
+    outbound,
+    pool::Pools,
+    profile,
     status::{self, Judgement, Notice, Told},
     store::Store,
 };
@@ -33,6 +35,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Cluster {
     config: Arc<Config>,
+    pools: Arc<Pools>,
     state: Arc<RwLock<State>>,
 }
 
@@ -48,10 +51,9 @@ struct State {
 }
 
 /// What happened to an object.
-#[derive(Clone, Debug)]
-pub enum Change<K> {
+pub enum Change<K: Tracked> {
     /// It was made or changed.
-    Applied(K),
+    Applied(Reduced<K>),
     /// It was deleted.
     Deleted(ObjectKey),
 }
@@ -80,8 +82,10 @@ pub struct Sizes {
 impl Cluster {
     /// An empty index.
     pub fn new(config: Config) -> Self {
+        let store = Store::default();
+        let pools = store.pools.clone();
         let state = State {
-            store: Store::default(),
+            store,
             judged: watch::Sender::new(0),
             endpoints: Watches::new(),
             profiles: Watches::new(),
@@ -90,6 +94,7 @@ impl Cluster {
         };
         Self {
             config: Arc::new(config),
+            pools,
             state: Arc::new(RwLock::new(state)),
         }
     }
@@ -104,34 +109,39 @@ impl Cluster {
         ask(&self.state.read().store)
     }
 
+    /// What is kept of an object. Nothing is changed, and nobody is waited for.
+    pub fn reduce<K: Tracked>(&self, object: &K) -> Reduced<K> {
+        let ObjectKey { namespace, name } = ObjectKey::of(object);
+        Reduced {
+            key: ObjectKey {
+                namespace: self.pools.names.share(namespace),
+                name,
+            },
+            facts: object.facts(&self.pools),
+            told: K::SUBJECT.map(|_| object.told()),
+        }
+    }
+
     /// An object was made or changed.
     pub fn apply<K: Tracked>(&self, object: &K) {
-        self.change::<K>(vec![(ObjectKey::of(object), Some(Reduced::of(object)))]);
+        self.apply_all(vec![Change::Applied(self.reduce(object))]);
     }
 
     /// An object was deleted. Kubernetes may replay deletions after a relist, so an unknown key is no error.
     pub fn delete<K: Tracked>(&self, key: &ObjectKey) {
-        self.change::<K>(vec![(key.clone(), None)]);
+        self.apply_all::<K>(vec![Change::Deleted(key.clone())]);
     }
 
     /// These objects were made, changed or deleted, in this order. Watchers see one change, and answers are computed
     /// once: a rollout of a large service is a burst of events.
-    pub fn apply_all<K: Tracked>(&self, events: &[Change<K>]) {
-        let facts = |event: &Change<K>| match event {
-            Change::Applied(object) => (ObjectKey::of(object), Some(Reduced::of(object))),
-            Change::Deleted(key) => (key.clone(), None),
-        };
-        self.change::<K>(events.iter().map(facts).collect());
-    }
-
-    fn change<K: Tracked>(&self, changes: Vec<(ObjectKey, Option<Reduced<K>>)>) {
+    pub fn apply_all<K: Tracked>(&self, changes: Vec<Change<K>>) {
         let mut state = self.state.write();
         let mut dirty = Dirty::default();
         let mut changed = false;
-        for (key, object) in changes {
-            changed |= match object {
-                Some(object) => put::<K>(&mut state.store, &key, object, &mut dirty),
-                None => take::<K>(&mut state.store, &key, &mut dirty),
+        for change in changes {
+            changed |= match change {
+                Change::Applied(object) => put::<K>(&mut state.store, object, &mut dirty),
+                Change::Deleted(key) => take::<K>(&mut state.store, &key, &mut dirty),
             };
         }
         if changed {
@@ -143,7 +153,7 @@ impl Cluster {
     pub fn reset<K: Tracked>(&self, objects: &[K]) {
         let mut listing = Listing::default();
         for object in objects {
-            listing.push(object);
+            listing.push(self.reduce(object));
         }
         self.replace(listing);
     }
@@ -153,7 +163,11 @@ impl Cluster {
         let Listing { objects, unreadable } = listing;
         let mut state = self.state.write();
         let mut dirty = Dirty::default();
-        let listed: BTreeSet<&ObjectKey> = objects.iter().map(|(key, _)| key).chain(&unreadable).collect();
+        let listed: BTreeSet<&ObjectKey> = objects
+            .iter()
+            .map(|object| &object.key)
+            .chain(&unreadable)
+            .collect();
         let gone: Vec<ObjectKey> = K::table(&mut state.store)
             .keys()
             .filter(|key| !listed.contains(key))
@@ -162,8 +176,8 @@ impl Cluster {
         for key in &gone {
             changed |= take::<K>(&mut state.store, key, &mut dirty);
         }
-        for (key, object) in objects {
-            changed |= put::<K>(&mut state.store, &key, object, &mut dirty);
+        for object in objects {
+            changed |= put::<K>(&mut state.store, object, &mut dirty);
         }
         if changed {
             state.refresh(&self.config, &dirty);
@@ -228,7 +242,7 @@ impl Cluster {
 
 /// All objects of a kind, as they come in page by page: only what is kept of them is held.
 pub struct Listing<K: Tracked> {
-    objects: Vec<(ObjectKey, Reduced<K>)>,
+    objects: Vec<Reduced<K>>,
     unreadable: Vec<ObjectKey>,
 }
 
@@ -243,8 +257,8 @@ impl<K: Tracked> Default for Listing<K> {
 
 impl<K: Tracked> Listing<K> {
     /// An object is there.
-    pub fn push(&mut self, object: &K) {
-        self.objects.push((ObjectKey::of(object), Reduced::of(object)));
+    pub fn push(&mut self, object: Reduced<K>) {
+        self.objects.push(object);
     }
 
     /// An object is there, but cannot be read: what was known of it stays.
@@ -254,33 +268,25 @@ impl<K: Tracked> Listing<K> {
 }
 
 /// What is kept of an object.
-struct Reduced<K: Tracked> {
+pub struct Reduced<K: Tracked> {
+    key: ObjectKey,
     facts: K::Facts,
     told: Option<Told>,
 }
 
-impl<K: Tracked> Reduced<K> {
-    fn of(object: &K) -> Self {
-        Self {
-            facts: object.facts(),
-            told: K::SUBJECT.map(|_| object.told()),
-        }
-    }
-}
-
 /// Takes an object into the tables; `false` when it is what was there.
-fn put<K: Tracked>(store: &mut Store, key: &ObjectKey, object: Reduced<K>, dirty: &mut Dirty) -> bool {
-    let Reduced { facts, told } = object;
-    let told = told.is_some_and(|told| store.tell(K::SUBJECT, key, Some(told)));
+fn put<K: Tracked>(store: &mut Store, object: Reduced<K>, dirty: &mut Dirty) -> bool {
+    let Reduced { key, facts, told } = object;
+    let told = told.is_some_and(|told| store.tell(K::SUBJECT, &key, Some(told)));
     if told {
         dirty.status();
     }
-    if K::table(store).get(key) == Some(&facts) {
+    if K::table(store).get(&key) == Some(&facts) {
         return told;
     }
-    take_facts::<K>(store, key, dirty);
-    K::touch(store, key, &facts, true, dirty);
-    K::table(store).insert(key, facts);
+    take_facts::<K>(store, &key, dirty);
+    K::touch(store, &key, &facts, true, dirty);
+    K::table(store).insert(&key, facts);
     if K::MATTERS_TO_STATUS {
         dirty.status();
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use heddle_control_core::discover::{ServiceName, ServiceTarget, Target, WorkloadName};
@@ -26,7 +27,7 @@ pub struct Dirty {
 
 /// Names by namespace; asked for every answer that is watched, so asking must not allocate.
 #[derive(Debug, Default)]
-struct Names(BTreeMap<String, BTreeSet<String>>);
+struct Names(BTreeMap<Arc<str>, BTreeSet<Arc<str>>>);
 
 impl Names {
     fn insert(&mut self, key: ObjectKey) {
@@ -130,7 +131,7 @@ impl Dirty {
 
     pub(crate) fn has_inbound(&self, workload: &WorkloadName) -> bool {
         self.inbound
-            || self.inbound_namespaces.contains(&workload.namespace)
+            || self.inbound_namespaces.contains(workload.namespace.as_ref())
             || self.workloads.contains(workload)
     }
 

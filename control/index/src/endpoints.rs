@@ -3,13 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, LazyLock},
 };
 
 use heddle_control_core::{
     discover::{ServiceTarget, WorkloadName},
     endpoints::{
-        Addresses, DEFAULT_WEIGHT, Endpoint, Endpoints, Labels, PeerIdentity, Protocol, ProtocolHint,
+        Addresses, DEFAULT_WEIGHT, Endpoint, Endpoints, Labels, PeerIdentity, Place, Protocol, ProtocolHint,
     },
 };
 use heddle_mesh::{Identity, ServiceAccountRef};
@@ -18,7 +18,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use crate::{
     config::Config,
     facts::{
-        ExternalWorkloadFacts, ObjectKey, PodFacts, ServiceFacts, SliceEndpoint, SliceFacts, WorkloadFacts,
+        ExternalWorkloadFacts, ObjectKey, PodFacts, PodTemplate, ServiceFacts, SliceEndpoint, SliceFacts,
+        WorkloadFacts,
     },
     store::{Found, Store},
 };
@@ -50,7 +51,7 @@ pub(crate) fn compute(
             continue;
         };
         for endpoint in &slice.endpoints {
-            if instance.is_some() && *instance != endpoint.hostname {
+            if instance.is_some() && instance.as_deref() != endpoint.hostname.as_deref() {
                 continue;
             }
             let mut base = match &endpoint.workload {
@@ -65,11 +66,14 @@ pub(crate) fn compute(
                 },
                 None => unmeshed(),
             };
-            base.zone.clone_from(&endpoint.zone);
-            base.for_zones.clone_from(&endpoint.for_zones);
-            if endpoint.node.is_some() {
-                base.node.clone_from(&endpoint.node);
-            }
+            // A slice made by hand may leave the node to the pod.
+            base.place = match (&base.place.node, &endpoint.place.node) {
+                (Some(node), None) => store.pools.places.share(Place {
+                    node: Some(node.clone()),
+                    ..endpoint.place.as_ref().clone()
+                }),
+                _ => endpoint.place.clone(),
+            };
             for ip in endpoint.ips.iter().filter(|ip| ip.is_ipv4() || config.ipv6) {
                 let addr = SocketAddr::new(*ip, port);
                 let known = old
@@ -141,9 +145,12 @@ impl<'a> Candidates<'a> {
             six,
             four,
         } = self;
-        let mut addresses = if ready.is_empty() { draining } else { ready };
-        addresses.retain(|addr, _| !four.get(addr).is_some_and(|name| six.contains(name)));
-        addresses
+        let addresses = if ready.is_empty() { draining } else { ready };
+        let chosen = addresses
+            .into_iter()
+            .filter(|(addr, _)| !four.get(addr).is_some_and(|name| six.contains(name)));
+        // Built at once the map is dense.
+        chosen.collect()
     }
 }
 
@@ -162,22 +169,25 @@ pub(crate) fn of_workload(
 }
 
 fn of_pod(store: &Store, config: &Config, name: &WorkloadName, pod: &PodFacts, port: u16) -> Endpoint {
-    let proxy = pod
+    let template = &pod.template;
+    let proxy = template
         .proxy
         .as_ref()
         .filter(|proxy| proxy.control_namespace == config.control_namespace);
     // What bypasses the proxy, or is the proxy's own, is not met with the proxy's identity or protocols.
-    let proxy = proxy.filter(|proxy| !pod.skipped_ports.contains(port) && !proxy.own_ports.contains(&port));
+    let proxy =
+        proxy.filter(|proxy| !template.skipped_ports.contains(port) && !proxy.own_ports.contains(&port));
     let (mut identity, mut hint) = (None, ProtocolHint::default());
     if let Some(proxy) = proxy {
-        identity = identity_of(config, name, pod).map(PeerIdentity::ServiceAccount);
-        hint = hint_of(store, config, name, &pod.workload, port, proxy.inbound_port);
+        identity = identity_of(store, config, name, template).map(PeerIdentity::ServiceAccount);
+        hint = hint_of(store, config, name, &template.workload, port, proxy.inbound_port);
     }
     Endpoint {
         identity,
         hint,
-        labels: pod.workload.metric_labels.clone(),
-        node: pod.node.clone(),
+        labels: template.workload.metric_labels.clone(),
+        workload: Some(name.clone()),
+        place: pod.place.clone(),
         ..unmeshed()
     }
 }
@@ -192,6 +202,7 @@ fn of_external(
 ) -> Option<Endpoint> {
     let ExternalWorkloadFacts {
         workload,
+        ips: _,
         identity,
         inbound_port,
     } = external;
@@ -199,6 +210,7 @@ fn of_external(
         identity: Some(PeerIdentity::External(identity.clone()?)),
         hint: hint_of(store, config, name, workload, port, Some(*inbound_port)),
         labels: workload.metric_labels.clone(),
+        workload: Some(name.clone()),
         ..unmeshed()
     })
 }
@@ -220,29 +232,36 @@ fn hint_of(
     }
 }
 
-fn identity_of(config: &Config, name: &WorkloadName, pod: &PodFacts) -> Option<Identity> {
+fn identity_of(
+    store: &Store,
+    config: &Config,
+    name: &WorkloadName,
+    pod: &PodTemplate,
+) -> Option<Arc<Identity>> {
     let account = ServiceAccountRef {
-        namespace: name.namespace.clone(),
+        namespace: name.namespace.as_ref().to_owned(),
         name: pod.service_account.clone(),
     };
     match Identity::for_service_account(&account, &config.control_namespace, &config.trust_domain) {
-        Ok(identity) => Some(identity),
+        Ok(identity) => Some(store.pools.identities.share(identity)),
         Err(error) => {
-            tracing::warn!(namespace = name.namespace, pod = name.name, %error, "A meshed pod has no usable identity");
+            tracing::warn!(namespace = %name.namespace, pod = %name.name, %error, "A meshed pod has no usable identity");
             None
         }
     }
 }
+
+static NO_LABELS: LazyLock<Arc<Labels>> = LazyLock::new(Arc::default);
+static NOWHERE: LazyLock<Arc<Place>> = LazyLock::new(Arc::default);
 
 fn unmeshed() -> Endpoint {
     Endpoint {
         weight: DEFAULT_WEIGHT,
         identity: None,
         hint: ProtocolHint::default(),
-        labels: Arc::new(Labels::new()),
-        zone: None,
-        for_zones: Vec::new(),
-        node: None,
+        labels: NO_LABELS.clone(),
+        workload: None,
+        place: NOWHERE.clone(),
     }
 }
 

@@ -15,6 +15,9 @@ mod service_profile;
 mod slice;
 mod workload;
 
+use std::sync::Arc;
+
+use heddle_control_core::discover::{WorkloadKind, WorkloadName};
 use kube::{Resource, ResourceExt as _};
 
 pub use self::route::TlsRouteV1Alpha2;
@@ -25,7 +28,7 @@ pub(crate) use self::{
     external_workload::ExternalWorkloadFacts,
     namespace::NamespaceFacts,
     node::NodeFacts,
-    pod::PodFacts,
+    pod::{PodFacts, PodTemplate},
     rate_limit::RateLimitFacts,
     route::{
         BackendKind, BackendRef, ConnectionRouteFacts, GrpcRouteFacts, HttpRouteFacts, MirrorRef, Parent,
@@ -39,6 +42,7 @@ pub(crate) use self::{
 };
 use crate::{
     annotation::Problem,
+    pool::Pools,
     status::{Subject, Told},
     store::{Store, Table},
 };
@@ -65,7 +69,7 @@ pub trait Tracked: Resource<DynamicType = ()> {
 
     /// Reduces an object to its facts; problems are logged, and what cannot be read permits nothing.
     #[doc(hidden)]
-    fn facts(&self) -> Self::Facts;
+    fn facts(&self, pools: &Pools) -> Self::Facts;
 
     /// Where the facts are kept.
     #[doc(hidden)]
@@ -86,24 +90,42 @@ pub trait Tracked: Resource<DynamicType = ()> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectKey {
     /// The namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// The name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ObjectKey {
     /// The key of an object.
     pub fn of<K: Resource>(object: &K) -> Self {
         Self {
-            namespace: object.namespace().unwrap_or_default(),
-            name: object.name_any(),
+            namespace: object.meta().namespace.as_deref().unwrap_or_default().into(),
+            name: object.meta().name.as_deref().unwrap_or_default().into(),
         }
     }
 
     pub(crate) fn new(namespace: &str, name: &str) -> Self {
         Self {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    /// The same object as a workload.
+    pub(crate) fn workload(&self, kind: WorkloadKind) -> WorkloadName {
+        let Self { namespace, name } = self.clone();
+        WorkloadName {
+            kind,
+            namespace,
+            name,
+        }
+    }
+
+    /// A neighbour in the same namespace.
+    pub(crate) fn beside(&self, name: &Arc<str>) -> Self {
+        Self {
+            namespace: self.namespace.clone(),
+            name: name.clone(),
         }
     }
 }

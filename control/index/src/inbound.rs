@@ -2,6 +2,8 @@
 
 mod authorization;
 
+use std::sync::Arc;
+
 use heddle_control_core::{
     DefaultPolicy, Meta, ResourceRef,
     discover::WorkloadName,
@@ -16,7 +18,7 @@ use http::Method;
 use self::authorization::default_authorization;
 use crate::{
     config::Config,
-    facts::{ObjectKey, PodFacts, RouteFacts, RouteKind, ServerFacts, WorkloadFacts},
+    facts::{ObjectKey, PodTemplate, RouteFacts, RouteKind, ServerFacts, WorkloadFacts},
     route::ReadMatch,
     status::{rate_limit_in_force, route},
     store::{Found, Store},
@@ -37,7 +39,7 @@ pub(crate) fn compute(
         None => of_default(store, config, &name.namespace, workload, port),
     };
     let probes = match found {
-        Found::Pod(pod) => probe_route(config, pod, port),
+        Found::Pod(pod) => probe_route(config, &pod.template, port),
         Found::External(_) => None,
     };
     let http = matches!(
@@ -62,7 +64,7 @@ pub(crate) fn compute(
     if server.protocol == ProxyProtocol::Grpc && server.grpc_routes.is_empty() {
         server.grpc_routes = vec![InboundRoute::default_for(GrpcMatch::default())];
     }
-    server.ips.clone_from(&workload.ips);
+    server.ips = found.ips().to_vec();
     Some(server)
 }
 
@@ -187,7 +189,7 @@ fn attached<'a, M: ReadMatch + Clone + 'a>(
     config: &Config,
     namespace: &str,
     server: &str,
-    routes: impl Iterator<Item = (RouteKind, &'a String, &'a RouteFacts<M>)>,
+    routes: impl Iterator<Item = (RouteKind, &'a Arc<str>, &'a RouteFacts<M>)>,
 ) -> Vec<InboundRoute<M>> {
     let mut routes: Vec<_> = routes
         .filter(|(kind, name, facts)| {
@@ -198,12 +200,12 @@ fn attached<'a, M: ReadMatch + Clone + 'a>(
         })
         .collect();
     routes.sort_by_key(|(kind, name, facts)| (facts.created, *name, *kind));
-    let inbound = |(kind, name, facts): (RouteKind, &String, &RouteFacts<M>)| {
+    let inbound = |(kind, name, facts): (RouteKind, &Arc<str>, &RouteFacts<M>)| {
         let meta = Meta::Resource(ResourceRef {
             group: kind.group(),
             kind: kind.kind(),
             namespace: namespace.to_owned(),
-            name: name.clone(),
+            name: name.to_string(),
             section: String::new(),
             port: None,
         });
@@ -219,7 +221,7 @@ fn attached<'a, M: ReadMatch + Clone + 'a>(
             {
                 tracing::debug!(
                     namespace,
-                    route = name,
+                    route = %name,
                     "An inbound route cannot change response headers: that filter is left out"
                 );
             }
@@ -271,7 +273,7 @@ fn is_in_doubt<M>(route: &InboundRoute<M>) -> bool {
 }
 
 /// The route of the kubelet's probes of a port; `None` when it does not probe there.
-fn probe_route(config: &Config, pod: &PodFacts, port: u16) -> Option<InboundRoute<HttpMatch>> {
+fn probe_route(config: &Config, pod: &PodTemplate, port: u16) -> Option<InboundRoute<HttpMatch>> {
     let paths = pod.probes.get(&port).into_iter().flatten();
     let matches: Vec<HttpMatch> = paths
         // A proxy matches the path alone; the query of a probe does not take part.
@@ -315,7 +317,7 @@ fn rate_limit(store: &Store, config: &Config, namespace: &str, server: &str) -> 
         });
     Some(RateLimit {
         namespace: namespace.to_owned(),
-        name: name.clone(),
+        name: name.to_string(),
         total: limit.total,
         identity: limit.identity,
         overrides: overrides.collect(),

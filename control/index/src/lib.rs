@@ -18,13 +18,14 @@ mod facts;
 mod inbound;
 mod keyed;
 mod outbound;
+mod pool;
 mod profile;
 mod route;
 pub mod status;
 mod store;
 pub mod watcher;
 
-pub use cluster::{Change, Cluster, Listing, Sizes};
+pub use cluster::{Change, Cluster, Listing, Reduced, Sizes};
 pub use config::Config;
 pub use facts::{ObjectKey, TlsRouteV1Alpha2, Tracked};
 pub use route::ParentRef;

@@ -40,8 +40,8 @@ pub(crate) fn compute(
         },
     };
     let missing = || NotFound::Service {
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
     };
     let service = store.services.get(&key).ok_or_else(missing)?;
     let resource = ResourceRef::service(&key.namespace, &key.name, port);
@@ -107,8 +107,8 @@ fn outside(store: &Store, config: &Config, client_namespace: &str, addr: SocketA
     let resource = ResourceRef {
         group: "policy.linkerd.io",
         kind: "EgressNetwork",
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
         section: String::new(),
         port: Some(addr.port()),
     };

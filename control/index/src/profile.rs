@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use heddle_control_core::{
-    discover::{ServiceTarget, Target, WorkloadName},
+    discover::{ServiceTarget, Target, WorkloadKind, WorkloadName},
+    endpoints::Place,
     meta::ResourceRef,
     profile::Profile,
 };
@@ -29,7 +30,7 @@ fn of_addr(store: &Store, config: &Config, client_namespace: &str, addr: SocketA
         return of_service(store, config, client_namespace, key, facts, port);
     }
     if let Some((key, pod, inside)) = store.pod_at_host_port(addr) {
-        let name = WorkloadName::pod(&key.namespace, &key.name);
+        let name = key.workload(WorkloadKind::Pod);
         return of_workload(store, config, &name, Found::Pod(pod), inside);
     }
     if let Some((name, found)) = store.workload_at(ip) {
@@ -50,12 +51,16 @@ fn of_workload(
         return Profile::unknown(opaque);
     };
     let mut labels = endpoint.labels.as_ref().clone();
-    labels.insert("namespace".into(), name.namespace.clone());
+    labels.insert("namespace".into(), name.namespace.as_ref().to_owned());
     endpoint.labels = Arc::new(labels);
-    endpoint.zone = endpoint
-        .node
-        .as_deref()
-        .and_then(|node| store.nodes.find("", node)?.zone.clone());
+    let node = endpoint.place.node.clone();
+    endpoint.place = store.pools.places.share(Place {
+        zone: node
+            .as_deref()
+            .and_then(|node| store.nodes.find("", node)?.zone.clone()),
+        node,
+        ..Place::default()
+    });
     Profile {
         endpoint: Some((addr, Arc::new(endpoint))),
         ..Profile::unknown(opaque)
@@ -107,7 +112,7 @@ fn of_service(
     };
     // Linkerd: the client's namespace may have a profile of its own for the service.
     let own = |namespace| Some((namespace, store.service_profiles.find(namespace, &fqdn)?));
-    let Some((found_in, profile)) = own(client_namespace).or_else(|| own(namespace.as_str())) else {
+    let Some((found_in, profile)) = own(client_namespace).or_else(|| own(namespace.as_ref())) else {
         return plain;
     };
     let authority = |text: &String| match text.contains(':') {

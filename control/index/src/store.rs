@@ -1,9 +1,10 @@
 //! The tables of facts, and what is derived of them to find things fast.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, hash_map::Entry},
+    collections::{BTreeMap, hash_map::Entry},
     hash::Hash,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use ahash::AHashMap;
@@ -18,12 +19,13 @@ use crate::{
         PolicyFacts, ProfileFacts, RateLimitFacts, RouteKind, ServerAuthorizationFacts, ServerFacts,
         ServiceFacts, SliceFacts, WorkloadFacts,
     },
+    pool::Pools,
     status::{Subject, Told},
 };
 
 /// Facts of one kind, by namespace and name.
 #[derive(Debug)]
-pub struct Table<F>(BTreeMap<String, BTreeMap<String, F>>);
+pub struct Table<F>(BTreeMap<Arc<str>, BTreeMap<Arc<str>, F>>);
 
 /// Everything that is known of the cluster.
 #[derive(Debug, Default)]
@@ -49,6 +51,8 @@ pub struct Store {
     pub(crate) tls_routes_v1alpha2: Table<ConnectionRouteFacts>,
     pub(crate) tcp_routes: Table<ConnectionRouteFacts>,
     pub(crate) service_profiles: Table<ProfileFacts>,
+    /// What facts share.
+    pub(crate) pools: Arc<Pools>,
     /// The objects that are judged, and what their statuses say.
     pub(crate) told: BTreeMap<(Subject, ObjectKey), Told>,
 
@@ -56,16 +60,16 @@ pub struct Store {
     pub(crate) workloads_by_ip: Links<IpAddr, WorkloadName>,
     pub(crate) pods_by_host_port: Links<SocketAddr, ObjectKey>,
     pub(crate) services_by_ip: Links<IpAddr, ObjectKey>,
-    slices_by_service: Links<ObjectKey, String>,
+    slices_by_service: Links<ObjectKey, Arc<str>>,
+    /// The slices whose endpoints name a workload.
+    slices_by_workload: Links<WorkloadName, ObjectKey>,
     /// The routes of each parent.
     attached: AHashMap<(ParentKind, ObjectKey), Vec<Attached>>,
-    /// How many endpoints of each service name a workload.
-    services_by_workload: AHashMap<WorkloadName, BTreeMap<ObjectKey, usize>>,
 }
 
-/// What is found by a key, in order; keys that lead nowhere are not kept.
+/// What is found by a key, in order; keys that lead nowhere are not kept. Most keys lead to one value.
 #[derive(Debug)]
-pub(crate) struct Links<K, V>(AHashMap<K, BTreeSet<V>>);
+pub(crate) struct Links<K, V>(AHashMap<K, Box<[V]>>);
 
 impl<K, V> Default for Links<K, V> {
     fn default() -> Self {
@@ -75,15 +79,25 @@ impl<K, V> Default for Links<K, V> {
 
 impl<K: Eq + Hash, V: Ord + Clone> Links<K, V> {
     pub(crate) fn get(&self, key: &K) -> impl Iterator<Item = &V> {
-        self.0.get(key).into_iter().flatten()
+        self.0.get(key).map(Box::as_ref).unwrap_or_default().iter()
     }
 
     /// Adds (`added`) or removes a link.
     pub(crate) fn link(&mut self, key: K, value: &V, added: bool) {
         if added {
-            self.0.entry(key).or_default().insert(value.clone());
+            let values = self.0.entry(key).or_default();
+            if let Err(at) = values.binary_search(value) {
+                let mut more = std::mem::take(values).into_vec();
+                more.reserve_exact(1);
+                more.insert(at, value.clone());
+                *values = more.into();
+            }
         } else if let Entry::Occupied(mut entry) = self.0.entry(key) {
-            entry.get_mut().remove(value);
+            if let Ok(at) = entry.get().binary_search(value) {
+                let mut fewer = std::mem::take(entry.get_mut()).into_vec();
+                fewer.remove(at);
+                entry.insert(fewer.into());
+            }
             if entry.get().is_empty() {
                 entry.remove();
             }
@@ -116,17 +130,17 @@ impl<F> Table<F> {
     }
 
     /// The objects of one namespace in order of their names.
-    pub(crate) fn namespace(&self, namespace: &str) -> impl Iterator<Item = (&String, &F)> {
+    pub(crate) fn namespace(&self, namespace: &str) -> impl Iterator<Item = (&Arc<str>, &F)> {
         self.0.get(namespace).into_iter().flatten()
     }
 
     /// The namespaces that have objects.
-    pub(crate) fn namespaces(&self) -> impl Iterator<Item = &String> {
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = &Arc<str>> {
         self.0.keys()
     }
 
     /// All objects with their namespaces and names.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &String, &F)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, &F)> {
         self.0.iter().flat_map(|(namespace, objects)| {
             objects.iter().map(move |(name, facts)| (namespace, name, facts))
         })
@@ -149,8 +163,10 @@ impl<F> Table<F> {
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = ObjectKey> {
-        self.iter()
-            .map(|(namespace, name, _)| ObjectKey::new(namespace, name))
+        self.iter().map(|(namespace, name, _)| ObjectKey {
+            namespace: namespace.clone(),
+            name: name.clone(),
+        })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -172,18 +188,7 @@ impl Store {
             .iter()
             .filter_map(|endpoint| endpoint.workload.as_ref())
         {
-            let services = self.services_by_workload.entry(workload.clone()).or_default();
-            let count = services.entry(service.clone()).or_default();
-            match added {
-                true => *count += 1,
-                false => *count = count.saturating_sub(1),
-            }
-            if *count == 0 {
-                services.remove(service);
-            }
-            if services.is_empty() {
-                self.services_by_workload.remove(workload);
-            }
+            self.slices_by_workload.link(workload.clone(), slice, added);
         }
     }
 
@@ -230,13 +235,12 @@ impl Store {
             .map_or(&[], Vec::as_slice)
     }
 
-    pub(crate) fn services_of(&self, workload: &WorkloadName) -> Vec<ObjectKey> {
-        self.services_by_workload
-            .get(workload)
-            .into_iter()
-            .flatten()
-            .map(|(service, _)| service.clone())
-            .collect()
+    /// The services whose slices name a workload.
+    pub(crate) fn services_of(&self, workload: &WorkloadName) -> impl Iterator<Item = ObjectKey> {
+        self.slices_by_workload.get(workload).filter_map(|slice| {
+            let service = self.slices.get(slice)?.service.as_ref()?;
+            Some(slice.beside(service))
+        })
     }
 
     pub(crate) fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = &SliceFacts> {
@@ -261,7 +265,8 @@ impl Store {
         let mut pods = self.pods_by_host_port.get(&addr);
         pods.find_map(|key| {
             let pod = self.pods.get(key)?;
-            Some((key, pod, *pod.host_ports.get(&addr)?))
+            let (_, inside) = pod.host_ports.iter().find(|(outside, _)| *outside == addr)?;
+            Some((key, pod, *inside))
         })
     }
 
@@ -331,7 +336,7 @@ impl Store {
         namespace: &str,
         workload: &WorkloadFacts,
         port: u16,
-    ) -> Option<(&String, &ServerFacts)> {
+    ) -> Option<(&Arc<str>, &ServerFacts)> {
         self.servers_of(namespace, workload, port)
             .min_by_key(|(name, server)| (server.created, *name))
     }
@@ -342,7 +347,7 @@ impl Store {
         namespace: &str,
         workload: &WorkloadFacts,
         port: u16,
-    ) -> impl Iterator<Item = (&String, &ServerFacts)> {
+    ) -> impl Iterator<Item = (&Arc<str>, &ServerFacts)> {
         self.servers
             .namespace(namespace)
             .filter(move |(_, server)| server.selects(workload, port))
@@ -359,8 +364,16 @@ pub(crate) enum Found<'a> {
 impl<'a> Found<'a> {
     pub(crate) fn workload(self) -> &'a WorkloadFacts {
         match self {
-            Self::Pod(pod) => &pod.workload,
+            Self::Pod(pod) => &pod.template.workload,
             Self::External(external) => &external.workload,
+        }
+    }
+
+    /// The workload's own addresses.
+    pub(crate) fn ips(self) -> &'a [IpAddr] {
+        match self {
+            Self::Pod(pod) => &pod.ips,
+            Self::External(external) => &external.ips,
         }
     }
 }

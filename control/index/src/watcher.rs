@@ -3,8 +3,9 @@
 //! One object that cannot be read does not stop the others. A kind that the cluster does not have (its CRD is not
 //! installed, yet) counts as a kind without objects, and is looked for again and again.
 
+mod raw;
+
 use std::{
-    fmt::Debug,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +16,7 @@ use std::{
 use futures_util::StreamExt as _;
 use kube::{
     Api, Client, Resource,
-    core::DeserializeGuard,
+    core::ApiResource,
     runtime::{WatchStreamExt as _, utils::Backoff, watcher, watcher::Event},
 };
 use prometheus_client::{
@@ -27,7 +28,8 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::{Change, Cluster, Listing, ObjectKey, Tracked};
+use self::raw::Raw;
+use crate::{Change, Cluster, Listing, ObjectKey, Reduced, Tracked};
 
 /// How long a list request may take; the API server ends watches within this time, too.
 const WATCH_SECS: u32 = 290;
@@ -112,7 +114,7 @@ impl Watchers {
     /// Starts to watch a kind in all namespaces.
     pub fn watch<K>(&mut self)
     where
-        K: Tracked + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K: Tracked + DeserializeOwned + Send + Sync + 'static,
     {
         self.pending.fetch_add(1, Ordering::AcqRel);
         let kind = Kind {
@@ -164,10 +166,10 @@ struct Watch<K: Tracked> {
 
 impl<K> Watch<K>
 where
-    K: Tracked + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Tracked + DeserializeOwned + Send + Sync + 'static,
 {
     async fn run(mut self, client: Client) {
-        let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
+        let api: Api<Raw> = Api::all_with(client.clone(), &ApiResource::erase::<K>(&()));
         loop {
             self.wait_for_kind(&client).await;
             let config = watcher::Config::default()
@@ -199,7 +201,7 @@ where
     /// Hands over the changes that have come in.
     fn flush(&mut self) {
         if !self.changes.is_empty() {
-            self.cluster.apply_all(&std::mem::take(&mut self.changes));
+            self.cluster.apply_all(std::mem::take(&mut self.changes));
         }
     }
 
@@ -220,7 +222,7 @@ where
         }
     }
 
-    fn event(&mut self, event: Event<DeserializeGuard<K>>) {
+    fn event(&mut self, event: Event<Raw>) {
         self.metrics.events.get_or_create(&self.kind).inc();
         match event {
             Event::Init => {
@@ -228,13 +230,10 @@ where
                 self.flush();
                 self.list = Listing::default();
             }
-            Event::InitApply(object) => {
-                let key = ObjectKey::of(&object);
-                match self.readable(object) {
-                    Some(object) => self.list.push(&object),
-                    None => self.list.keep(key),
-                }
-            }
+            Event::InitApply(object) => match self.readable(&object) {
+                Some(object) => self.list.push(object),
+                None => self.list.keep(ObjectKey::of(&object)),
+            },
             Event::InitDone => {
                 if std::mem::take(&mut self.missing) {
                     let Kind { group, kind } = &self.kind;
@@ -244,7 +243,7 @@ where
                 self.ready();
             }
             Event::Apply(object) => {
-                if let Some(object) = self.readable(object) {
+                if let Some(object) = self.readable(&object) {
                     self.changes.push(Change::Applied(object));
                 }
             }
@@ -254,14 +253,13 @@ where
     }
 
     /// What is known of an object stays as it was when a change makes it unreadable.
-    fn readable(&self, object: DeserializeGuard<K>) -> Option<K> {
-        let key = ObjectKey::of(&object);
-        match object.0 {
-            Ok(object) => Some(object),
+    fn readable(&self, object: &Raw) -> Option<Reduced<K>> {
+        match object.read::<K>() {
+            Ok(object) => Some(self.cluster.reduce(&object)),
             Err(error) => {
                 self.metrics.unreadable.get_or_create(&self.kind).inc();
-                let ObjectKey { namespace, name } = key;
-                warn!(group = self.kind.group, kind = self.kind.kind, namespace, name, %error, "Ignored an object that cannot be read");
+                let ObjectKey { namespace, name } = ObjectKey::of(object);
+                warn!(group = self.kind.group, kind = self.kind.kind, %namespace, %name, %error, "Ignored an object that cannot be read");
                 None
             }
         }

@@ -51,7 +51,7 @@ impl<D: DiscoverInbound> Inbound<D> {
             .inbound(&workload, port)
             .map_err(|error| not_found(&error))?;
         tracing::debug!(workload = spec.workload, port, "Inbound policy");
-        Ok((server, workload.namespace.into()))
+        Ok((server, workload.namespace))
     }
 }
 

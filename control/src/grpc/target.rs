@@ -296,7 +296,7 @@ mod tests {
             .for_each(|text| match parse_workload(text) {
                 Ok(workload) => {
                     let namespace = client_namespace(text).expect("a workload has a namespace");
-                    assert_eq!(workload.namespace, namespace);
+                    assert_eq!(*workload.namespace, *namespace);
                 }
                 Err(error) => assert!(error.to_string().len() < 8 * SHOWN_CHARS_MAX),
             });

@@ -71,7 +71,7 @@ impl Teller {
                 Err(error) if error.code() == Some(409) => Written::Needless,
                 Err(error) => {
                     let Notice { key, reason, .. } = &notice;
-                    warn!(namespace = key.namespace, name = key.name, reason, %error, "Failed to record an Event");
+                    warn!(namespace = %key.namespace, name = %key.name, reason, %error, "Failed to record an Event");
                     Written::Failed
                 }
             };
@@ -115,14 +115,14 @@ fn event(notice: &Notice, now: Timestamp) -> Event {
     Event {
         metadata: ObjectMeta {
             name: Some(format!("{name}.{:016x}", hash.finish())),
-            namespace: Some(key.namespace.clone()),
+            namespace: Some(key.namespace.to_string()),
             ..ObjectMeta::default()
         },
         involved_object: ObjectReference {
             api_version: Some(kind.api_version),
             kind: Some(kind.kind),
-            name: Some(key.name.clone()),
-            namespace: Some(key.namespace.clone()),
+            name: Some(key.name.to_string()),
+            namespace: Some(key.namespace.to_string()),
             uid: Some(uid.clone()),
             ..ObjectReference::default()
         },

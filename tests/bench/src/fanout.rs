@@ -44,6 +44,9 @@ pub(crate) struct Options {
     /// How many changes are timed.
     #[arg(long, default_value_t = 20)]
     changes: usize,
+    /// How many pods there are; as many as proxies are simulated at most by default.
+    #[arg(long)]
+    pods: Option<usize>,
     /// How many services there are, with 20 endpoints each.
     #[arg(long, default_value_t = 500)]
     services: usize,
@@ -149,7 +152,10 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     let size = Size {
         services: options.services,
-        pods: options.proxies.iter().copied().max().unwrap_or_default(),
+        pods: options
+            .pods
+            .or(options.proxies.iter().copied().max())
+            .unwrap_or_default(),
     };
     let plane = Plane::start(cluster, LOOPBACK, &options.binaries).await?;
     let empty = Resident::of(&plane).await?;
@@ -191,6 +197,7 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<Vec<Record>> {
             world: &world,
             connector: &connector,
             services,
+            pods: size.pods,
             proxies: *proxies,
         };
         records.extend(round.run(&mut plane, options.changes).await?);
@@ -220,6 +227,7 @@ struct Round<'a> {
     world: &'a World,
     connector: &'a Connector,
     services: Services,
+    pods: usize,
     proxies: usize,
 }
 
@@ -320,7 +328,7 @@ impl Round<'_> {
             for at in 0..25 {
                 let number = (round * 97 + at * 19) % services;
                 self.world
-                    .slice(number, 20 - (round + at) % 15, self.proxies)
+                    .slice(number, 20 - (round + at) % 15, self.pods)
                     .await?;
                 self.world.opaque(number, round % 2 == 0).await?;
                 let protocol = if round % 2 == 0 { "HTTP/1" } else { "opaque" };

@@ -162,6 +162,8 @@ impl Program {
         let child = Command::new(&self.binary)
             .args(&self.args)
             .env("KUBECONFIG", &self.kubeconfig)
+            // As the profile's manifests do.
+            .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()

@@ -12,6 +12,7 @@ use super::{ObjectKey, Tracked};
 use crate::{
     config::Config,
     dirty::Dirty,
+    pool::Pools,
     store::{Store, Table},
 };
 
@@ -37,7 +38,7 @@ pub struct NetworkFacts {
 impl Tracked for MeshTLSAuthentication {
     type Facts = MeshTlsFacts;
 
-    fn facts(&self) -> MeshTlsFacts {
+    fn facts(&self, _: &Pools) -> MeshTlsFacts {
         let own = self.namespace().unwrap_or_default();
         let accounts = self
             .spec
@@ -89,7 +90,7 @@ impl Tracked for MeshTLSAuthentication {
 impl Tracked for NetworkAuthentication {
     type Facts = NetworkFacts;
 
-    fn facts(&self) -> NetworkFacts {
+    fn facts(&self, _: &Pools) -> NetworkFacts {
         NetworkFacts {
             networks: networks(self, &self.spec.networks),
         }

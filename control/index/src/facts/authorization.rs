@@ -16,6 +16,7 @@ use kube::ResourceExt as _;
 use super::{ObjectKey, RouteKind, Tracked};
 use crate::{
     dirty::Dirty,
+    pool::Pools,
     status::{Subject, Told},
     store::{Store, Table},
 };
@@ -71,7 +72,7 @@ impl Tracked for AuthorizationPolicy {
         Told::of(self, self.status.as_ref())
     }
 
-    fn facts(&self) -> PolicyFacts {
+    fn facts(&self, _: &Pools) -> PolicyFacts {
         let namespace = self.namespace().unwrap_or_default();
         let body = body(self, &namespace);
         if let Err(error) = &body {
@@ -130,8 +131,10 @@ fn body(
                 Authentication::MeshTls(reference) => AuthenticationRef::MeshTls(key(reference)),
                 Authentication::Network(reference) => AuthenticationRef::Network(key(reference)),
                 Authentication::ServiceAccount(reference) => {
-                    let ObjectKey { namespace, name } = key(reference);
-                    AuthenticationRef::ServiceAccount(ServiceAccountRef { namespace, name })
+                    AuthenticationRef::ServiceAccount(ServiceAccountRef {
+                        namespace: reference.namespace_or(namespace).to_owned(),
+                        name: reference.name.clone(),
+                    })
                 }
             }
         })
@@ -149,7 +152,7 @@ fn body(
 impl Tracked for ServerAuthorization {
     type Facts = ServerAuthorizationFacts;
 
-    fn facts(&self) -> ServerAuthorizationFacts {
+    fn facts(&self, _: &Pools) -> ServerAuthorizationFacts {
         let namespace = self.namespace().unwrap_or_default();
         let client = &self.spec.client;
         let tls = client.mesh_tls.as_ref();

@@ -9,6 +9,7 @@ use super::{ObjectKey, Tracked};
 use crate::{
     annotation::{Annotated, Reader, RouteTraffic},
     dirty::Dirty,
+    pool::Pools,
     status::{Subject, Told},
     store::{Store, Table},
 };
@@ -34,7 +35,7 @@ impl Tracked for EgressNetwork {
         Told::of(self, self.status.as_ref()).annotated(Annotated::EgressNetwork, self)
     }
 
-    fn facts(&self) -> EgressFacts {
+    fn facts(&self, _: &Pools) -> EgressFacts {
         // Networks that cannot be read are no networks: the rest of the world stays as it is without this object.
         let networks = self
             .spec

@@ -1,24 +1,26 @@
 //! ExternalWorkloads: processes outside the cluster that belong to the mesh.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use heddle_control_core::{
-    discover::{WorkloadKind, WorkloadName},
+    discover::WorkloadKind,
     endpoints::{ExternalIdentity, Labels},
 };
 use heddle_k8s::external_workload::{ExternalWorkload, PortProtocol};
 use heddle_mesh::port;
-use kube::ResourceExt as _;
 
 use super::{ObjectKey, Tracked, WorkloadFacts};
 use crate::{
     dirty::Dirty,
+    pool::Pools,
     store::{Store, Table},
 };
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExternalWorkloadFacts {
     pub(crate) workload: WorkloadFacts,
+    /// The workload's own addresses.
+    pub(crate) ips: Vec<IpAddr>,
     /// `None` when the object does not say what its proxy proves: traffic is not sent there then.
     pub(crate) identity: Option<Arc<ExternalIdentity>>,
     /// The port of the proxy's inbound listener.
@@ -28,7 +30,7 @@ pub struct ExternalWorkloadFacts {
 impl Tracked for ExternalWorkload {
     type Facts = ExternalWorkloadFacts;
 
-    fn facts(&self) -> ExternalWorkloadFacts {
+    fn facts(&self, _: &Pools) -> ExternalWorkloadFacts {
         let spec = &self.spec;
         let identity = spec
             .tls()
@@ -42,16 +44,13 @@ impl Tracked for ExternalWorkload {
             .iter()
             .filter(|port| port.protocol == PortProtocol::Tcp);
         let workload = WorkloadFacts {
-            ips: spec
-                .workload_ips
-                .iter()
-                .filter_map(|ip| ip.ip.parse().ok())
-                .collect(),
             ports: tcp.map(|port| (port.port.get(), port.name.clone())).collect(),
             ..WorkloadFacts::of(WorkloadKind::ExternalWorkload, self, metric_labels(self))
         };
+        let ips = spec.workload_ips.iter().filter_map(|ip| ip.ip.parse().ok());
         ExternalWorkloadFacts {
             workload,
+            ips: ips.collect(),
             identity: identity.map(|tls| {
                 Arc::new(ExternalIdentity {
                     identity: tls.identity.clone(),
@@ -73,14 +72,13 @@ impl Tracked for ExternalWorkload {
         added: bool,
         dirty: &mut Dirty,
     ) {
-        let name = WorkloadName::external(&key.namespace, &key.name);
-        facts.workload.touch(store, &name, added, dirty);
+        let name = key.workload(WorkloadKind::ExternalWorkload);
+        super::workload::touch(&facts.ips, store, &name, added, dirty);
     }
 }
 
 fn metric_labels(workload: &ExternalWorkload) -> Labels {
     let mut labels = Labels::new();
-    labels.insert("external_workload".into(), workload.name_any());
     if let Some((kind, name)) = super::owner(workload) {
         labels.insert(kind, name);
     }

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use super::{ObjectKey, Tracked};
 use crate::{
     dirty::Dirty,
+    pool::Pools,
     store::{Store, Table},
 };
 
@@ -20,7 +21,7 @@ pub struct NamespaceFacts {
 impl Tracked for Namespace {
     type Facts = NamespaceFacts;
 
-    fn facts(&self) -> NamespaceFacts {
+    fn facts(&self, _: &Pools) -> NamespaceFacts {
         NamespaceFacts {
             default_policy: super::annotation(self, annotation::DEFAULT_INBOUND_POLICY),
             opaque_ports: super::annotation(self, annotation::OPAQUE_PORTS),

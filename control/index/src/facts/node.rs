@@ -7,6 +7,7 @@ use kube::ResourceExt as _;
 use super::{ObjectKey, Tracked};
 use crate::{
     dirty::Dirty,
+    pool::Pools,
     store::{Store, Table},
 };
 
@@ -20,9 +21,12 @@ impl Tracked for Node {
 
     const MATTERS_TO_STATUS: bool = false;
 
-    fn facts(&self) -> NodeFacts {
+    fn facts(&self, pools: &Pools) -> NodeFacts {
         NodeFacts {
-            zone: self.labels().get(label::ZONE).map(|zone| zone.as_str().into()),
+            zone: self
+                .labels()
+                .get(label::ZONE)
+                .map(|zone| pools.names.share(zone.as_str())),
         }
     }
 

@@ -7,8 +7,8 @@ use std::{
 };
 
 use heddle_control_core::{
-    discover::{WorkloadKind, WorkloadName},
-    endpoints::Labels,
+    discover::WorkloadKind,
+    endpoints::{Labels, Place},
 };
 use heddle_k8s::port::tcp_ports;
 use heddle_mesh::{PortSet, annotation, env, label, port};
@@ -21,16 +21,26 @@ use kube::ResourceExt as _;
 use super::{ObjectKey, Tracked, WorkloadFacts};
 use crate::{
     dirty::Dirty,
+    pool::Pools,
     store::{Store, Table},
 };
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct PodFacts {
+    pub(crate) template: Arc<PodTemplate>,
+    /// The pod's own addresses.
+    pub(crate) ips: Box<[IpAddr]>,
+    /// Its node.
+    pub(crate) place: Arc<Place>,
+    /// Ports of the pod's node that lead to the pod, and where to.
+    pub(crate) host_ports: Box<[(SocketAddr, SocketAddr)]>,
+}
+
+/// What the pods of a workload mostly have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PodTemplate {
     pub(crate) workload: WorkloadFacts,
     pub(crate) service_account: String,
-    pub(crate) node: Option<Arc<str>>,
-    /// Ports of the pod's node that lead to the pod, and where to.
-    pub(crate) host_ports: BTreeMap<SocketAddr, SocketAddr>,
     /// Paths that the kubelet probes, by port.
     pub(crate) probes: BTreeMap<u16, BTreeSet<String>>,
     pub(crate) skipped_ports: PortSet,
@@ -38,7 +48,7 @@ pub struct PodFacts {
 }
 
 /// The proxy inside a meshed pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ProxyFacts {
     /// The control plane that it belongs to.
     pub(crate) control_namespace: String,
@@ -51,7 +61,7 @@ pub(crate) struct ProxyFacts {
 impl Tracked for Pod {
     type Facts = PodFacts;
 
-    fn facts(&self) -> PodFacts {
+    fn facts(&self, pools: &Pools) -> PodFacts {
         let empty = PodSpec::default();
         let spec = self.spec.as_ref().unwrap_or(&empty);
         let service_account = spec
@@ -60,20 +70,27 @@ impl Tracked for Pod {
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| "default".into());
         let workload = WorkloadFacts {
-            ips: own_ips(self),
             ports: tcp_ports(self)
                 .map(|(number, name)| (number.get(), name.map(str::to_owned)))
                 .collect(),
             ..WorkloadFacts::of(WorkloadKind::Pod, self, metric_labels(self, &service_account))
         };
-        PodFacts {
-            node: spec.node_name.as_deref().map(Arc::from),
-            host_ports: host_ports(self, spec),
+        let template = PodTemplate {
             probes: probes(spec),
             skipped_ports: skipped_ports(self, spec),
             proxy: proxy(self, spec),
             workload,
             service_account,
+        };
+        let place = Place {
+            node: spec.node_name.as_deref().map(|node| pools.names.share(node)),
+            ..Place::default()
+        };
+        PodFacts {
+            template: pools.templates.share(template),
+            ips: own_ips(self).into(),
+            place: pools.places.share(place),
+            host_ports: host_ports(self, spec).into_iter().collect(),
         }
     }
 
@@ -82,9 +99,9 @@ impl Tracked for Pod {
     }
 
     fn touch(store: &mut Store, key: &ObjectKey, facts: &PodFacts, added: bool, dirty: &mut Dirty) {
-        let name = WorkloadName::pod(&key.namespace, &key.name);
-        facts.workload.touch(store, &name, added, dirty);
-        for addr in facts.host_ports.keys() {
+        let name = key.workload(WorkloadKind::Pod);
+        super::workload::touch(&facts.ips, store, &name, added, dirty);
+        for (addr, _) in &facts.host_ports {
             store.pods_by_host_port.link(*addr, key, added);
             dirty.profile_ip(addr.ip());
         }
@@ -264,7 +281,6 @@ fn proxy(pod: &Pod, spec: &PodSpec) -> Option<ProxyFacts> {
 
 fn metric_labels(pod: &Pod, service_account: &str) -> Labels {
     let mut labels = Labels::new();
-    labels.insert("pod".into(), pod.name_any());
     labels.insert("serviceaccount".into(), service_account.to_owned());
     if let Some(namespace) = pod.labels().get(label::CONTROL_PLANE_NS) {
         labels.insert("control_plane_ns".into(), namespace.clone());

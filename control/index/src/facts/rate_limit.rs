@@ -8,6 +8,7 @@ use kube::ResourceExt as _;
 use super::{ObjectKey, Tracked};
 use crate::{
     dirty::Dirty,
+    pool::Pools,
     status::{Subject, Told},
     store::{Store, Table},
 };
@@ -30,7 +31,7 @@ impl Tracked for HttpLocalRateLimitPolicy {
         Told::of(self, self.status.as_ref())
     }
 
-    fn facts(&self) -> RateLimitFacts {
+    fn facts(&self, _: &Pools) -> RateLimitFacts {
         let own = self.namespace().unwrap_or_default();
         let spec = &self.spec;
         let overrides = spec.overrides.iter().map(|one| {

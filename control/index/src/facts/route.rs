@@ -17,6 +17,7 @@ pub(crate) use crate::route::{BackendKind, BackendRef, MirrorRef, Rule as RuleFa
 use crate::{
     annotation::{Annotated, Reader, RouteTraffic},
     dirty::Dirty,
+    pool::Pools,
     route::{Body, ConnectionMatch, ParentRef, ReadMatch, RouteError},
     status::{Subject, Told},
     store::{Store, Table},
@@ -105,8 +106,8 @@ impl<M> RouteFacts<M> {
     ) -> impl Iterator<Item = &Parent> {
         let parents = self.parents.iter().filter(move |parent| parent.kind == kind);
         parents.filter(move |parent| {
-            parent.namespace == key.namespace
-                && parent.name == key.name
+            *parent.namespace == *key.namespace
+                && *parent.name == *key.name
                 && parent.port.is_none_or(|p| p == port)
         })
     }
@@ -245,7 +246,7 @@ macro_rules! tracked {
                 Told::of(self, self.status.as_ref()).annotated($annotated, self)
             }
 
-            fn facts(&self) -> Self::Facts {
+            fn facts(&self, _: &Pools) -> Self::Facts {
                 read(self, &self.spec)
             }
 

@@ -17,6 +17,7 @@ use kube::ResourceExt as _;
 use super::{ObjectKey, Tracked, WorkloadFacts};
 use crate::{
     dirty::Dirty,
+    pool::Pools,
     status::{Subject, Told},
     store::{Store, Table},
 };
@@ -43,7 +44,7 @@ impl Tracked for Server {
         Told::of(self, self.status.as_ref())
     }
 
-    fn facts(&self) -> ServerFacts {
+    fn facts(&self, _: &Pools) -> ServerFacts {
         ServerFacts {
             created: super::created(self),
             labels: self.labels().clone(),

@@ -13,6 +13,7 @@ use super::{ObjectKey, Tracked};
 use crate::{
     annotation::{Annotated, Balancing, Reader, RouteTraffic},
     dirty::Dirty,
+    pool::Pools,
     status::{Subject, Told},
     store::{Store, Table},
 };
@@ -48,7 +49,7 @@ impl Tracked for Service {
         Told::of::<_, ()>(self, None).annotated(Annotated::Service, self)
     }
 
-    fn facts(&self) -> ServiceFacts {
+    fn facts(&self, _: &Pools) -> ServiceFacts {
         let empty = ServiceSpec::default();
         let spec = self.spec.as_ref().unwrap_or(&empty);
         let first = spec.cluster_ip.iter();

@@ -16,6 +16,7 @@ use regex::Regex;
 use super::{ObjectKey, Tracked};
 use crate::{
     dirty::Dirty,
+    pool::Pools,
     store::{Store, Table},
 };
 
@@ -33,7 +34,7 @@ impl Tracked for ServiceProfile {
 
     const MATTERS_TO_STATUS: bool = false;
 
-    fn facts(&self) -> ProfileFacts {
+    fn facts(&self, _: &Pools) -> ProfileFacts {
         let (facts, ignored) = read(self);
         for problem in ignored {
             tracing::warn!(

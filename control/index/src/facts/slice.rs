@@ -11,9 +11,13 @@ use kube::ResourceExt as _;
 use super::{ObjectKey, Tracked};
 use crate::{
     dirty::Dirty,
+    pool::Pools,
     store::{Store, Table},
 };
-use heddle_control_core::discover::WorkloadName;
+use heddle_control_core::{
+    discover::{WorkloadKind, WorkloadName},
+    endpoints::Place,
+};
 
 /// The label that names a slice's service.
 const SERVICE: &str = "kubernetes.io/service-name";
@@ -21,22 +25,20 @@ const SERVICE: &str = "kubernetes.io/service-name";
 #[derive(Clone, Debug, PartialEq)]
 pub struct SliceFacts {
     /// The service, in the slice's namespace.
-    pub(crate) service: Option<String>,
+    pub(crate) service: Option<Arc<str>>,
     /// TCP ports by name.
-    pub(crate) ports: Vec<(String, u16)>,
+    pub(crate) ports: Box<[(String, u16)]>,
     /// Endpoints that take traffic.
-    pub(crate) endpoints: Vec<SliceEndpoint>,
+    pub(crate) endpoints: Box<[SliceEndpoint]>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SliceEndpoint {
     /// Whether it is about to go: it is used only while there is no other.
     pub(crate) draining: bool,
-    pub(crate) ips: Vec<IpAddr>,
-    pub(crate) hostname: Option<String>,
-    pub(crate) node: Option<Arc<str>>,
-    pub(crate) zone: Option<Arc<str>>,
-    pub(crate) for_zones: Vec<Arc<str>>,
+    pub(crate) ips: Box<[IpAddr]>,
+    pub(crate) hostname: Option<Arc<str>>,
+    pub(crate) place: Arc<Place>,
     /// The workload behind the address, when it is one.
     pub(crate) workload: Option<WorkloadName>,
 }
@@ -46,8 +48,8 @@ impl Tracked for EndpointSlice {
 
     const MATTERS_TO_STATUS: bool = false;
 
-    fn facts(&self) -> SliceFacts {
-        let namespace = self.namespace().unwrap_or_default();
+    fn facts(&self, pools: &Pools) -> SliceFacts {
+        let namespace = self.metadata.namespace.as_deref().unwrap_or_default();
         // A slice of DNS names has no addresses to balance over.
         let by_address = self.address_type != "FQDN";
         let tcp = self
@@ -56,7 +58,7 @@ impl Tracked for EndpointSlice {
             .flatten()
             .filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
         SliceFacts {
-            service: self.labels().get(SERVICE).cloned(),
+            service: self.labels().get(SERVICE).map(|service| service.as_str().into()),
             ports: tcp
                 .filter_map(|port| {
                     Some((
@@ -70,7 +72,7 @@ impl Tracked for EndpointSlice {
                 .iter()
                 .flatten()
                 .filter(|_| by_address)
-                .filter_map(|e| endpoint(e, &namespace))
+                .filter_map(|e| endpoint(e, namespace, pools))
                 .collect(),
         }
     }
@@ -81,7 +83,7 @@ impl Tracked for EndpointSlice {
 
     fn touch(store: &mut Store, key: &ObjectKey, facts: &SliceFacts, added: bool, dirty: &mut Dirty) {
         let Some(service) = &facts.service else { return };
-        let service = ObjectKey::new(&key.namespace, service);
+        let service = key.beside(service);
         store.link_slice(&service, key, facts, added);
         dirty.service_endpoints(service);
     }
@@ -105,8 +107,18 @@ fn draining(endpoint: &Endpoint) -> Option<bool> {
     }
 }
 
-fn endpoint(endpoint: &Endpoint, namespace: &str) -> Option<SliceEndpoint> {
+fn endpoint(endpoint: &Endpoint, namespace: &str, pools: &Pools) -> Option<SliceEndpoint> {
     let hints = endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_ref());
+    let share = |name: &str| pools.names.share(name);
+    let place = Place {
+        node: endpoint.node_name.as_deref().map(share),
+        zone: endpoint.zone.as_deref().map(share),
+        for_zones: hints
+            .into_iter()
+            .flatten()
+            .map(|zone| share(&zone.name))
+            .collect(),
+    };
     Some(SliceEndpoint {
         draining: draining(endpoint)?,
         ips: endpoint
@@ -114,27 +126,25 @@ fn endpoint(endpoint: &Endpoint, namespace: &str) -> Option<SliceEndpoint> {
             .iter()
             .filter_map(|ip| ip.parse().ok())
             .collect(),
-        hostname: endpoint.hostname.clone(),
-        node: endpoint.node_name.as_deref().map(Arc::from),
-        zone: endpoint.zone.as_deref().map(Arc::from),
-        for_zones: hints
-            .into_iter()
-            .flatten()
-            .map(|zone| Arc::from(zone.name.as_str()))
-            .collect(),
+        hostname: endpoint.hostname.as_deref().map(Arc::from),
+        place: pools.places.share(place),
         workload: endpoint
             .target_ref
             .as_ref()
-            .and_then(|target| workload(target, namespace)),
+            .and_then(|target| workload(target, namespace, pools)),
     })
 }
 
-fn workload(target: &ObjectReference, namespace: &str) -> Option<WorkloadName> {
+fn workload(target: &ObjectReference, namespace: &str, pools: &Pools) -> Option<WorkloadName> {
+    let kind = match target.kind.as_deref()? {
+        "Pod" => WorkloadKind::Pod,
+        "ExternalWorkload" => WorkloadKind::ExternalWorkload,
+        _ => return None,
+    };
     let namespace = target.namespace.as_deref().unwrap_or(namespace);
-    let name = target.name.as_deref()?;
-    match target.kind.as_deref()? {
-        "Pod" => Some(WorkloadName::pod(namespace, name)),
-        "ExternalWorkload" => Some(WorkloadName::external(namespace, name)),
-        _ => None,
-    }
+    Some(WorkloadName {
+        kind,
+        namespace: pools.names.share(namespace),
+        name: target.name.as_deref()?.into(),
+    })
 }

@@ -152,8 +152,8 @@ fn dangling(namespace: &str, name: &str, kind: &str, key: &crate::facts::ObjectK
         namespace,
         name,
         missing = kind,
-        missing_namespace = key.namespace,
-        missing_name = key.name,
+        missing_namespace = %key.namespace,
+        missing_name = %key.name,
         "An AuthorizationPolicy permits nothing: what it requires does not exist"
     );
     None

@@ -73,8 +73,8 @@ impl Parent<'_> {
             )),
             BackendKind::EgressNetwork => {
                 let is_parent = self.kind == ParentKind::EgressNetwork
-                    && self.key.namespace == namespace
-                    && self.key.name == *name;
+                    && *self.key.namespace == *namespace
+                    && *self.key.name == **name;
                 if is_parent {
                     return Ok(self.backend.clone());
                 }

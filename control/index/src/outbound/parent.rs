@@ -1,5 +1,7 @@
 //! A port of a service or of an EgressNetwork, as the parent of routes.
 
+use std::sync::Arc;
+
 use heddle_control_core::{
     Meta, ResourceRef,
     outbound::{
@@ -254,11 +256,14 @@ impl Parent<'_> {
     /// first, because they would be without effect beside older ones for the same requests (GEP-1426).
     fn attached<'a, M: 'a>(
         &self,
-        routes: impl Iterator<Item = (RouteKind, &'a String, &'a String, &'a RouteFacts<M>)>,
+        routes: impl Iterator<Item = (RouteKind, &'a Arc<str>, &'a Arc<str>, &'a RouteFacts<M>)>,
     ) -> Vec<Attached<'a, M>> {
         let ours = routes.filter(|(kind, namespace, name, facts)| {
-            let heard = **namespace == self.key.namespace || **namespace == *self.client_namespace;
-            let route = || ObjectKey::new(namespace, name);
+            let heard = **namespace == self.key.namespace || ***namespace == *self.client_namespace;
+            let route = || ObjectKey {
+                namespace: (*namespace).clone(),
+                name: (*name).clone(),
+            };
             heard
                 && facts.body.is_some()
                 && facts

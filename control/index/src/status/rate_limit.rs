@@ -1,5 +1,7 @@
 //! Rate limits: whether their Server is there, and which of several is in force.
 
+use std::sync::Arc;
+
 use super::{
     Status,
     condition::{Condition, Rejection},
@@ -14,7 +16,7 @@ pub(crate) fn in_force<'a>(
     store: &'a Store,
     namespace: &str,
     server: &str,
-) -> Option<(&'a String, &'a RateLimitFacts)> {
+) -> Option<(&'a Arc<str>, &'a RateLimitFacts)> {
     store
         .rate_limits
         .namespace(namespace)

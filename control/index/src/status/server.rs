@@ -43,7 +43,7 @@ impl Overlaps {
         let pods = store
             .pods
             .namespace(namespace)
-            .map(|(name, pod)| (name, &pod.workload));
+            .map(|(name, pod)| (name, &pod.template.workload));
         let external = store.external_workloads.namespace(namespace);
         let external = external.map(|(name, external)| (name, &external.workload));
         for (name, facts) in pods.chain(external) {
@@ -65,7 +65,7 @@ impl Overlaps {
         let selecting = store.servers_of(namespace, facts, port);
         for (loser, _) in selecting.filter(|(name, _)| *name != winner) {
             let lost = self.0.entry(ObjectKey::new(namespace, loser)).or_default();
-            lost.entry(winner.clone()).or_insert_with(|| Place {
+            lost.entry(winner.to_string()).or_insert_with(|| Place {
                 workload: workload(name, facts),
                 port,
             });

@@ -85,11 +85,11 @@ fn change<K: Tracked + DeserializeOwned + Clone>(cluster: &Cluster, events: &[Ev
     let events: Vec<Change<K>> = events
         .iter()
         .map(|(namespace, name, object)| match object {
-            Some(object) => Change::Applied(read(namespace, name, object)),
+            Some(object) => Change::Applied(cluster.reduce(&read(namespace, name, object))),
             None => Change::Deleted(ObjectKey::new(namespace, name)),
         })
         .collect();
-    cluster.apply_all(&events);
+    cluster.apply_all(events);
 }
 
 fn reset<K: Tracked + DeserializeOwned>(cluster: &Cluster, objects: &Objects) {

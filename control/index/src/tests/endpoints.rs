@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use heddle_control_core::{
     NotFound,
-    discover::{DiscoverEndpoints as _, ServiceTarget},
-    endpoints::{DEFAULT_WEIGHT, Endpoint, Labels, PeerIdentity, Protocol, ProtocolHint},
+    discover::{DiscoverEndpoints as _, ServiceTarget, WorkloadName},
+    endpoints::{DEFAULT_WEIGHT, Endpoint, Labels, PeerIdentity, Place, Protocol, ProtocolHint},
 };
 use heddle_k8s::policy::Server;
+use heddle_mesh::Identity;
 
 use super::fixtures::*;
 use crate::{Change, Cluster, Config, ObjectKey};
@@ -33,21 +34,24 @@ fn a_meshed_pod_is_told_with_identity_hint_and_labels() {
         weight: DEFAULT_WEIGHT,
         identity: Some(PeerIdentity::ServiceAccount(
             "web-0.ns.serviceaccount.identity.linkerd.cluster.local"
-                .parse()
-                .expect("an identity"),
+                .parse::<Identity>()
+                .expect("an identity")
+                .into(),
         )),
         hint: ProtocolHint {
             protocol: Protocol::H2,
             opaque_transport: Some(4143),
         },
         labels: Arc::new(labels(&[
-            ("pod", "web-0"),
             ("serviceaccount", "web-0"),
             ("control_plane_ns", "linkerd"),
         ])),
-        zone: Some("zone-a".into()),
-        for_zones: vec![],
-        node: Some("node-a".into()),
+        workload: Some(WorkloadName::pod("ns", "web-0")),
+        place: Arc::new(Place {
+            node: Some("node-a".into()),
+            zone: Some("zone-a".into()),
+            for_zones: vec![],
+        }),
     };
     assert_eq!(*only(&cluster, 80), expected);
     let watch = cluster.watch_endpoints("ns", "web", 80);
@@ -314,6 +318,40 @@ fn the_owner_of_a_pod_labels_its_metrics() {
 }
 
 #[test]
+fn replicas_share_what_they_have_in_common() {
+    let cluster = cluster();
+    let slice: Slice = mk_slice("ns", "web", &[("web-0", "10.1.0.1"), ("web-1", "10.1.0.2")]);
+    cluster.apply(&mk_service("ns", "web", "10.96.0.1"));
+    cluster.apply(&slice);
+    for (name, ip) in [("web-0", "10.1.0.1"), ("web-1", "10.1.0.2")] {
+        let mut pod = meshed();
+        merge(
+            &mut pod,
+            j!({"metadata": {"labels": {"app": "web"}}, "spec": {"serviceAccountName": "web"}}),
+        );
+        cluster.apply(&mk_pod_with("ns", name, ip, pod));
+    }
+    cluster.read(|store| {
+        let pod = |name| store.pods.find("ns", name).expect("a pod").template.clone();
+        assert!(Arc::ptr_eq(&pod("web-0"), &pod("web-1")));
+    });
+    let watch = cluster.watch_endpoints("ns", "web", 80);
+    let endpoints = watch.borrow().clone();
+    let all: Vec<&Endpoint> = endpoints.addresses.values().map(Arc::as_ref).collect();
+    let [one, other] = all.as_slice() else {
+        panic!("{all:?}");
+    };
+    assert_ne!(one, other, "they differ in their names");
+    assert!(Arc::ptr_eq(&one.labels, &other.labels) && Arc::ptr_eq(&one.place, &other.place));
+    match (&one.identity, &other.identity) {
+        (Some(PeerIdentity::ServiceAccount(one)), Some(PeerIdentity::ServiceAccount(other))) => {
+            assert!(Arc::ptr_eq(one, other));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn a_relist_is_one_change_and_forgets_what_is_gone() {
     let cluster = web();
     let mut watch = cluster.watch_endpoints("ns", "web", 80);
@@ -345,13 +383,13 @@ fn a_burst_of_events_is_one_change_in_order() {
         namespace: "ns".into(),
         name: "web-0".into(),
     };
-    cluster.apply_all(&[
+    cluster.apply_all(vec![
         Change::Deleted(gone.clone()),
-        Change::Applied(mk_meshed_pod("ns", "web-0", "10.1.0.1")),
+        Change::Applied(cluster.reduce(&mk_meshed_pod("ns", "web-0", "10.1.0.1"))),
     ]);
     assert!(!watch.has_changed().expect("open"), "back where it was");
-    cluster.apply_all(&[
-        Change::Applied(mk_pod("ns", "web-0", "10.1.0.1")),
+    cluster.apply_all(vec![
+        Change::Applied(cluster.reduce(&mk_pod("ns", "web-0", "10.1.0.1"))),
         Change::<Pod>::Deleted(gone),
     ]);
     assert!(watch.borrow_and_update().addresses.is_empty());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use heddle_control_core::{
     ResourceRef,
-    discover::{DiscoverProfiles as _, ServiceTarget, Target},
+    discover::{DiscoverProfiles as _, ServiceTarget, Target, WorkloadName},
     profile::{Profile, RequestMatch, RetryBudget},
 };
 use heddle_k8s::service_profile::ServiceProfile;
@@ -88,17 +88,8 @@ fn a_reused_address_is_the_running_pods() {
     assert_eq!(cluster.profile_of(addr("10.1.0.1:80")).endpoint, None);
     cluster.apply(&mk_pod("other", "new", "10.1.0.1"));
     let profile = cluster.profile_of(addr("10.1.0.1:80"));
-    assert_eq!(
-        profile
-            .endpoint
-            .as_ref()
-            .expect("an endpoint")
-            .1
-            .labels
-            .get("pod")
-            .map(String::as_str),
-        Some("new")
-    );
+    let (_, endpoint) = profile.endpoint.as_ref().expect("an endpoint");
+    assert_eq!(endpoint.workload, Some(WorkloadName::pod("other", "new")));
 }
 
 #[test]
@@ -273,7 +264,16 @@ fn a_pod_on_its_nodes_network_is_met_at_its_own_port_alone() {
 fn a_pods_profile_names_the_zone_of_its_node_once_that_is_known() {
     let cluster = web();
     let mut watch = cluster.profile("client", &addr("10.1.0.1:8080"));
-    let zone = |profile: &Profile| profile.endpoint.as_ref().expect("an endpoint").1.zone.clone();
+    let zone = |profile: &Profile| {
+        profile
+            .endpoint
+            .as_ref()
+            .expect("an endpoint")
+            .1
+            .place
+            .zone
+            .clone()
+    };
     assert_eq!(zone(&watch.borrow_and_update()), None);
     let node = j!({"metadata": {"name": "node-a", "labels": {"topology.kubernetes.io/zone": "z"}}});
     cluster.apply(&serde_json::from_value::<Node>(node).expect("a node"));

@@ -31,7 +31,7 @@ fn said(cluster: &Cluster, subject: Subject, name: &str) -> Vec<Vec<String>> {
     let all = cluster.judgements();
     match all
         .iter()
-        .find(|one| one.subject == subject && one.key.name == name)
+        .find(|one| one.subject == subject && *one.key.name == *name)
         .map(|one| &one.status)
     {
         None => Vec::new(),
@@ -44,7 +44,7 @@ fn messages(cluster: &Cluster, subject: Subject, name: &str) -> String {
     let all = cluster.judgements();
     let one = all
         .iter()
-        .find(|one| one.subject == subject && one.key.name == name);
+        .find(|one| one.subject == subject && *one.key.name == *name);
     format!("{:?}", one.map(|one| &one.status))
 }
 
@@ -340,7 +340,7 @@ fn of_two_rate_limits_the_older_is_in_force() {
     let Some(Status::OfTarget(_, target)) = cluster
         .judgements()
         .into_iter()
-        .find(|one| one.key.name == "b")
+        .find(|one| *one.key.name == *"b")
         .map(|one| one.status)
     else {
         panic!("a rate limit's status has a target")
@@ -368,7 +368,7 @@ fn the_server_that_loses_a_port_is_told_by_whom_and_where() {
     );
     let notices = cluster.notices();
     assert_eq!(
-        (notices.len(), notices[0].reason, notices[0].key.name.as_str()),
+        (notices.len(), notices[0].reason, &*notices[0].key.name),
         (1, "ServerOverlap", "b-new")
     );
     assert!(

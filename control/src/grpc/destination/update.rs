@@ -258,7 +258,8 @@ mod tests {
     use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
     use expect_test::{Expect, expect};
-    use heddle_control_core::endpoints::{DEFAULT_WEIGHT, Labels, ProtocolHint};
+    use heddle_control_core::endpoints::{DEFAULT_WEIGHT, Labels, Place, ProtocolHint};
+    use heddle_mesh::Identity;
 
     use super::*;
 
@@ -267,17 +268,20 @@ mod tests {
             weight: DEFAULT_WEIGHT,
             identity: Some(PeerIdentity::ServiceAccount(
                 "web.ns.serviceaccount.identity.linkerd.cluster.local"
-                    .parse()
-                    .expect("an identity"),
+                    .parse::<Identity>()
+                    .expect("an identity")
+                    .into(),
             )),
             hint: ProtocolHint {
                 protocol: Protocol::H2,
                 opaque_transport: Some(4143),
             },
             labels: Arc::new(Labels::new()),
-            zone: None,
-            for_zones: Vec::new(),
-            node: Some(node.into()),
+            workload: None,
+            place: Arc::new(Place {
+                node: Some(node.into()),
+                ..Place::default()
+            }),
         })
     }
 
