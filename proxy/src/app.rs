@@ -104,7 +104,8 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
 
     let ControlService { addr, name } = config.control.identity.clone();
     if config.identity.revocation {
-        let follow = RevocationLoop::new(store.clone(), addr.clone(), name.clone());
+        let follow = RevocationLoop::new(store.clone(), addr.clone(), name.clone())
+            .poll_interval(config.identity.revocation_interval);
         tokio::spawn(follow.run());
     }
     let certify = CertifyLoop::new(store.clone(), key, addr, name, &config.identity.token_file)

@@ -160,6 +160,13 @@ impl Balancer {
                 worker.services.service(path),
                 Vec::new(),
             ),
+            BackendKind::Nowhere => (
+                String::new(),
+                EwmaParams::default(),
+                None,
+                worker.services.service(""),
+                Vec::new(),
+            ),
         };
         // The watch's first value has not been looked at.
         let watch = watch.map(|mut watch| {
@@ -173,7 +180,7 @@ impl Balancer {
             queue_capacity: backend.queue_capacity,
             failfast_timeout: backend.failfast_timeout,
             watch: RefCell::new(watch),
-            exists: Cell::new(true),
+            exists: Cell::new(!matches!(backend.kind, BackendKind::Nowhere)),
             endpoints: RefCell::new(endpoints),
             service,
             waiting: Cell::new(0),

@@ -84,6 +84,8 @@ pub(crate) struct IdentityConfig {
     pub token_file: PathBuf,
     /// Whether peers' certificates are judged by the identity service's revocation lists.
     pub revocation: bool,
+    /// How often it is asked for them.
+    pub revocation_interval: Duration,
     pub min_refresh: Duration,
     pub max_refresh: Duration,
 }
@@ -181,6 +183,7 @@ impl Config {
 
         // Heddle's own: the identity service must serve lists (its --revocations).
         let revocation = p.flag("LINKERD2_PROXY_IDENTITY_REVOCATION");
+        let revocation_interval = p.duration("LINKERD2_PROXY_IDENTITY_REVOCATION_INTERVAL", secs(30));
 
         let cluster_networks = p
             .optional(env::POLICY_CLUSTER_NETWORKS, parse::networks)
@@ -250,6 +253,7 @@ impl Config {
                         roots_file,
                         token_file,
                         revocation,
+                        revocation_interval,
                         min_refresh,
                         max_refresh,
                     },

@@ -10,18 +10,23 @@ mod endpoints;
 mod inbound;
 mod outbound;
 mod policy_client;
+mod profile;
 mod stream;
 
 use std::sync::Arc;
 
-use heddle_proxy_policy::{ClientPolicy, EndpointSet, ServerPolicy, ratelimit::Cells};
+use heddle_proxy_policy::{ClientPolicy, EndpointSet, Profile, ServerPolicy, ratelimit::Cells};
 use linkerd2_proxy_api::{
     destination::destination_client::DestinationClient,
     inbound::inbound_server_policies_client::InboundServerPoliciesClient,
 };
 use tokio::{runtime::Handle, sync::watch};
 
-use crate::{config::Config, dst::Dst, metrics::control::CountedChannel};
+use crate::{
+    config::Config,
+    dst::{Dst, NameAddr},
+    metrics::control::CountedChannel,
+};
 use cache::Cache;
 pub(crate) use cache::Full;
 use policy_client::PolicyClient;
@@ -30,6 +35,7 @@ use policy_client::PolicyClient;
 const OUTBOUND_MAX: usize = 4_096;
 const ENDPOINTS_MAX: usize = 4_096;
 const INBOUND_MAX: usize = 1_024;
+const PROFILES_MAX: usize = 256;
 /// The control plane's messages: 10,000 endpoints with labels are a few megabytes.
 const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
@@ -73,6 +79,7 @@ struct Inner {
     outbound: Cache<Dst, Outbound>,
     endpoints: Cache<Arc<str>, Arc<EndpointSet>>,
     inbound: Cache<u16, Inbound>,
+    profiles: Cache<NameAddr, Option<Arc<Profile>>>,
 }
 
 impl Discovery {
@@ -87,6 +94,7 @@ impl Discovery {
             outbound: Cache::new(OUTBOUND_MAX, config.outbound.discovery_idle),
             endpoints: Cache::new(ENDPOINTS_MAX, config.outbound.discovery_idle),
             inbound: Cache::new(INBOUND_MAX, config.inbound.discovery_idle),
+            profiles: Cache::new(PROFILES_MAX, config.inbound.discovery_idle),
             config,
         }))
     }
@@ -103,6 +111,17 @@ impl Discovery {
                 async move { outbound::follow(&inner, &dst, &publish).await }
             },
         )
+    }
+
+    /// The profile of a service that clients' proxies name; none until the control plane has answered.
+    pub(crate) fn profile(&self, name: &NameAddr) -> Result<watch::Receiver<Option<Arc<Profile>>>, Full> {
+        let inner = &self.0;
+        inner
+            .profiles
+            .watch(&inner.runtime, name.clone(), Default::default, |publish| {
+                let (inner, name) = (inner.clone(), name.clone());
+                async move { profile::publish(&inner, &name, &publish).await }
+            })
     }
 
     /// The endpoints of a service.

@@ -4,6 +4,7 @@ mod app;
 mod gateway;
 mod http;
 mod port;
+mod profile;
 mod tcp;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
@@ -35,6 +36,7 @@ use crate::{
 use http::server_labels;
 use port::Port;
 pub(crate) use port::Ports;
+pub(crate) use profile::Profiles;
 
 /// A peer's handshake is one round trip.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);

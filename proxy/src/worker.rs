@@ -50,6 +50,8 @@ pub(crate) struct Worker {
     pub draining: Cell<bool>,
     pub outbound: outbound::Targets,
     pub inbound: inbound::Ports,
+    /// Of services that this pod is behind.
+    pub profiles: inbound::Profiles,
     /// Held once by the worker, and once by each copy of a request that is under way.
     pub mirrored: Rc<()>,
     balancers: RefCell<AHashMap<BackendKey, Rc<Balancer>>>,
@@ -73,6 +75,7 @@ impl Worker {
             BackendKind::Balance { path, .. } => BackendKey::Path(path.clone()),
             // All that is known of the endpoint: two policies may know different things of one address.
             BackendKind::Forward(endpoint) => BackendKey::Forward(format!("{endpoint:?}")),
+            BackendKind::Nowhere => BackendKey::Path(String::new()),
         };
         if let Some(balancer) = self.balancers.borrow().get(&key) {
             return Ok(balancer.clone());
@@ -85,6 +88,7 @@ impl Worker {
     fn sweep(&self) {
         self.outbound.sweep(self.config.outbound.discovery_idle);
         self.inbound.sweep(self.config.inbound.discovery_idle);
+        self.profiles.sweep(self.config.inbound.discovery_idle);
         let mut balancers = self.balancers.borrow_mut();
         // Whoever still uses it, holds it.
         balancers.retain(|_, balancer| Rc::strong_count(balancer) > 1);
@@ -128,6 +132,7 @@ pub(crate) fn run(parts: Parts, listeners: listen::Listeners) {
             draining: Cell::new(false),
             outbound: outbound::Targets::default(),
             inbound: inbound::Ports::default(),
+            profiles: inbound::Profiles::default(),
             mirrored: Rc::default(),
             balancers: RefCell::default(),
         });

@@ -204,6 +204,8 @@ pub enum BackendKind {
         /// Parameters of the latency estimate.
         ewma: EwmaParams,
     },
+    /// Not at all: a backend that cannot be found, whose filters answer in its place.
+    Nowhere,
 }
 
 /// Opaque routes of an address.

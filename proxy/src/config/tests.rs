@@ -96,3 +96,30 @@ fn lists_and_ranges_are_read() {
     assert_eq!(config.inbound.ips.len(), 2);
     assert!(config.admin.shutdown_endpoint);
 }
+
+#[test]
+fn variables_that_say_nothing_here_are_checked_all_the_same() {
+    let config = with(&[
+        ("INBOUND_ACCEPT_KEEPALIVE", "10000ms"),
+        ("OUTBOUND_CONNECT_EXP_BACKOFF_JITTER", "0.1"),
+        ("HTTP_QUEUE_CAPACITY", "10000"),
+        ("OUTBOUND_SERVER_HTTP2_ADAPTIVE_FLOW_CONTROL", "true"),
+        ("INBOUND_GATEWAY_SUFFIXES", "svc.cluster.local.,x.test"),
+        ("INGRESS_MODE", "true"),
+        // Nobody reads these, in Linkerd's proxy neither.
+        ("INBOUND_PORTS_REQUIRE_TLS", "anything"),
+        ("TRACE_PROTOCOL", "anything"),
+    ])
+    .expect("valid");
+    assert!(config.outbound.ingress);
+    let wrong = [
+        ("OUTBOUND_HTTP_FAILFAST_TIMEOUT", "soon"),
+        ("INBOUND_SERVER_HTTP2_MAX_CONCURRENT_STREAMS", "-1"),
+        ("CONTROL_EXP_BACKOFF_JITTER", "-0.5"),
+        ("INBOUND_SERVER_HTTP2_ADAPTIVE_FLOW_CONTROL", "perhaps"),
+        ("INBOUND_GATEWAY_SUFFIXES", "a b"),
+        ("INGRESS_MODE", "perhaps"),
+    ];
+    let errors = with(&wrong).expect_err("six mistakes");
+    assert_eq!(errors.len(), wrong.len(), "{errors:#?}");
+}

@@ -8,17 +8,14 @@
 use std::{sync::Arc, time::Duration};
 
 use heddle_proxy_policy::{ClientPolicy, Profile};
-use linkerd2_proxy_api::{
-    destination::GetDestination,
-    outbound::{TrafficSpec, traffic_spec},
-};
+use linkerd2_proxy_api::outbound::{TrafficSpec, traffic_spec};
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::sleep};
 use tonic::Code;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
 use super::{
-    Inner, Outbound,
+    Inner, Outbound, profile,
     stream::{self, Event, Next},
 };
 use crate::dst::Dst;
@@ -181,44 +178,25 @@ async fn follow_policy(inner: &Inner, dst: &Dst, publish: &watch::Sender<Outboun
 }
 
 async fn follow_profile(inner: &Inner, dst: &Dst, heard: &Mutex<Heard>, update: Update<'_>) {
-    let open = || {
-        let mut client = inner.destination.clone();
-        let request = GetDestination {
-            scheme: "k8s".to_owned(),
-            path: dst.to_string(),
-            context_token: inner.config.control.destination_context.clone(),
-        };
-        async move { client.get_profile(request).await }
-    };
-    stream::follow(
-        format!("profile of {dst}"),
-        inner.config.control.streams,
-        open,
-        |event| match event {
-            Event::Message(profile, _) => {
-                match Profile::try_from(profile) {
-                    Ok(profile) => {
-                        let mut profile = Some(profile);
-                        update(&mut |heard| heard.profile = profile.take());
-                    }
-                    Err(error) => warn!(%dst, %error, "Ignoring an invalid profile"),
-                }
-                Next::Retry
-            }
-            Event::Failed(status) if status.code() == Code::NotFound => {
-                update(&mut |heard| heard.profile = Some(Profile::default()));
-                Next::Retry
-            }
-            Event::Failed(status) if status.code() == Code::InvalidArgument => {
-                update(&mut |heard| heard.profile = Some(Profile::default()));
-                Next::Stop
-            }
-            // It is not waited for any longer; what was known stays.
-            Event::Failed(_) => {
-                give_up_waiting(heard, update);
-                Next::Retry
-            }
-        },
-    )
+    profile::follow(inner, &dst.to_string(), |event| match event {
+        Event::Message(profile, _) => {
+            let mut profile = Some(profile);
+            update(&mut |heard| heard.profile = profile.take());
+            Next::Retry
+        }
+        Event::Failed(status) if status.code() == Code::NotFound => {
+            update(&mut |heard| heard.profile = Some(Profile::default()));
+            Next::Retry
+        }
+        Event::Failed(status) if status.code() == Code::InvalidArgument => {
+            update(&mut |heard| heard.profile = Some(Profile::default()));
+            Next::Stop
+        }
+        // It is not waited for any longer; what was known stays.
+        Event::Failed(_) => {
+            give_up_waiting(heard, update);
+            Next::Retry
+        }
+    })
     .await;
 }

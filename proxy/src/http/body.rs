@@ -1,9 +1,11 @@
 //! Bodies on their way through, without boxes.
 
 use std::{
+    cell::Cell,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -38,6 +40,8 @@ pub(crate) enum BodyError {
     Http1(#[from] Box<Http1Error>),
     #[error("the response took longer than its policy allows")]
     Timeout,
+    #[error("neither side sent anything for longer than its policy allows")]
+    Idle,
     #[error("another try of the request has begun")]
     Superseded,
 }
@@ -55,6 +59,7 @@ impl BodyError {
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Timeout => "REQUEST_TIMEOUT",
+            Self::Idle => "IDLE_TIMEOUT",
             Self::H2(error) => h2_label(error),
             Self::Hyper(_) | Self::Http1(_) => "IO",
             Self::Superseded => "UNKNOWN",
@@ -80,11 +85,76 @@ pub(super) fn h2_label(error: &h2::Error) -> &'static str {
 pub(crate) struct ClientBody {
     body: Incoming,
     counter: Option<Rc<StreamHandles>>,
+    activity: Option<Activity>,
+}
+
+/// When either side of a stream last moved. Shared by both.
+#[derive(Clone, Debug)]
+pub(crate) struct Activity {
+    limit: Duration,
+    last: Rc<Cell<Instant>>,
+}
+
+/// The end of a stream that stands still.
+#[derive(Debug)]
+struct Idle {
+    activity: Activity,
+    sleep: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl Activity {
+    /// Begins now.
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            last: Rc::new(Cell::new(Instant::now())),
+        }
+    }
+
+    fn moved(&self) {
+        self.last.set(Instant::now());
+    }
+
+    fn ends(&self) -> Instant {
+        self.last.get() + self.limit
+    }
+
+    /// Returns the limit when nothing has moved for so long.
+    pub(crate) async fn idle(&self) -> Duration {
+        while self.ends() > Instant::now() {
+            tokio::time::sleep_until(self.ends()).await;
+        }
+        self.limit
+    }
+}
+
+impl Idle {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            let ends = self.activity.ends();
+            if ends <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.sleep.as_mut().reset(ends);
+        }
+    }
 }
 
 impl ClientBody {
     pub(crate) fn new(body: Incoming, counter: Option<Rc<StreamHandles>>) -> Self {
-        Self { body, counter }
+        Self {
+            body,
+            counter,
+            activity: None,
+        }
+    }
+
+    /// Notes there when it moves.
+    #[must_use]
+    pub(crate) fn noting(mut self, activity: Option<Activity>) -> Self {
+        self.activity = activity;
+        self
     }
 }
 
@@ -98,6 +168,9 @@ impl Body for ClientBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.body).poll_frame(cx);
+        if let (Poll::Ready(_), Some(activity)) = (&polled, &this.activity) {
+            activity.moved();
+        }
         if let (Poll::Ready(Some(Ok(frame))), Some(counter)) = (&polled, &this.counter)
             && let Some(data) = frame.data_ref()
         {
@@ -217,6 +290,7 @@ pub(crate) struct ResponseBody {
     source: Source,
     tracker: Option<Tracker>,
     deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+    idle: Option<Box<Idle>>,
     /// Who else looks at the request; mostly nobody.
     observed: Option<Box<Observed>>,
 }
@@ -258,6 +332,7 @@ impl ResponseBody {
             source,
             tracker: None,
             deadline: None,
+            idle: None,
             observed: None,
         }
     }
@@ -320,6 +395,17 @@ impl ResponseBody {
         self.deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
         self
     }
+
+    /// Fails when neither side moves for too long.
+    #[must_use]
+    pub(crate) fn idle(mut self, activity: Option<Activity>) -> Self {
+        self.idle = activity.map(|activity| {
+            activity.moved();
+            let sleep = Box::pin(tokio::time::sleep_until(activity.ends()));
+            Box::new(Idle { activity, sleep })
+        });
+        self
+    }
 }
 
 impl ResponseBody {
@@ -379,8 +465,18 @@ impl Body for ResponseBody {
                     this.fail(&BodyError::Timeout);
                     return Poll::Ready(Some(Err(BodyError::Timeout)));
                 }
+                if let Some(idle) = &mut this.idle
+                    && idle.poll(cx).is_ready()
+                {
+                    this.idle = None;
+                    this.fail(&BodyError::Idle);
+                    return Poll::Ready(Some(Err(BodyError::Idle)));
+                }
             }
             Poll::Ready(Some(Ok(frame))) => {
+                if let Some(idle) = &this.idle {
+                    idle.activity.moved();
+                }
                 let ended = this.source.is_end_stream();
                 if let Some(tracker) = &mut this.tracker {
                     tracker.frame(frame);

@@ -165,8 +165,9 @@ impl ProxyError {
 
     /// What the client is told. The one place where errors become responses.
     pub(crate) fn response(&self, grpc: bool) -> Response<ResponseBody> {
-        let message =
-            HeaderValue::try_from(self.to_string()).unwrap_or(HeaderValue::from_static("proxy error"));
+        // A library's message may have several lines.
+        let message = self.to_string().replace(|char: char| char.is_control(), " ");
+        let message = HeaderValue::try_from(message).unwrap_or(HeaderValue::from_static("proxy error"));
         let mut response = Response::new(ResponseBody::empty());
         if grpc {
             let headers = response.headers_mut();

@@ -1,7 +1,7 @@
 //! A rule's filters at work.
 
 use heddle_proxy_policy::filter::{FailureCode, Filter};
-use http::{HeaderValue, Request, Response, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Parts};
 
 use super::{ProxyError, ResponseBody, error, headers};
 
@@ -12,25 +12,43 @@ pub(crate) fn request<B>(
     prefix: Option<&str>,
     request: &mut Request<B>,
 ) -> Result<Option<Response<ResponseBody>>, ProxyError> {
+    if filters.is_empty() {
+        return Ok(None);
+    }
+    let mut uri = std::mem::take(request.uri_mut());
+    let answer = apply(filters, prefix, &mut uri, request.headers_mut());
+    *request.uri_mut() = uri;
+    answer
+}
+
+/// As [`request`], with a backend's filters. A backend that cannot be found is one whose filter answers.
+pub(crate) fn to_backend(
+    filters: &[Filter],
+    prefix: Option<&str>,
+    head: &mut Parts,
+) -> Result<Option<Response<ResponseBody>>, ProxyError> {
+    apply(filters, prefix, &mut head.uri, &mut head.headers)
+}
+
+fn apply(
+    filters: &[Filter],
+    prefix: Option<&str>,
+    uri: &mut Uri,
+    headers: &mut HeaderMap,
+) -> Result<Option<Response<ResponseBody>>, ProxyError> {
     for filter in filters {
         match filter {
-            Filter::RequestHeaders(change) => change.apply(request.headers_mut()),
+            Filter::RequestHeaders(change) => change.apply(headers),
             Filter::ResponseHeaders(_) => {}
             Filter::Rewrite(rewrite) => {
-                let mut uri = std::mem::take(request.uri_mut());
-                let is_uri = rewrite.apply(&mut uri, request.headers_mut(), prefix);
-                *request.uri_mut() = uri;
-                if !is_uri {
+                if !rewrite.apply(uri, headers, prefix) {
                     return Err(ProxyError::BadRequest("no URI"));
                 }
             }
             Filter::Redirect(redirect) => {
-                let host = request
-                    .headers()
-                    .get(header::HOST)
-                    .and_then(|host| host.to_str().ok());
+                let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
                 let (status, target) = redirect
-                    .target(request.uri(), host, prefix)
+                    .target(uri, host, prefix)
                     .ok_or(ProxyError::BadRequest("no host to redirect"))?;
                 let location = HeaderValue::from_str(&target.to_string())
                     .map_err(|_| ProxyError::BadRequest("no URI"))?;
@@ -45,26 +63,6 @@ pub(crate) fn request<B>(
         }
     }
     Ok(None)
-}
-
-/// Applies a backend's filters to a request that goes there. Those that answer by themselves belong to rules.
-pub(crate) fn to_backend(
-    filters: &[Filter],
-    prefix: Option<&str>,
-    head: &mut Parts,
-) -> Result<(), ProxyError> {
-    for filter in filters {
-        match filter {
-            Filter::RequestHeaders(change) => change.apply(&mut head.headers),
-            Filter::Rewrite(rewrite) => {
-                if !rewrite.apply(&mut head.uri, &mut head.headers, prefix) {
-                    return Err(ProxyError::BadRequest("no URI"));
-                }
-            }
-            Filter::ResponseHeaders(_) | Filter::Redirect(_) | Filter::Fail(_) => {}
-        }
-    }
-    Ok(())
 }
 
 /// Applies filters to a response.

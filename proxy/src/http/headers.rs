@@ -70,17 +70,27 @@ pub(crate) fn strip_forgeable(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether a request asks for another protocol on its connection.
+/// Whether a request asks for another protocol on its connection. HTTP/2 is none: who gets it by an upgrade (`h2c`)
+/// could send requests past the policy. Such a request goes on without the wish.
 pub(crate) fn is_upgrade<B>(req: &Request<B>) -> bool {
+    let has_token = |value: &HeaderValue, token: &str| {
+        value
+            .to_str()
+            .is_ok_and(|text| text.split(',').any(|one| one.trim().eq_ignore_ascii_case(token)))
+    };
     req.version() < Version::HTTP_2
         && (req.method() == http::Method::CONNECT
             || (req.headers().contains_key(header::UPGRADE)
-                && req.headers().get(header::CONNECTION).is_some_and(|value| {
-                    value.to_str().is_ok_and(|text| {
-                        text.split(',')
-                            .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
-                    })
-                })))
+                && !req
+                    .headers()
+                    .get_all(header::UPGRADE)
+                    .iter()
+                    .any(|value| has_token(value, "h2c"))
+                && req
+                    .headers()
+                    .get_all(header::CONNECTION)
+                    .iter()
+                    .any(|value| has_token(value, "upgrade"))))
 }
 
 /// Makes an HTTP/1 request one of HTTP/2 that remembers what it was. `fallback` is its authority when it names none.
@@ -222,6 +232,10 @@ mod tests {
             &[("connection", "Keep-Alive, Upgrade"), ("upgrade", "websocket")]
         )));
         assert!(!is_upgrade(&request("/", &[("upgrade", "websocket")])));
+        assert!(!is_upgrade(&request(
+            "/",
+            &[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "foo, H2C")]
+        )));
         assert!(!is_upgrade(&request("/", &[("connection", "upgrade")])));
     }
 }

@@ -28,8 +28,9 @@ use crate::{
     },
     metrics::{
         family::Counter,
-        http::HttpHandles,
+        http::{End, HttpHandles},
         labels::Labels,
+        route::{Of, RouteHandles, RouteTracker},
         stream::{Stream, StreamHandles},
     },
     observe::{Direction, Observed},
@@ -148,6 +149,16 @@ impl Connection {
         }
     }
 
+    /// The counters of the ServiceProfile's route, when the client's proxy says that it chose the request's way by one.
+    fn profiled<B>(&self, request: &Request<B>) -> Option<Rc<RouteHandles>> {
+        // A stranger does not choose what is counted.
+        let service = self
+            .client_id
+            .as_ref()
+            .and_then(|_| request.headers().get(headers::DST_CANONICAL))?;
+        self.worker.profiles.route(&self.worker, service, request)
+    }
+
     /// The port's policy as it is now.
     pub(super) fn policy(&self) -> Arc<ServerPolicy> {
         self.port.policy()
@@ -211,7 +222,9 @@ impl Connection {
         let (allowed, handles) = self.admit(&policy, &request, started)?;
         let orig_proto = request.headers().contains_key(headers::ORIG_PROTO);
         let was_http1 = headers::downgrade_to_h1(&mut request) || request.version() != Version::HTTP_2;
+        let mut profiled = None;
         if headers::has_own(request.headers()) {
+            profiled = self.profiled(&request);
             headers::strip_forgeable(request.headers_mut());
         }
         if let Some(id) = &self.client_id {
@@ -223,6 +236,9 @@ impl Connection {
         let permit = allowed.permit;
         if headers::is_upgrade(&request) {
             return Box::pin(self.upgrade(&permit, request)).await;
+        }
+        if let Some(route) = &profiled {
+            route.request(Of::Request);
         }
         let counter = Some(handles.stream.clone());
         let mut request = request.map(|body| RequestBody::Incoming(ClientBody::new(body, counter)));
@@ -259,6 +275,9 @@ impl Connection {
                 if let Some(observed) = &mut observed {
                     observed.failed(error.h2_reason());
                 }
+                if let Some(route) = &profiled {
+                    route.response(Of::Request, error.status(), End::Failed, started);
+                }
                 return Err(self.failed(&handles, started, error));
             }
         };
@@ -287,7 +306,13 @@ impl Connection {
             None,
         );
         let tracker = tracker.counting(Some(Stream::new(handles.stream.clone(), started)));
-        let response = response.map(|body| body.tracked(tracker));
+        let mut response = response.map(|body| body.tracked(tracker));
+        if let Some(route) = &profiled {
+            let tracker = RouteTracker::new(route, Of::Request, response.status(), started);
+            let headers = std::mem::take(response.headers_mut());
+            response.body_mut().also_tracked(&headers, tracker);
+            *response.headers_mut() = headers;
+        }
         Ok(match observed {
             None => response,
             Some(observed) => observed.answered(response),
@@ -307,11 +332,9 @@ impl Connection {
     }
 
     fn failed(&self, handles: &Handles, started: Instant, error: ProxyError) -> ProxyError {
-        handles.http.response(
-            http::StatusCode::BAD_GATEWAY,
-            crate::metrics::http::End::Failed,
-            started,
-        );
+        handles
+            .http
+            .response(http::StatusCode::BAD_GATEWAY, End::Failed, started);
         Stream::new(handles.stream.clone(), started).failed(error.stream_label());
         error
     }

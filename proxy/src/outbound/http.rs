@@ -16,7 +16,7 @@ use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts, uri::Authority,
 };
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::{
@@ -27,7 +27,7 @@ use crate::{
     dst::NameAddr,
     http::{
         ProxyError, RequestBody, ResponseBody,
-        body::{ClientBody, Tracker},
+        body::{Activity, ClientBody, Tracker},
         filter, grpc_status, headers, is_grpc, pipe,
         serve::{self, HttpVersion},
     },
@@ -73,6 +73,8 @@ pub(super) struct Way<'p> {
     /// The rule's, or what the request asks for where the rule allows it.
     pub(super) timeouts: Timeouts,
     pub(super) retry: Option<&'p Retry>,
+    /// When either side last moved, where idle streams are ended.
+    pub(super) activity: Option<&'p Activity>,
     /// The counters of the ServiceProfile's route.
     pub(super) route: Option<&'p Rc<RouteHandles>>,
     /// Who the endpoint must be.
@@ -224,6 +226,8 @@ impl Client {
         let counters = policy
             .counters
             .route(metrics, &policy.policy, &route.meta, rule, host.as_deref());
+        let timeouts = asked.timeouts.unwrap_or(rule.timeouts);
+        let activity = timeouts.idle.map(Activity::new);
         let way = Way {
             policy: &policy,
             http,
@@ -234,7 +238,8 @@ impl Client {
                 .changes_urls()
                 .then(|| found.matched_prefix(&request))
                 .flatten(),
-            timeouts: asked.timeouts.unwrap_or(rule.timeouts),
+            timeouts,
+            activity: activity.as_ref(),
             retry: asked.retry.as_ref().or(rule.retry.as_ref()),
             route: policy.route_handles(rule),
             require_id: asked.id.as_ref(),
@@ -267,7 +272,7 @@ impl Client {
             return Box::pin(super::upgrade::serve(self, way, request)).await;
         }
         let (head, body) = request.into_parts();
-        let body = ClientBody::new(body, Some(way.counters.stream.clone()));
+        let body = ClientBody::new(body, Some(way.counters.stream.clone())).noting(way.activity.cloned());
         let body = RequestBody::Incoming(body);
         if let Some(route) = way.route {
             route.request(Of::Request);
@@ -307,6 +312,7 @@ impl Client {
         let Timeouts {
             response,
             request,
+            // Watched over by `way.activity`.
             idle: _,
         } = way.timeouts;
         let end = request.map(|limit| started + limit);
@@ -319,16 +325,14 @@ impl Client {
             route.request(Of::Try);
             Instant::now()
         });
-        let result = match limit {
-            None => sending.await,
-            Some(limit) => Box::pin(timeout_at(started + limit, sending))
-                .await
-                .unwrap_or(Err(ProxyError::Timeout(limit))),
+        let result = match (limit, way.activity) {
+            (None, None) => sending.await,
+            (limit, activity) => Box::pin(bounded(sending, started, limit, activity)).await,
         };
         let response = way.counted(Of::Try, tried.unwrap_or(started), result)?;
-        Ok(match end {
-            None => response,
-            Some(_) => response.map(|body| body.deadline(end)),
+        Ok(match (end, way.activity) {
+            (None, None) => response,
+            (end, activity) => response.map(|body| body.deadline(end).idle(activity.cloned())),
         })
     }
 
@@ -344,7 +348,9 @@ impl Client {
             terms,
             sticky,
         } = Chosen::new(way.policy, way.rule, &head.headers, self.addr())?;
-        filter::to_backend(&backend.filters, way.prefix, &mut head)?;
+        if let Some(response) = filter::to_backend(&backend.filters, way.prefix, &mut head)? {
+            return Ok(response);
+        }
         let counter = way.counters.backend(backend);
         let errand = Errand {
             counter: Some(&counter),
@@ -594,6 +600,36 @@ fn answer(status: StatusCode, headers: &HeaderMap) -> Answer {
         failed: status.is_server_error() || grpc.is_some_and(|code| code != 0),
         overloaded: status == StatusCode::TOO_MANY_REQUESTS || grpc == Some(RESOURCE_EXHAUSTED),
         retry_after: retry_after().map(Duration::from_secs),
+    }
+}
+
+/// A try that must have its response's head in time, and without its request's body standing still for too long.
+async fn bounded(
+    sending: impl Future<Output = Result<Response<ResponseBody>, ProxyError>>,
+    started: Instant,
+    limit: Option<Duration>,
+    activity: Option<&Activity>,
+) -> Result<Response<ResponseBody>, ProxyError> {
+    let late = async {
+        match limit {
+            Some(limit) => {
+                sleep_until(started + limit).await;
+                limit
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let idle = async {
+        match activity {
+            Some(activity) => activity.idle().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        result = sending => result,
+        limit = late => Err(ProxyError::Timeout(limit)),
+        limit = idle => Err(ProxyError::Timeout(limit)),
     }
 }
 

@@ -20,7 +20,9 @@ pub(super) async fn serve(
         backend, balancer, ..
     } = chosen;
     let (mut head, body) = request.into_parts();
-    filter::to_backend(&backend.filters, way.prefix, &mut head)?;
+    if let Some(response) = filter::to_backend(&backend.filters, way.prefix, &mut head)? {
+        return Ok(response);
+    }
     let mut request = Request::from_parts(head, body);
     let deadline = balancer.failfast_deadline();
     let (endpoint, connection) = loop {

@@ -1,6 +1,11 @@
 //! Applications and their clients.
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
@@ -35,23 +40,38 @@ pub(crate) struct Reply {
 /// Serves HTTP/1 and HTTP/2 on a pod's port. It answers with `name`, tells in headers what it saw, and does what
 /// some paths ask for.
 pub(crate) fn serve_http(namespace: &Namespace, port: u16, name: &'static str) {
+    serve_http_with(namespace, (Ipv4Addr::UNSPECIFIED, port).into(), name, None);
+}
+
+/// As [`serve_http`], on any address, over TLS when told how.
+pub(crate) fn serve_http_with(
+    namespace: &Namespace,
+    addr: SocketAddr,
+    name: &'static str,
+    tls: Option<Arc<heddle_tls::rustls::ServerConfig>>,
+) {
     let (up, is_up) = std::sync::mpsc::sync_channel(1);
     namespace.thread(move || {
         runtime().block_on(async move {
-            let listener = TcpListener::bind(("0.0.0.0", port))
-                .await
-                .expect("the port is free");
+            let listener = TcpListener::bind(addr).await.expect("the port is free");
             up.send(()).expect("the test waits for this");
             loop {
                 let Ok((tcp, _)) = listener.accept().await else {
                     continue;
                 };
+                let tls = tls.clone();
                 tokio::spawn(async move {
                     let service =
                         service_fn(
                             move |request| async move { Ok::<_, Infallible>(answer(request, name).await) },
                         );
                     let serving = auto::Builder::new(TokioExecutor::new());
+                    if let Some(tls) = tls {
+                        if let Ok(tls) = tokio_rustls::TlsAcceptor::from(tls).accept(tcp).await {
+                            let _ = serving.serve_connection(TokioIo::new(tls), service).await;
+                        }
+                        return;
+                    }
                     let serving = serving.serve_connection_with_upgrades(TokioIo::new(tcp), service);
                     // Clients come and go.
                     let _ = serving.await;
@@ -137,6 +157,7 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
         .get("host")
         .cloned()
         .unwrap_or(HeaderValue::from_static("none"));
+    let seen_forwarded = request.headers().get("forwarded").cloned();
     let seen_l5d = request
         .headers()
         .keys()
@@ -151,6 +172,9 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
     headers.insert("seen-host", seen_host);
     headers.insert("seen-uri", HeaderValue::from_str(&seen_uri).expect("a path"));
     headers.insert("seen-l5d", HeaderValue::from(seen_l5d));
+    if let Some(forwarded) = seen_forwarded {
+        headers.insert("seen-forwarded", forwarded);
+    }
     response
 }
 
@@ -177,6 +201,18 @@ pub(crate) fn serve_greeting(namespace: &Namespace, port: u16) {
         });
     });
     is_up.recv().expect("the application starts");
+}
+
+/// One exchange of bytes, until the other side ends it.
+pub(crate) async fn exchange(addr: SocketAddr, bytes: &[u8]) -> Result<String, Error> {
+    let exchange = async {
+        let mut tcp = TcpStream::connect(addr).await?;
+        tcp.write_all(bytes).await?;
+        let mut answer = Vec::new();
+        tcp.read_to_end(&mut answer).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    tokio::time::timeout(crate::DEADLINE, exchange).await?
 }
 
 /// A client's HTTP/1 connection.

@@ -20,8 +20,8 @@ use linkerd2_proxy_api::{
     outbound::{self, TrafficSpec, traffic_spec},
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::{
@@ -52,6 +52,11 @@ struct Inner {
     endpoints: Mutex<HashMap<String, watch::Sender<Vec<destination::WeightedAddr>>>>,
     outbound: Mutex<HashMap<SocketAddr, watch::Sender<PolicyMessage>>>,
     inbound: Mutex<HashMap<(String, u16), watch::Sender<inbound::Server>>>,
+    named: Mutex<HashMap<String, outbound::OutboundPolicy>>,
+    profiles: Mutex<HashMap<String, watch::Sender<destination::DestinationProfile>>>,
+    /// The serial number of each identity's newest leaf, and those that are revoked.
+    serials: Mutex<HashMap<String, u64>>,
+    revoked: Mutex<Vec<u64>>,
 }
 
 /// One pod's running control plane.
@@ -67,7 +72,7 @@ impl Script {
         params
             .distinguished_name
             .push(DnType::CommonName, "root.linkerd.cluster.local");
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().expect("a key");
         let anchors = params.self_signed(&key).expect("a certificate").pem();
         Self(Arc::new(Inner {
@@ -76,6 +81,10 @@ impl Script {
             endpoints: Mutex::default(),
             outbound: Mutex::default(),
             inbound: Mutex::default(),
+            named: Mutex::default(),
+            profiles: Mutex::default(),
+            serials: Mutex::default(),
+            revoked: Mutex::default(),
         }))
     }
 
@@ -122,6 +131,75 @@ impl Script {
             .send_replace(server);
     }
 
+    /// The policy of a name.
+    pub(crate) fn set_named(&self, name: &str, policy: outbound::OutboundPolicy) {
+        let mut all = self.0.named.lock().expect("no test panics while it holds this");
+        all.insert(name.to_owned(), policy);
+    }
+
+    /// The profile of an address or a name; the empty one until then.
+    pub(crate) fn set_profile(&self, path: &str, profile: destination::DestinationProfile) {
+        self.profile(path).send_replace(profile);
+    }
+
+    fn profile(&self, path: &str) -> watch::Sender<destination::DestinationProfile> {
+        let mut all = self
+            .0
+            .profiles
+            .lock()
+            .expect("no test panics while it holds this");
+        all.entry(path.to_owned()).or_default().clone()
+    }
+
+    /// Revokes an account's newest certificate.
+    pub(crate) fn revoke(&self, account: &str) {
+        let serials = self.0.serials.lock().expect("no test panics while it holds this");
+        let serial = serials[&policies::identity(account)];
+        let mut revoked = self.0.revoked.lock().expect("no test panics while it holds this");
+        revoked.push(serial);
+    }
+
+    /// The revocation list.
+    fn revocations(&self) -> String {
+        let now = SystemTime::now();
+        let revoked = self.0.revoked.lock().expect("no test panics while it holds this");
+        let one = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + Duration::from_secs(3600)).into(),
+            crl_number: SerialNumber::from(revoked.len() as u64 + 1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(one).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.0.issuer).expect("a list");
+        list.pem().expect("PEM")
+    }
+
+    /// TLS for a server whose certificate has only this SPIFFE ID.
+    pub(crate) fn workload(&self, id: &str) -> Arc<heddle_tls::rustls::ServerConfig> {
+        use heddle_tls::rustls::{
+            ServerConfig,
+            pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+        };
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.subject_alt_names = vec![rcgen::SanType::URI(id.try_into().expect("ASCII"))];
+        let cert = params.signed_by(&key, &self.0.issuer).expect("a certificate");
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = ServerConfig::builder_with_provider(heddle_tls::provider())
+            .with_safe_default_protocol_versions()
+            .expect("TLS 1.3")
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key);
+        Arc::new(config.expect("they belong together"))
+    }
+
     /// Serves the script on a pod's loopback.
     pub(crate) fn serve(&self, namespace: &Namespace) -> Running {
         let script = self.clone();
@@ -138,6 +216,7 @@ impl Script {
                     .add_service(dst::DestinationServer::new(script.clone()))
                     .add_service(id::IdentityServer::new(script.clone()))
                     .add_service(inb::InboundServerPoliciesServer::new(script.clone()))
+                    .add_service(RevocationLists(script.clone()))
                     .add_service(OutboundPolicies(script))
                     .serve_with_incoming(TcpListenerStream::new(listener));
                 tokio::select! {
@@ -229,12 +308,31 @@ impl dst::Destination for Script {
         &self,
         request: Request<destination::GetDestination>,
     ) -> Result<Response<Self::GetProfileStream>, Status> {
-        let path = request.into_inner().path;
-        let _: SocketAddr = path.parse().map_err(|_| Status::invalid_argument("no address"))?;
-        let profile = destination::DestinationProfile::default();
-        Ok(Response::new(Box::pin(
-            tokio_stream::once(Ok(profile)).chain(tokio_stream::pending()),
-        )))
+        let watch = self.profile(&request.into_inner().path).subscribe();
+        Ok(Response::new(Box::pin(WatchStream::new(watch).map(Ok))))
+    }
+}
+
+/// The revocation lists, beside the gRPC services.
+#[derive(Clone)]
+struct RevocationLists(Script);
+
+impl NamedService for RevocationLists {
+    const NAME: &'static str = heddle_tls::revocation::LISTS_SERVICE;
+}
+
+impl Service<http::Request<tonic::body::Body>> for RevocationLists {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Request<tonic::body::Body>) -> Self::Future {
+        let lists = http_body_util::Full::new(bytes::Bytes::from(self.0.revocations()));
+        std::future::ready(Ok(http::Response::new(tonic::body::Body::new(lists))))
     }
 }
 
@@ -273,8 +371,16 @@ impl Script {
         &self,
         request: Request<TrafficSpec>,
     ) -> Result<Response<Streaming<PolicyMessage>>, Status> {
-        let Some(traffic_spec::Target::Addr(addr)) = request.into_inner().target else {
-            return Err(Status::invalid_argument("no address"));
+        let addr = match request.into_inner().target {
+            Some(traffic_spec::Target::Addr(addr)) => addr,
+            Some(traffic_spec::Target::Authority(name)) => {
+                let all = self.0.named.lock().expect("no test panics while it holds this");
+                let policy = all.get(&name).ok_or_else(|| Status::not_found("no service"))?;
+                let policy = PolicyMessage::new(policy.clone(), &Extension::default());
+                let stream = tokio_stream::once(Ok(policy)).chain(tokio_stream::pending());
+                return Ok(Response::new(Box::pin(stream)));
+            }
+            None => return Err(Status::invalid_argument("no target")),
         };
         let addr = heddle_proxy_policy::net::socket_addr(addr)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -323,8 +429,9 @@ impl id::Identity for Script {
             token: _,
             certificate_signing_request,
         } = request.into_inner();
-        let csr = CertificateSigningRequestParams::from_der(&certificate_signing_request.as_slice().into())
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let mut csr =
+            CertificateSigningRequestParams::from_der(&certificate_signing_request.as_slice().into())
+                .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let names: Vec<_> = csr
             .params
             .subject_alt_names
@@ -334,6 +441,14 @@ impl id::Identity for Script {
         if names.len() != 1 || !names[0].contains(&identity) {
             return Err(Status::invalid_argument(format!("{names:?} is not {identity}")));
         }
+        let serial = {
+            let mut serials = self.0.serials.lock().expect("no test panics while it holds this");
+            let serial = serials.len() as u64 + 1;
+            serials.insert(identity, serial);
+            serial
+        };
+        csr.params.serial_number = Some(SerialNumber::from(serial));
+        csr.params.use_authority_key_identifier_extension = true;
         let leaf = csr
             .signed_by(&self.0.issuer)
             .map_err(|error| Status::internal(error.to_string()))?;

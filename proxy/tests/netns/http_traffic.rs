@@ -14,7 +14,7 @@ use crate::{
     control::Script,
     eventually,
     net::Network,
-    pod::Pod,
+    pod::{Options, Pod},
     policies::{endpoint, http_rule, identity, outbound_detect, path, unified_accrual},
 };
 
@@ -309,7 +309,13 @@ fn an_endpoint_that_fails_too_often_rests_but_not_the_last() {
     }
     use linkerd2_proxy_api::outbound::proxy_protocol::Kind;
     let (network, script) = (Network::new(), Script::new());
-    let (client, first) = pair(&network, &script);
+    let first = Pod::start(&network, &script, "server");
+    serve_http(&first.namespace, 8080, "server");
+    // Each worker judges by what it has seen itself; two could each rest another endpoint.
+    let options = Options {
+        env: vec![("CORES", "1".to_owned())],
+    };
+    let client = Pod::start_with(&network, &script, "client", options);
     let second = Pod::start(&network, &script, "second");
     serve_http(&second.namespace, 8080, "second");
     let endpoints = [(&first, "server"), (&second, "second")]

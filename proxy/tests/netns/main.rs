@@ -3,14 +3,19 @@
 
 mod apps;
 mod control;
+mod edges;
 mod extension;
+mod gateway;
 mod grpc;
 mod http_traffic;
+mod identity;
+mod ingress;
 mod lifecycle;
 mod net;
 mod pod;
 mod policies;
 mod policy;
+mod profiles;
 mod tcp_traffic;
 
 use std::time::{Duration, Instant};

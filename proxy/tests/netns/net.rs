@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     future::Future,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::fd::AsFd as _,
     process::Command,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
@@ -23,6 +23,7 @@ pub(crate) struct Network {
 pub(crate) struct Namespace {
     pub name: String,
     pub ip: Ipv4Addr,
+    pub ip6: Ipv6Addr,
 }
 
 impl Network {
@@ -65,9 +66,17 @@ impl Network {
             "dev",
             "eth0",
         ]);
+        let address6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::try_from(number).expect("few pods"));
+        let net6 = format!("{address6}/64");
+        ip(&["-n", &name, "addr", "add", &net6, "dev", "eth0", "nodad"]);
         ip(&["-n", &name, "link", "set", "eth0", "up"]);
         ip(&["-n", &name, "route", "add", "default", "dev", "eth0"]);
-        Namespace { name, ip: address }
+        ip(&["-n", &name, "-6", "route", "add", "default", "dev", "eth0"]);
+        Namespace {
+            name,
+            ip: address,
+            ip6: address6,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Messages of the control plane, as tests need them.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use linkerd2_proxy_api::{destination, http_route, inbound, meta, outbound};
 
@@ -10,7 +10,7 @@ pub(crate) fn default_meta(name: &str) -> Option<meta::Metadata> {
     })
 }
 
-fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+pub(crate) fn seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }
 
@@ -35,12 +35,13 @@ pub(crate) fn authz(who: Option<&[&str]>) -> inbound::Authz {
             )),
         }),
     };
-    let all: ipnet::IpNet = "0.0.0.0/0".parse().expect("a network");
+    let all = ["0.0.0.0/0", "::/0"].map(|net| net.parse::<ipnet::IpNet>().expect("a network"));
+    let networks = all.map(|net| inbound::Network {
+        net: Some(net.into()),
+        except: Vec::new(),
+    });
     inbound::Authz {
-        networks: vec![inbound::Network {
-            net: Some(all.into()),
-            except: Vec::new(),
-        }],
+        networks: networks.into(),
         authentication: Some(inbound::Authn { permit: Some(permit) }),
         labels: Default::default(),
         metadata: default_meta(if who.is_some() { "by-identity" } else { "everyone" }),
@@ -83,12 +84,13 @@ pub(crate) fn opaque_server(authorizations: Vec<inbound::Authz>) -> inbound::Ser
 
 /// An endpoint; meshed when it has an account.
 pub(crate) fn endpoint(
-    ip: Ipv4Addr,
+    ip: impl Into<IpAddr>,
     port: u16,
     account: Option<&str>,
     opaque: bool,
 ) -> destination::WeightedAddr {
     use destination::{protocol_hint, tls_identity};
+    let ip = ip.into();
     let addr = SocketAddr::from((ip, port));
     let tls_identity = account.map(|account| destination::TlsIdentity {
         strategy: Some(tls_identity::Strategy::DnsLikeIdentity(
@@ -207,7 +209,7 @@ pub(crate) fn outbound_http2(service: &str, rule: outbound::http_route::Rule) ->
     }
 }
 
-fn opaque(service: &str) -> outbound::proxy_protocol::Opaque {
+pub(crate) fn opaque(service: &str) -> outbound::proxy_protocol::Opaque {
     use outbound::opaque_route::{Distribution, RouteBackend, Rule, distribution};
     let first = RouteBackend {
         backend: Some(backend(service)),

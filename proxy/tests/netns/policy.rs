@@ -63,6 +63,50 @@ fn requests_are_authorized_by_identity_and_judged_anew_when_the_policy_changes()
 }
 
 #[test]
+fn a_rate_limit_holds_for_the_whole_proxy() {
+    if !can_run() {
+        return;
+    }
+    use linkerd2_proxy_api::inbound::{
+        HttpLocalRateLimit, http_local_rate_limit::Limit, proxy_protocol::Kind,
+    };
+    let (network, script) = (Network::new(), Script::new());
+    let mut limited = server(vec![authz(None)]);
+    if let Some(Kind::Detect(detect)) = limited.protocol.as_mut().and_then(|one| one.kind.as_mut()) {
+        detect.http_local_rate_limit = Some(HttpLocalRateLimit {
+            metadata: crate::policies::default_meta("slow"),
+            total: None,
+            identity: Some(Limit {
+                requests_per_second: 1,
+            }),
+            overrides: Vec::new(),
+        });
+    }
+    script.set_inbound("server", 8080, limited);
+    // Two workers; the client's connections are spread over both.
+    let (_client, pod) = pair(&network, &script);
+    let (outside, addr) = (network.namespace(), pod.addr(8080));
+    let (statuses, took) = outside.block_on(move || async move {
+        let started = std::time::Instant::now();
+        let asked = (0..30).map(|_| async move { try_get(addr, "/").await.expect("a reply").status });
+        (futures_util::future::join_all(asked).await, started.elapsed())
+    });
+    let served = statuses.iter().filter(|status| **status == 200).count();
+    assert!(
+        statuses.iter().all(|status| matches!(status, 200 | 429)),
+        "{statuses:?}"
+    );
+    // One at once, and one more for each second that it took.
+    let most = 1 + usize::try_from(took.as_secs()).expect("small");
+    assert!((1..=most).contains(&served), "{served} in {took:?}");
+    let labels = [("srv_name", "web"), ("scope", "identity")];
+    assert!(
+        pod.metric("inbound_http_local_ratelimit_total", &labels)
+            .is_some()
+    );
+}
+
+#[test]
 fn the_default_policy_holds_without_a_control_plane() {
     if !can_run() {
         return;

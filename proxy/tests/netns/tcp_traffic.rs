@@ -39,7 +39,7 @@ fn pair(network: &Network, script: &Script) -> (Pod, Pod) {
 }
 
 /// Reads the greeting, sends, ends, and reads what comes back.
-async fn converse(addr: SocketAddr, text: &[u8]) -> std::io::Result<Vec<u8>> {
+pub(crate) async fn converse(addr: SocketAddr, text: &[u8]) -> std::io::Result<Vec<u8>> {
     let conversation = async {
         let mut tcp = TcpStream::connect(addr).await?;
         let mut greeting = [0; 11];
@@ -186,7 +186,7 @@ fn connections_are_refused_and_ended_by_policy() {
 }
 
 /// What a TLS client sends first.
-fn client_hello(name: &'static str) -> Vec<u8> {
+pub(crate) fn client_hello(name: &'static str) -> Vec<u8> {
     use heddle_tls::rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
     let config = ClientConfig::builder_with_provider(heddle_tls::provider())
         .with_safe_default_protocol_versions()

@@ -480,11 +480,13 @@ impl TryFrom<proto::Backend> for Backend {
         let failfast = queue
             .failfast_timeout
             .ok_or_else(|| Invalid::missing("queue.failfast_timeout"))?;
-        let kind = match kind.ok_or_else(|| Invalid::missing("kind"))? {
-            Kind::Forward(addr) => BackendKind::Forward(Arc::new(
+        let kind = match kind {
+            // Linkerd's controller sends this for a Service that does not exist, with a filter that answers.
+            None => BackendKind::Nowhere,
+            Some(Kind::Forward(addr)) => BackendKind::Forward(Arc::new(
                 Endpoint::from_proto(addr, &Default::default()).map_err(|error| error.within("forward"))?,
             )),
-            Kind::Balancer(balancer) => {
+            Some(Kind::Balancer(balancer)) => {
                 let discovery = balancer.discovery.and_then(|one| one.kind);
                 let endpoint_discovery::Kind::Dst(dst) =
                     discovery.ok_or_else(|| Invalid::missing("balancer.discovery"))?;

@@ -109,6 +109,16 @@ fn reads_a_weighted_http_policy() {
 }
 
 #[test]
+fn a_backend_of_no_kind_leads_nowhere() {
+    let backend = proto::Backend {
+        kind: None,
+        ..backend("a")
+    };
+    let backend = Backend::try_from(backend).expect("as Linkerd's controller sends it");
+    assert_eq!(backend.kind, BackendKind::Nowhere);
+}
+
+#[test]
 fn every_required_field_is_required() {
     type Break = fn(&mut proto::http_route::Rule);
     let with_backend = |change: fn(&mut proto::Backend)| {
@@ -130,7 +140,6 @@ fn every_required_field_is_required() {
     let broken = [
         with_backend(|backend| backend.metadata = None),
         with_backend(|backend| backend.queue = None),
-        with_backend(|backend| backend.kind = None),
         http_rule(&[]),
     ];
     for (index, rule) in broken.into_iter().enumerate() {
