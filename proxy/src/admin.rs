@@ -4,7 +4,7 @@
 //! speaks plaintext and TLS with the proxy's own certificate, whichever the client begins with: probes and scrapers come
 //! without, and `heddle identity` comes for the certificate.
 
-use std::{convert::Infallible, fmt::Write as _, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use heddle_daemon::signal::Trigger;
@@ -144,12 +144,6 @@ impl Admin {
         if prometheus_client::encoding::text::encode(&mut process, &self.registry).is_ok() {
             out.push_str(process.trim_end_matches("# EOF\n"));
         }
-        let _ = writeln!(
-            out,
-            "# HELP proxy_build_info Build of the proxy.\n# TYPE proxy_build_info gauge\n\
-             proxy_build_info{{version=\"{}\",vendor=\"heddle\"}} 1",
-            heddle_mesh::VERSION
-        );
         out
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use heddle_tls::{
     CertMetrics, CertifyLoop, ClientAuth, ControlChannel, Readiness, Store, StoreError,
-    revocation::fetch::RevocationLoop, roots::RootsFile,
+    connect::ChannelOptions, revocation::fetch::RevocationLoop, roots::RootsFile,
 };
 use prometheus_client::registry::Registry;
 use tokio::time::{Instant, interval};
@@ -35,6 +35,8 @@ use crate::{
 const IDENTITY_WARN_INTERVAL: Duration = Duration::from_secs(15);
 /// The pod's labels; Kubernetes allows 256 KiB of annotations, and labels are short.
 const LABELS_BYTES_MAX: u64 = 64 * 1024;
+/// Spans are worth less than the memory that they would wait in.
+const COLLECTOR_WAIT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often idle series are looked for.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -217,7 +219,11 @@ async fn observers(
             }
         }
         let ControlService { addr, name } = trace.collector.clone();
-        let channel = ControlChannel::new(addr, name, store.clone(), ClientAuth::Leaf);
+        let options = ChannelOptions {
+            wait_timeout: COLLECTOR_WAIT_TIMEOUT,
+            ..ChannelOptions::default()
+        };
+        let channel = ControlChannel::with_options(addr, name, store.clone(), ClientAuth::Leaf, options);
         let (spans, exporter) = Exporter::new(channel, &trace.attributes, metrics);
         tokio::spawn(exporter.run());
         observers.spans = Some(spans);

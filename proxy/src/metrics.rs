@@ -24,6 +24,7 @@ use balancer::BalancerFamilies;
 use control::ControlFamilies;
 use detect::DetectFamilies;
 use family::{Counter, Families, Family, Gauge, Histogram};
+use labels::Labels;
 use retry::RetryFamilies;
 use route::RouteFamilies;
 use runtime::Runtimes;
@@ -82,6 +83,8 @@ pub(crate) struct Metrics {
     pub spans_dropped: Arc<Family<Counter>>,
     pub tap_events_dropped_total: Arc<Family<Counter>>,
     pub runtimes: Runtimes,
+    /// What never changes.
+    _infos: [Arc<Gauge>; 2],
 }
 
 /// What is counted of an outbound route's requests, and of each of its backends'.
@@ -206,9 +209,52 @@ impl Default for Metrics {
                 "Total count of tap events dropped because their observer is slow.",
             ),
             runtimes: Runtimes::new(families),
+            _infos: [build_info(families), rustls_info(families)],
             families: all,
         }
     }
+}
+
+fn build_info(families: &mut Families) -> Arc<Gauge> {
+    let profile = if cfg!(debug_assertions) {
+        "debug"
+    } else {
+        "release"
+    };
+    let labels = Labels::default()
+        .with("version", heddle_mesh::VERSION)
+        .with("vendor", "heddle")
+        .with("profile", profile);
+    let info = families
+        .gauge("proxy_build_info", "Build of the proxy.")
+        .get(&labels);
+    info.set(1);
+    info
+}
+
+/// What TLS the proxy speaks, in the order in which it prefers it.
+fn rustls_info(families: &mut Families) -> Arc<Gauge> {
+    let provider = heddle_tls::provider();
+    let suites = provider
+        .cipher_suites
+        .iter()
+        .map(|suite| format!("{:?}", suite.suite()));
+    let groups = provider
+        .kx_groups
+        .iter()
+        .map(|group| format!("{:?}", group.name()));
+    let list = |names: Vec<String>| names.join(",");
+    let labels = Labels::default()
+        .with("tls_suites", list(suites.collect()))
+        .with("tls_kx_groups", list(groups.collect()))
+        .with("tls_rand", "AwsLcRs")
+        .with("tls_key_provider", "AwsLcRs")
+        .with("tls_fips", provider.fips());
+    let info = families
+        .gauge("rustls_info", "What TLS the proxy speaks.")
+        .get(&labels);
+    info.set(1);
+    info
 }
 
 impl Metrics {

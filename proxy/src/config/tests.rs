@@ -123,3 +123,48 @@ fn variables_that_say_nothing_here_are_checked_all_the_same() {
     let errors = with(&wrong).expect_err("six mistakes");
     assert_eq!(errors.len(), wrong.len(), "{errors:#?}");
 }
+
+#[test]
+fn telemetry_is_off_unless_it_is_asked_for() {
+    let off = with(&[("CONTROL_LISTEN_ADDR", "0.0.0.0:4190")])
+        .expect("valid")
+        .telemetry;
+    assert!(off.access_log.is_none() && off.trace.is_none() && off.tap.is_none() && !off.hostname_labels);
+    let on = with(&[
+        ("ACCESS_LOG", "json"),
+        ("CONTROL_LISTEN_ADDR", "0.0.0.0:5190"),
+        (
+            "TAP_SVC_NAME",
+            "tap.linkerd-viz.serviceaccount.identity.linkerd.cluster.local",
+        ),
+        ("TRACE_COLLECTOR_SVC_ADDR", "otel.obs:4317"),
+        (
+            "TRACE_COLLECTOR_SVC_NAME",
+            "otel.obs.serviceaccount.identity.linkerd.cluster.local",
+        ),
+        ("TRACE_EXTRA_ATTRIBUTES", "team=blue\nservice.name=web"),
+        ("OUTBOUND_METRICS_HOSTNAME_LABELS", "true"),
+    ]);
+    let on = on.expect("valid").telemetry;
+    assert_eq!(on.access_log, Some(access_log::Format::Json));
+    assert_eq!(on.tap.map(|tap| tap.listen.port()), Some(5190));
+    let mut trace = on.trace.expect("a collector");
+    trace.add_labels("app=\"web\"\nteam=\"red\"\n");
+    let attributes: Vec<_> = trace
+        .attributes
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    assert_eq!(attributes, ["app=web", "service.name=web", "team=blue"]);
+    assert!(on.hostname_labels);
+
+    let wrong = [
+        ("ACCESS_LOG", "nginx"),
+        ("CONTROL_LISTEN_ADDR", "here"),
+        ("TAP_SVC_NAME", "no name"),
+        ("TRACE_COLLECTOR_SVC_ADDR", "otel.obs:4317"),
+        ("TRACE_EXTRA_ATTRIBUTES", "team"),
+    ];
+    let errors = with(&wrong).expect_err("four that are wrong, and a collector that need not prove anything");
+    assert_eq!(errors.len(), 5, "{errors:#?}");
+}

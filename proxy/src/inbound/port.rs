@@ -55,6 +55,8 @@ impl Ports {
         // is the one that every application of the pod can be reached at.
         let ip = match addr.ip() {
             ip if worker.config.inbound.ips.contains(&ip) => ip,
+            // The admin server takes who comes by loopback for the pod itself.
+            ip if addr.port() == worker.config.admin.listen.port() => ip,
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         };

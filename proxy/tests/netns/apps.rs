@@ -164,6 +164,14 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
         .filter(|name| name.as_str().starts_with("l5d-"))
         .count();
     let headers = response.headers_mut();
+    for (name, seen) in [
+        ("traceparent", "seen-traceparent"),
+        ("x-b3-spanid", "seen-b3-spanid"),
+    ] {
+        if let Some(value) = request.headers().get(name) {
+            headers.insert(seen, value.clone());
+        }
+    }
     headers.insert(
         "seen-version",
         HeaderValue::from_str(&seen_version).expect("a version"),

@@ -1,6 +1,7 @@
 //! The real `heddle-proxy` between network namespaces: pods with real redirection, a scripted control plane that speaks
 //! the proxy API in each pod, and applications. Needs root, `ip` and the kernel's nftables.
 
+mod admin;
 mod apps;
 mod control;
 mod edges;
@@ -16,7 +17,10 @@ mod pod;
 mod policies;
 mod policy;
 mod profiles;
+mod taps;
 mod tcp_traffic;
+mod telemetry;
+mod tracing;
 
 use std::time::{Duration, Instant};
 

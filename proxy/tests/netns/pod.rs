@@ -27,6 +27,8 @@ pub(crate) struct Pod {
     pub control: Option<Running>,
     proxy: Child,
     _token: tempfile::NamedTempFile,
+    /// What the proxy writes there, when it writes an access log.
+    stderr: Option<tempfile::NamedTempFile>,
 }
 
 /// What differs between pods.
@@ -85,6 +87,11 @@ impl Pod {
             ),
         ];
         command.env_clear().uid(UID).stdin(Stdio::null());
+        let logs = options.env.iter().any(|(name, _)| *name == "ACCESS_LOG");
+        let stderr = logs.then(|| tempfile::NamedTempFile::new().expect("a temporary file"));
+        if let Some(stderr) = &stderr {
+            command.stderr(stderr.reopen().expect("our own file"));
+        }
         for (name, value) in vars.into_iter().chain(options.env) {
             command.env(format!("LINKERD2_PROXY_{name}"), value);
         }
@@ -97,6 +104,7 @@ impl Pod {
             control: Some(control),
             proxy: proxy.expect("no panic"),
             _token: token,
+            stderr,
         };
         eventually("the proxy is ready", || {
             (pod.admin("/ready").0 == 200).then_some(())
@@ -129,6 +137,12 @@ impl Pod {
                     .all(|(name, value)| line.contains(&format!("{name}=\"{value}\"")))
         })?;
         line.rsplit_once(' ')?.1.parse().ok()
+    }
+
+    /// What the proxy has written to its access log.
+    pub(crate) fn stderr(&self) -> String {
+        let file = self.stderr.as_ref().expect("the access log is on");
+        std::fs::read_to_string(file.path()).expect("our own file")
     }
 
     /// Asks the proxy to end, as the kubelet does.
