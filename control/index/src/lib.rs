@@ -2,9 +2,10 @@
 //!
 //! In go objects of the cluster, by [`Cluster::apply`], [`Cluster::delete`] and [`Cluster::reset`]; out come
 //! [`watch`](tokio::sync::watch) channels, one per thing that somebody asked about, through the `Discover` traits of
-//! `heddle-control-core`. An object is reduced to the facts that matter (`facts`), kept in tables (`store`), and every
-//! answer is a pure function of the tables (`endpoints`, `profile`, `inbound`, `outbound`). A change marks the answers
-//! it may touch, these are computed anew, and only those that really differ are published.
+//! `heddle-control-core`. An object is reduced to the facts that matter (`facts`), what many have in common is held once
+//! (`pool`), and both are kept in tables (`store`); every answer is a pure function of the tables (`endpoints`, `profile`,
+//! `inbound`, `outbound`). A change marks the answers it may touch, these are computed anew, and only those that really
+//! differ are published.
 //!
 //! [`watcher`] is the only part that talks to an API server. This crate must never know tonic or protobuf.
 
