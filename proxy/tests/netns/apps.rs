@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
 use hyper::{
     body::{Frame, Incoming},
@@ -25,6 +25,9 @@ use tokio::{
 };
 
 use crate::net::{Namespace, runtime};
+
+/// Calls that a client may take back at once before it is taken for an attacker.
+pub(crate) const RESET_STREAMS_MAX: usize = 10_000;
 
 pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -65,7 +68,12 @@ pub(crate) fn serve_http_with(
                         service_fn(
                             move |request| async move { Ok::<_, Infallible>(answer(request, name).await) },
                         );
-                    let serving = auto::Builder::new(TokioExecutor::new());
+                    let mut serving = auto::Builder::new(TokioExecutor::new());
+                    // It takes as large heads as proxies pass on, and is not easily provoked: the proxy's limits are tested.
+                    serving
+                        .http2()
+                        .max_header_list_size(64 * 1024)
+                        .max_pending_accept_reset_streams(RESET_STREAMS_MAX);
                     if let Some(tls) = tls {
                         if let Ok(tls) = tokio_rustls::TlsAcceptor::from(tls).accept(tcp).await {
                             let _ = serving.serve_connection(TokioIo::new(tls), service).await;
@@ -163,6 +171,10 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
         .keys()
         .filter(|name| name.as_str().starts_with("l5d-"))
         .count();
+    if request.method() == Method::HEAD {
+        // Over HTTP/2, hyper would send it.
+        *response.body_mut() = full(String::new());
+    }
     let headers = response.headers_mut();
     for (name, seen) in [
         ("traceparent", "seen-traceparent"),

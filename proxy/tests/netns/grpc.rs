@@ -27,7 +27,9 @@ use tonic_prost::ProstCodec;
 use tower::service_fn as method;
 
 use crate::{
-    DEADLINE, can_run,
+    DEADLINE,
+    apps::RESET_STREAMS_MAX,
+    can_run,
     control::Script,
     eventually,
     http_traffic::service,
@@ -75,6 +77,7 @@ fn serve(namespace: &Namespace, port: u16, seen: Seen) {
                 let service = service_fn(move |request| answer(request, seen.clone()));
                 let connection = http2::Builder::new(TokioExecutor::new())
                     .max_header_list_size(HEAD_BYTES_MAX)
+                    .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
                     .serve_connection(TokioIo::new(tcp), service);
                 tokio::spawn(connection);
             }
