@@ -85,16 +85,18 @@ pub fn queue() -> (Events, Queue) {
 impl Events {
     /// Tells an Event; drops it when the queue is full.
     pub fn tell(&self, reason: Reason, subject: Subject, note: String) {
-        if self
-            .queue
-            .try_send(Event {
-                reason,
-                subject,
-                note,
-            })
-            .is_err()
-        {
-            self.dropped.inc();
+        self.tell_with(|| Event {
+            reason,
+            subject,
+            note,
+        });
+    }
+
+    /// As [`Events::tell`], for Events that are many: one that is dropped is not even written.
+    pub fn tell_with(&self, event: impl FnOnce() -> Event) {
+        match self.queue.try_reserve() {
+            Ok(place) => place.send(event()),
+            Err(_) => drop(self.dropped.inc()),
         }
     }
 

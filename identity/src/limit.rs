@@ -89,7 +89,7 @@ impl Limiter {
     /// # Errors
     /// It has.
     pub fn admit(&self, token: &Token, now: Instant) -> Result<(), Limited> {
-        let key = key(b"token", token.secret().as_bytes());
+        let key = key(b"token", token.digest());
         let per_minute = self.rates.pod;
         self.lock().check(&key, per_minute, now).map_err(|wait| Limited {
             of: Whose::Token,
@@ -110,7 +110,7 @@ impl Limiter {
         now: Instant,
     ) -> Result<(), Limited> {
         let Rates { pod, identity: all } = self.rates;
-        let token = key(b"token", token.secret().as_bytes());
+        let token = key(b"token", token.digest());
         let of_pod = account
             .pod
             .as_ref()

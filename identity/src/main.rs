@@ -117,7 +117,9 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     process::raise_file_limit();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // One thread: it signs thousands of certificates a second, and two would spend more on waking each other than they
+    // gain.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             error!(%error, "Failed to start");
@@ -160,9 +162,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     let name = Identity::for_service_account(&account, &control_namespace, &identity_trust_domain)
         .context("--control-namespace and --identity-trust-domain make no valid identity")?;
-    let client = client()
+    let config = kube_config()
         .await
         .context("failed to configure the Kubernetes client")?;
+    let reviews = Reviews::new(&config).context("failed to configure token reviews")?;
+    let client = kube::Client::try_from(config).context("failed to make the Kubernetes client")?;
     let validity = Validity {
         lifetime: issuance_lifetime,
         clock_skew: clock_skew_allowance,
@@ -188,7 +192,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let own = Own::new(store.clone(), key, validity, cert_metrics).spiffe(spiffe);
     let keeper = Keeper::new(issuer_dir, trust_roots, own, Arc::clone(&issuer), events.clone());
     let keeper = tokio::spawn(keeper.run(issuance_lifetime));
-    let posting = tokio::spawn(queue.post(client.clone(), control_namespace.clone()));
+    let posting = tokio::spawn(queue.post(client, control_namespace.clone()));
 
     let settings = Settings {
         control_namespace,
@@ -200,7 +204,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
             identity: identity_requests_per_minute,
         },
     };
-    let reviews = Reviews::new(client).require_pod(require_pod_tokens);
+    let reviews = reviews.require_pod(require_pod_tokens);
     let revoked = Arc::new(ArcSwap::default());
     let lists = revocations.map(|path| {
         let lifetimes = (issuance_lifetime, clock_skew_allowance);
@@ -310,10 +314,10 @@ fn clock_skew(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A client of the API server that names this program in the server's audit log.
-async fn client() -> anyhow::Result<kube::Client> {
+/// How to reach the API server, under this program's name in the server's audit log.
+async fn kube_config() -> anyhow::Result<kube::Config> {
     let mut config = kube::Config::infer().await?;
     let agent = http::HeaderValue::from_static(concat!("heddle-identity/", env!("CARGO_PKG_VERSION")));
     config.headers.push((http::header::USER_AGENT, agent));
-    Ok(kube::Client::try_from(config)?)
+    Ok(config)
 }

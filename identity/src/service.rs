@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     csr::{self, CsrError, MismatchError, Text},
-    event::{Events, Reason, Subject},
+    event::{Event, Events, Reason, Subject},
     issuer::{Issued, Issuer, SignError, Validity},
     limit::{Limited, Limiter, Rates},
     metrics::{Metrics, RequestResult},
@@ -212,10 +212,13 @@ impl<A: Authenticate> Certify for Service<A> {
                 let serial = Serial(&issued.serial);
                 let pod = account.pod.as_ref().map_or("none", |pod| pod.name.as_str());
                 info!(%identity, account = %account.account, pod, %serial, %until, "Issued a certificate");
-                let note =
-                    format!("Issued certificate for {identity} until {until}, serial {serial}, pod {pod}");
-                self.events
-                    .tell(Reason::IssuedLeafCertificate, Subject::Account(account), note);
+                self.events.tell_with(|| Event {
+                    reason: Reason::IssuedLeafCertificate,
+                    note: format!(
+                        "Issued certificate for {identity} until {until}, serial {serial}, pod {pod}"
+                    ),
+                    subject: Subject::Account(account.clone()),
+                });
                 Ok(Response::new(to_proto(issued)))
             }
             Err(error) => {
@@ -223,7 +226,9 @@ impl<A: Authenticate> Certify for Service<A> {
                 self.metrics.ended(result);
                 let text = report::chain(&error);
                 match code {
-                    Code::Internal => warn!(?peer, error = %text, ?code, "Did not issue a certificate"),
+                    Code::Internal | Code::Unavailable => {
+                        warn!(?peer, error = %text, ?code, "Did not issue a certificate")
+                    }
                     _ => info!(?peer, error = %text, ?code, "Did not issue a certificate"),
                 }
                 if let CertifyError::Authenticate(TokenError::Refused { reason }) = &error {
@@ -235,10 +240,9 @@ impl<A: Authenticate> Certify for Service<A> {
                         .tell(Reason::IssuerValidationFailed, Subject::Service, note);
                 }
                 // What the Kubernetes API says is for the log; the caller is told that it failed.
-                let text = if code == Code::Internal {
-                    error.to_string()
-                } else {
-                    text
+                let text = match code {
+                    Code::Internal | Code::Unavailable => error.to_string(),
+                    _ => text,
                 };
                 Err(Status::new(code, text))
             }
@@ -266,8 +270,11 @@ impl CertifyError {
             Self::Authenticate(TokenError::NotServiceAccount(_)) => {
                 (RequestResult::not_authenticated, Code::InvalidArgument)
             }
-            Self::Authenticate(TokenError::NoStatus | TokenError::Review(_) | TokenError::Timeout) => {
+            Self::Authenticate(TokenError::NoStatus | TokenError::Review(_)) => {
                 (RequestResult::review_failed, Code::Internal)
+            }
+            Self::Authenticate(TokenError::Unavailable(_) | TokenError::Timeout) => {
+                (RequestResult::review_failed, Code::Unavailable)
             }
             Self::AccountName { .. } | Self::WrongIdentity { .. } => {
                 (RequestResult::wrong_identity, Code::FailedPrecondition)

@@ -7,22 +7,38 @@
 //! review names the pod, and a verdict that names it in part is in doubt and refused. [`Reviews::require_pod`] refuses
 //! tokens that are bound to no pod, such as those of `kubectl create token`.
 
+mod api;
+
 use std::{collections::BTreeMap, fmt, future::Future, time::Duration};
 
+use aws_lc_rs::digest;
 use heddle_mesh::{IDENTITY_TOKEN_AUDIENCE, IdentityError, ServiceAccountRef};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
-use kube::{Api, Client, api::PostParams};
+use kube::Config;
 use tokio::time::timeout;
+
+pub use self::api::ApiError;
+use self::api::Connections;
 
 /// A token is one or two kilobytes.
 pub const TOKEN_BYTES_MAX: usize = 64 * 1024;
 /// Less than what proxies wait, together with the wait for a turn.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// An API server that has not answered by then may have lost the request: it is asked once more.
+const FIRST_TIMEOUT: Duration = Duration::from_secs(2);
+/// Before it is asked once more; half of it at random, so that many do not come back together.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// An overloaded API server may want more time than that, and gets as much as a second.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(1);
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
 /// A bearer token as received. It is never printed.
-pub struct Token(String);
+pub struct Token {
+    text: String,
+    /// What stands for it where it must not be kept: half a SHA-256.
+    digest: [u8; 16],
+}
 
 /// A service account that proved itself with a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,10 +102,13 @@ pub enum TokenError {
     /// The API's answer has no result.
     #[error("the Kubernetes API answered a token review without a status")]
     NoStatus,
-    /// The API failed.
+    /// The API will not review tokens for us.
     #[error("the Kubernetes API did not review the token")]
-    Review(#[source] Box<kube::Error>),
-    /// The API took too long.
+    Review(#[source] ApiError),
+    /// The API cannot review it now.
+    #[error("the Kubernetes API cannot review the token now")]
+    Unavailable(#[source] ApiError),
+    /// The API took too long, twice.
     #[error("the Kubernetes API did not review the token within {REVIEW_TIMEOUT:?}")]
     Timeout,
 }
@@ -101,9 +120,8 @@ pub trait Authenticate: Send + Sync + 'static {
 }
 
 /// Authenticates by TokenReview.
-#[derive(Clone)]
 pub struct Reviews {
-    api: Api<TokenReview>,
+    api: Connections,
     require_pod: bool,
 }
 
@@ -118,23 +136,37 @@ impl Token {
             0 => Err(InvalidToken::Empty),
             length if length > TOKEN_BYTES_MAX => Err(InvalidToken::TooLarge(length)),
             _ if !bytes.iter().all(u8::is_ascii_graphic) => Err(InvalidToken::Malformed),
-            _ => Ok(Self(String::from_utf8_lossy(bytes).into_owned())),
+            _ => Ok(Self {
+                text: String::from_utf8_lossy(bytes).into_owned(),
+                digest: *digest::digest(&digest::SHA256, bytes)
+                    .as_ref()
+                    .first_chunk()
+                    .expect("SHA-256 has 32 bytes, more than 16"),
+            }),
         }
     }
 
     /// The text itself; never to be logged.
     pub fn secret(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// Stands for the token, and does not tell it.
+    pub(crate) fn digest(&self) -> &[u8; 16] {
+        &self.digest
     }
 }
 
 impl Reviews {
-    /// Reviews tokens with the API that `client` speaks to.
-    pub fn new(client: Client) -> Self {
-        Self {
-            api: Api::all(client),
+    /// Reviews tokens with the API server of `config`.
+    ///
+    /// # Errors
+    /// The configuration makes no client.
+    pub fn new(config: &Config) -> kube::Result<Self> {
+        Ok(Self {
+            api: Connections::new(config)?,
             require_pod: false,
-        }
+        })
     }
 
     /// Refuses tokens that are bound to no pod.
@@ -142,6 +174,31 @@ impl Reviews {
     pub fn require_pod(mut self, require_pod: bool) -> Self {
         self.require_pod = require_pod;
         self
+    }
+}
+
+impl Reviews {
+    /// Asks, and once more when an answer may yet be had: an API server that rolls or is overloaded is back in a moment,
+    /// and a proxy that starts now has nothing to fall back on.
+    async fn review(&self, review: &TokenReview) -> Result<Option<TokenReviewStatus>, TokenError> {
+        let least = match timeout(FIRST_TIMEOUT, self.api.ask(review, false)).await {
+            Ok(Ok(status)) => return Ok(status),
+            Ok(Err(error)) => match error.passes_after() {
+                Some(wait) => wait.clamp(RETRY_AFTER / 2, RETRY_AFTER_MAX),
+                None => return Err(TokenError::Review(error)),
+            },
+            Err(_) => Duration::ZERO,
+        };
+        if !least.is_zero() {
+            tokio::time::sleep(least + RETRY_AFTER.mul_f64(rand::random_range(0.0..0.5))).await;
+        }
+        self.api
+            .ask(review, true)
+            .await
+            .map_err(|error| match error.passes_after() {
+                Some(_) => TokenError::Unavailable(error),
+                None => TokenError::Review(error),
+            })
     }
 }
 
@@ -154,12 +211,9 @@ impl Authenticate for Reviews {
             },
             ..TokenReview::default()
         };
-        let reviewed = match timeout(REVIEW_TIMEOUT, self.api.create(&PostParams::default(), &review)).await {
-            Ok(Ok(reviewed)) => reviewed,
-            Ok(Err(error)) => return Err(TokenError::Review(Box::new(error))),
-            Err(_) => return Err(TokenError::Timeout),
-        };
-        let account = judge(reviewed.status.ok_or(TokenError::NoStatus)?)?;
+        let status = timeout(REVIEW_TIMEOUT, self.review(&review));
+        let status = status.await.unwrap_or(Err(TokenError::Timeout))?;
+        let account = judge(status.ok_or(TokenError::NoStatus)?)?;
         if self.require_pod && account.pod.is_none() {
             return Err(TokenError::NotBound);
         }
@@ -216,122 +270,4 @@ impl fmt::Debug for Token {
 }
 
 #[cfg(test)]
-mod tests {
-    use k8s_openapi::api::authentication::v1::UserInfo;
-
-    use super::*;
-
-    fn mk_status(authenticated: bool, audience: &str, username: &str) -> TokenReviewStatus {
-        TokenReviewStatus {
-            audiences: Some(vec![audience.to_owned()]),
-            authenticated: Some(authenticated),
-            error: None,
-            user: Some(UserInfo {
-                username: Some(username.to_owned()),
-                uid: Some("1-2-3".to_owned()),
-                ..UserInfo::default()
-            }),
-        }
-    }
-
-    #[test]
-    fn a_service_account_with_our_audience_is_authenticated() {
-        let account = judge(mk_status(
-            true,
-            "identity.l5d.io",
-            "system:serviceaccount:payments:web",
-        ));
-        let expected = ServiceAccountRef {
-            namespace: "payments".into(),
-            name: "web".into(),
-        };
-        assert_eq!(
-            account.expect("authenticated"),
-            Account {
-                account: expected,
-                uid: Some("1-2-3".into()),
-                pod: None,
-            }
-        );
-    }
-
-    #[test]
-    fn a_pod_is_named_whole_or_not_at_all() {
-        let judged = |extra: &[(&str, &[&str])]| {
-            let mut status = mk_status(true, "identity.l5d.io", "system:serviceaccount:payments:web");
-            let values = |values: &[&str]| values.iter().map(|&value| value.to_owned()).collect();
-            let extra = extra.iter().map(|&(key, of)| (key.to_owned(), values(of)));
-            status.user.as_mut().expect("there").extra = Some(extra.collect());
-            judge(status).map(|account| account.pod)
-        };
-        let bound = judged(&[(POD_NAME, &["web-1"]), (POD_UID, &["u-1"]), ("other", &["x"])]);
-        let expected = BoundPod {
-            name: "web-1".into(),
-            uid: "u-1".into(),
-        };
-        assert_eq!(bound.expect("authenticated"), Some(expected));
-        assert_eq!(judged(&[("other", &["x"])]).expect("authenticated"), None);
-        let in_doubt = |extra: &[(&str, &[&str])]| matches!(judged(extra), Err(TokenError::PodInDoubt));
-        assert!(in_doubt(&[(POD_NAME, &["web-1"])]));
-        assert!(in_doubt(&[(POD_UID, &["u-1"])]));
-        assert!(in_doubt(&[(POD_NAME, &["web-1", "web-2"]), (POD_UID, &["u-1"])]));
-        assert!(in_doubt(&[(POD_NAME, &[""]), (POD_UID, &["u-1"])]));
-    }
-
-    #[test]
-    fn anything_less_is_refused() {
-        let user = "system:serviceaccount:payments:web";
-        assert!(matches!(
-            judge(mk_status(false, "identity.l5d.io", user)),
-            Err(TokenError::Refused { .. })
-        ));
-        assert!(matches!(
-            judge(mk_status(true, "https://kubernetes.default.svc", user)),
-            Err(TokenError::Audience)
-        ));
-        let none = TokenReviewStatus {
-            audiences: None,
-            ..mk_status(true, "", user)
-        };
-        assert!(matches!(judge(none), Err(TokenError::Audience)));
-        let silent = TokenReviewStatus {
-            authenticated: None,
-            ..mk_status(true, "identity.l5d.io", user)
-        };
-        assert!(matches!(judge(silent), Err(TokenError::Refused { .. })));
-        for user in [
-            "",
-            "admin",
-            "system:node:n1",
-            "system:serviceaccount:a",
-            "system:serviceaccount:a:b:c",
-        ] {
-            let judged = judge(mk_status(true, "identity.l5d.io", user));
-            assert!(
-                matches!(judged, Err(TokenError::NotServiceAccount(_))),
-                "{user:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_token_is_bounded_and_never_printed() {
-        let token = Token::parse(b" eyJhbGciOi.J9.x\n").expect("a token");
-        assert_eq!(token.secret(), "eyJhbGciOi.J9.x");
-        assert_eq!(format!("{token:?}"), "Token(..)");
-        assert_eq!(Token::parse(b" \n").expect_err("blank"), InvalidToken::Empty);
-        assert_eq!(
-            Token::parse(b"a b").expect_err("a space"),
-            InvalidToken::Malformed
-        );
-        assert_eq!(
-            Token::parse(&[0xff]).expect_err("no ASCII"),
-            InvalidToken::Malformed
-        );
-        let long = vec![b'a'; TOKEN_BYTES_MAX + 1];
-        assert_eq!(
-            Token::parse(&long).expect_err("long"),
-            InvalidToken::TooLarge(TOKEN_BYTES_MAX + 1)
-        );
-    }
-}
+mod tests;

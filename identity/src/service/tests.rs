@@ -281,7 +281,7 @@ async fn reviews_that_refuse_or_fail_have_linkerds_codes() {
     for (token, expected) in [
         ("unknown", Code::FailedPrecondition),
         ("elsewhere", Code::FailedPrecondition),
-        ("fails", Code::Internal),
+        ("fails", Code::Unavailable),
     ] {
         let (code, message) = fixture.refusal(request(&web, token).1).await;
         assert_eq!(code, expected, "{message}");

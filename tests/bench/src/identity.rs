@@ -19,7 +19,10 @@ use anyhow::{Context as _, Result, ensure};
 use heddle_tests_harness::wait;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
-use crate::record::{Record, quantile};
+use crate::{
+    proxy::{cpu_seconds, resident_bytes},
+    record::{Record, quantile},
+};
 use api::Api;
 use callers::{Callers, Connections};
 
@@ -46,13 +49,21 @@ pub(crate) struct Options {
 }
 
 const BENCH: &str = "identity";
-/// Requests at a time of the throughput arms.
-const IN_FLIGHT: usize = 32;
+/// Requests at a time of the throughput arms: as many reviews as one address may have.
+const IN_FLIGHT: usize = 64;
 /// Requests a second while others hang; far below what the service can do.
 const RATE: f64 = 200.0;
-/// Reviews that hang at a time.
-const HUNG: usize = 200;
+/// Addresses whose reviews hang, and how many of each do: 200 together.
+const HUNG_ADDRESSES: u8 = 4;
+const HUNG_OF_EACH: usize = 50;
 const STARTED: Duration = Duration::from_secs(30);
+/// What 5,000 pods may ask within a minute is far less than what is measured: the rates are counted, and not reached.
+const UNLIMITED: [&str; 4] = [
+    "--pod-requests-per-minute",
+    "1000000",
+    "--identity-requests-per-minute",
+    "1000000000",
+];
 
 /// The identity service with its files, ended when dropped.
 struct Program {
@@ -84,10 +95,10 @@ pub(crate) async fn run(options: Options) -> Result<Vec<Record>> {
     let root_pem = write_issuer(&issuer)?;
     std::fs::write(dir.path().join("ca-bundle.crt"), &root_pem)?;
     let kubeconfig = dir.path().join("kubeconfig");
-    let _api = Api::start(&kubeconfig).await?;
-    let program = Program::start(&identity, dir.path(), &kubeconfig).await?;
+    let api = Api::start(&kubeconfig).await?;
+    let program = Program::start(&identity, dir.path(), &kubeconfig, &UNLIMITED).await?;
     eprintln!("making {proxies} keys and signing requests");
-    let callers = Callers::new(program.addr, &root_pem, proxies.max(5_000))?;
+    let mut callers = Callers::new(program.addr, &root_pem, proxies)?;
     let mut records = Vec::new();
 
     let (mut kept, mut new, mut bounds) = (Vec::new(), Vec::new(), Vec::new());
@@ -124,7 +135,13 @@ pub(crate) async fn run(options: Options) -> Result<Vec<Record>> {
     let (mut alone, mut beside_hung) = (Vec::new(), Vec::new());
     for block in 0..blocks.min(3) {
         alone.push(quantile(&callers.open_loop(RATE, seconds).await?, 0.99));
-        let hung = callers.hang(HUNG, block).await?;
+        let hung = callers.hang(HUNG_ADDRESSES, HUNG_OF_EACH, block).await?;
+        wait::until_ok("200 reviews to hang", STARTED, || async {
+            let (now, all) = (api.hung(), usize::from(HUNG_ADDRESSES) * HUNG_OF_EACH);
+            ensure!(now >= all, "{now} of {all} hang");
+            Ok(())
+        })
+        .await?;
         beside_hung.push(quantile(&callers.open_loop(RATE, seconds).await?, 0.99));
         drop(hung);
     }
@@ -137,9 +154,13 @@ pub(crate) async fn run(options: Options) -> Result<Vec<Record>> {
         peer,
     ));
 
+    // A restart is what the rates must let through, so here they are the default ones.
+    drop(program);
+    let program = Program::start(&identity, dir.path(), &kubeconfig, &[]).await?;
+    callers.addr = program.addr;
     let (mut took, mut refused) = (Vec::new(), 0);
     for restart in 0..restarts {
-        let outcome = callers.restart(proxies, restart).await?;
+        let outcome = callers.restart().await?;
         eprintln!(
             "restart {}: {proxies} proxies certified in {:.2} s, {} refusals, {} attempts",
             restart + 1,
@@ -172,11 +193,10 @@ pub(crate) async fn run(options: Options) -> Result<Vec<Record>> {
 }
 
 impl Program {
-    async fn start(binary: &Path, dir: &Path, kubeconfig: &Path) -> Result<Self> {
+    async fn start(binary: &Path, dir: &Path, kubeconfig: &Path, rates: &[&str]) -> Result<Self> {
         let free =
             || -> Result<SocketAddr> { Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?) };
         let (addr, admin) = (free()?, free()?);
-        let log = std::fs::File::create(dir.join("log"))?;
         let child = Command::new(binary)
             .args([
                 "--listen-addr",
@@ -188,10 +208,11 @@ impl Program {
             .arg(dir.join("issuer"))
             .arg("--trust-roots")
             .arg(dir.join("ca-bundle.crt"))
+            .args(rates)
             .env_clear()
             .env("KUBECONFIG", kubeconfig)
             .stdout(Stdio::null())
-            .stderr(log)
+            .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {}", binary.display()))?;
         let program = Self { child, addr };
@@ -253,23 +274,4 @@ async fn get(addr: SocketAddr, path: &str) -> Result<String> {
     let mut reply = String::new();
     stream.read_to_string(&mut reply).await?;
     Ok(reply)
-}
-
-/// Of all threads of a process, to the nanosecond; `/proc/PID/stat` counts in hundredths.
-fn cpu_seconds(pid: u32) -> Result<f64> {
-    let mut nanos = 0.0;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-        nanos += text.split(' ').next().unwrap_or_default().parse::<f64>()?;
-    }
-    Ok(nanos / 1e9)
-}
-
-fn resident_bytes(pid: u32) -> Result<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line
-        .and_then(|line| line.split_whitespace().next())
-        .context("no VmRSS")?;
-    Ok(kib.parse::<f64>()? * 1024.0)
 }

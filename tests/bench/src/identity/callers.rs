@@ -9,11 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use heddle_mesh::{Identity, ServiceAccountRef, TrustDomain};
 use heddle_tls::{CertifyKey, ClientAuth, ControlChannel, Store, TrustBundle, connect::ChannelOptions};
 use linkerd2_proxy_api::identity::{CertifyRequest, identity_client::IdentityClient};
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    task::JoinSet,
+    time::timeout,
+};
 use tonic::Code;
 
 /// As many service accounts share the proxies.
@@ -35,7 +39,7 @@ pub(super) enum Connections {
 }
 
 pub(super) struct Callers {
-    addr: SocketAddr,
+    pub(super) addr: SocketAddr,
     server: Identity,
     /// Trusts the service; the callers themselves have no certificate yet.
     store: Store,
@@ -83,13 +87,17 @@ impl Callers {
     }
 
     fn client(&self) -> IdentityClient<ControlChannel> {
+        self.client_at(self.addr)
+    }
+
+    fn client_at(&self, addr: SocketAddr) -> IdentityClient<ControlChannel> {
         let options = ChannelOptions {
             always_tls: true,
             ..ChannelOptions::default()
         };
         let (server, store) = (self.server.clone(), self.store.clone());
         IdentityClient::new(ControlChannel::with_options(
-            self.addr.into(),
+            addr.into(),
             server,
             store,
             ClientAuth::Anonymous,
@@ -149,35 +157,33 @@ impl Callers {
         answers.join_all().await.into_iter().collect()
     }
 
-    /// Requests whose reviews hang, `count` at a time, for as long as what is returned lives.
-    pub(super) async fn hang(&self, count: usize, round: usize) -> Result<JoinSet<()>> {
-        let client = self.client();
+    /// Requests whose reviews hang, for as long as what is returned lives: as many from each of some addresses, since the
+    /// service bounds what one address may have under review.
+    pub(super) async fn hang(&self, addresses: u8, of_each: usize, round: usize) -> Result<JoinSet<()>> {
         let mut hung = JoinSet::new();
-        for number in 0..count {
-            let (mut client, mut request) = (client.clone(), self.next());
-            request.token = format!("hang.{round}.{number}").into_bytes();
-            hung.spawn(async move {
-                // The service gives up after a while; then the next one hangs.
-                loop {
-                    let _ = client.certify(request.clone()).await;
-                }
-            });
-        }
-        // Until they all wait for their reviews, or for their turn.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        if hung.try_join_next().is_some() {
-            bail!("a hung request ended");
+        for address in 0..addresses {
+            let client = self.client_at(forward(address, self.addr, &mut hung).await?);
+            for number in 0..of_each {
+                let (mut client, mut request) = (client.clone(), self.next());
+                request.token = format!("hang.{round}.{address}-{number}").into_bytes();
+                hung.spawn(async move {
+                    // The service gives up after a while; then the next one hangs.
+                    loop {
+                        let _ = client.certify(request.clone()).await;
+                    }
+                });
+            }
         }
         Ok(hung)
     }
 
     /// All proxies start at once, each with a connection of its own, and ask until they have a certificate.
-    pub(super) async fn restart(&self, proxies: usize, _round: usize) -> Result<Restart> {
+    pub(super) async fn restart(&self) -> Result<Restart> {
         let (refused, attempts) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let began = Instant::now();
         let mut starting = JoinSet::new();
-        for number in 0..proxies {
-            let (mut client, request) = (self.client(), self.requests[number].clone());
+        for request in self.requests.iter().cloned() {
+            let mut client = self.client();
             let (refused, attempts) = (Arc::clone(&refused), Arc::clone(&attempts));
             starting.spawn(async move {
                 loop {
@@ -201,4 +207,23 @@ impl Callers {
             attempts: attempts.load(Ordering::Relaxed),
         })
     }
+}
+
+/// Carries connections to the service, which sees them come from another address of loopback.
+async fn forward(address: u8, to: SocketAddr, tasks: &mut JoinSet<()>) -> Result<SocketAddr> {
+    let source = SocketAddr::from(([127, 0, 1, address + 1], 0));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let here = listener.local_addr()?;
+    tasks.spawn(async move {
+        let mut carried = JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            carried.spawn(async move {
+                let socket = TcpSocket::new_v4()?;
+                socket.bind(source)?;
+                let mut far = socket.connect(to).await?;
+                tokio::io::copy_bidirectional(&mut near, &mut far).await.map(drop)
+            });
+        }
+    });
+    Ok(here)
 }
