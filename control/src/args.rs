@@ -142,6 +142,14 @@ pub(crate) struct IdentityArgs {
         default_value = "/var/run/secrets/tokens/linkerd-identity-token"
     )]
     pub(crate) identity_token_file: PathBuf,
+    /// Whether clients' certificates are judged by the identity service's revocation lists (its --revocations)
+    #[arg(
+        long,
+        env = "HEDDLE_IDENTITY_REVOCATION",
+        default_value_t = false,
+        action = clap::ArgAction::Set
+    )]
+    pub(crate) identity_revocation: bool,
     /// File of the trust anchors (PEM); read again when it changes
     #[arg(
         long,

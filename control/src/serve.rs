@@ -9,12 +9,13 @@ use heddle_control_index::{
 };
 use heddle_daemon::{Admin, process, report, signal};
 use heddle_tls::{
-    CertMetrics, CertifyLoop, Store, TrustBundle,
+    CertMetrics, CertifyLoop, Revocations, Store, TrustBundle,
+    revocation::fetch::RevocationLoop,
     roots::{self, RootsFile},
     serve::{self, Limits, Server},
 };
 use prometheus_client::registry::Registry;
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tonic::service::Routes;
 use tracing::{error, info, warn};
 
@@ -90,10 +91,13 @@ pub(crate) async fn run(common: Common, plan: Plan) -> anyhow::Result<()> {
             writer.run().await;
         });
     }
-    let (certificate, sync) = (store.as_ref().map(Store::ready), synced.clone());
+    let revocation = plan.identity.identity_revocation;
+    let lists = store.as_ref().filter(|_| revocation).map(Store::revocations);
+    let (certificate, judging, sync) = (store.as_ref().map(Store::ready), lists.clone(), synced.clone());
     let ready = move || {
         sync.is_synced()
             && certificate.as_ref().is_none_or(|ready| ready.borrow().is_ready())
+            && judging.as_ref().is_none_or(|lists| !lists.borrow().is_empty())
             && validating.as_ref().is_none_or(validate::Validating::is_ready)
     };
     let admin = Admin::new(plan.admin_addr, registry).ready(ready);
@@ -122,7 +126,7 @@ pub(crate) async fn run(common: Common, plan: Plan) -> anyhow::Result<()> {
         let listening = async {
             // Asked before the index is complete, the services would deny what exists.
             wait_for(&synced).await;
-            listen_all(services, store, drain).await
+            listen_all(services, store, lists, drain).await
         };
         tokio::select! {
             served = listening => if let Err(error) = served {
@@ -144,6 +148,7 @@ pub(crate) async fn run(common: Common, plan: Plan) -> anyhow::Result<()> {
 async fn listen_all(
     services: Vec<(Listen, Routes)>,
     store: Option<Store>,
+    lists: Option<watch::Receiver<Revocations>>,
     drain: heddle_daemon::Watch,
 ) -> anyhow::Result<()> {
     let mut serving = JoinSet::new();
@@ -168,7 +173,16 @@ async fn listen_all(
             let listener = serve::bind(addr)
                 .await
                 .context("failed to start the gRPC service")?;
-            serving.spawn(server.serve_tls(listener, store.clone(), drain.clone()));
+            let (store, drain, lists) = (store.clone(), drain.clone(), lists.clone());
+            serving.spawn(async move {
+                // Who cannot tell what is revoked lets nobody in.
+                if let Some(mut lists) = lists
+                    && lists.wait_for(|lists| !lists.is_empty()).await.is_err()
+                {
+                    return;
+                }
+                server.serve_tls(listener, store, drain).await;
+            });
         }
     }
     drop(drain);
@@ -194,12 +208,17 @@ async fn certify(
         identity_addr,
         identity_service_account,
         identity_token_file,
+        identity_revocation,
         trust_roots,
         service_account,
     } = args;
     let name = common.identity(service_account)?;
     let server_name = common.identity(identity_service_account)?;
     let (store, key) = Store::new(name, first_roots(trust_roots).await).context("failed to set up TLS")?;
+    if *identity_revocation {
+        let follow = RevocationLoop::new(store.clone(), identity_addr.clone(), server_name.clone());
+        tasks.spawn(follow.run());
+    }
     let certify = CertifyLoop::new(
         store.clone(),
         key,
