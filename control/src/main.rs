@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Args as _, FromArgMatches as _, Parser, Subcommand};
 use heddle_daemon::{log, report};
+use tokio::runtime;
 use tracing::error;
 
 use self::args::Common;
@@ -51,7 +52,12 @@ fn main() -> ExitCode {
         eprintln!("heddle-control: --log-level: {}", report::chain(&error));
         return ExitCode::from(2);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut builder = match command {
+        // Admissions are short and come one by one: threads would spend more on waking each other than they gain.
+        Command::Injector(_) => runtime::Builder::new_current_thread(),
+        _ => runtime::Builder::new_multi_thread(),
+    };
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             error!(%error, "Failed to start");

@@ -181,6 +181,8 @@ pub(crate) fn check(
         .with_single_cert(chain, key)
         .map_err(CertificateError::Unusable)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // API servers keep connections, not tickets.
+    config.send_tls13_tickets = 0;
     Ok(Serving {
         config: Arc::new(config),
         ca_bundle: material.ca_bundle.clone(),
