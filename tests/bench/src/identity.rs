@@ -49,8 +49,8 @@ pub(crate) struct Options {
 }
 
 const BENCH: &str = "identity";
-/// Requests at a time of the throughput arms: as many reviews as one address may have.
-const IN_FLIGHT: usize = 64;
+/// Requests at a time of the throughput arms.
+const IN_FLIGHT: usize = 32;
 /// Requests a second while others hang; far below what the service can do.
 const RATE: f64 = 200.0;
 /// Addresses whose reviews hang, and how many of each do: 200 together.

@@ -182,8 +182,8 @@ impl Callers {
         let (refused, attempts) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let began = Instant::now();
         let mut starting = JoinSet::new();
-        for request in self.requests.iter().cloned() {
-            let mut client = self.client();
+        for request in self.requests.iter() {
+            let (mut client, request) = (self.client(), request.clone());
             let (refused, attempts) = (Arc::clone(&refused), Arc::clone(&attempts));
             starting.spawn(async move {
                 loop {
