@@ -147,7 +147,11 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
                 .insert("upgrade", HeaderValue::from_static("reverse"));
             response
         }
-        _ => Response::new(full(name.to_owned())),
+        _ => {
+            // The whole request first: an answer that comes early hides what is wrong with the rest.
+            let _ = request.body_mut().collect().await;
+            Response::new(full(name.to_owned()))
+        }
     };
     let seen_uri = request
         .uri()

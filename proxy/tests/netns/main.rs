@@ -8,6 +8,7 @@ mod edges;
 mod extension;
 mod gateway;
 mod grpc;
+mod h2spec;
 mod http_traffic;
 mod identity;
 mod ingress;

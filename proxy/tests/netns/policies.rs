@@ -74,6 +74,15 @@ pub(crate) fn server_for_everyone() -> inbound::Server {
     server(vec![authz(None)])
 }
 
+/// A server that is known to speak HTTP/2, open to everyone.
+pub(crate) fn http2_server() -> inbound::Server {
+    let http2 = inbound::proxy_protocol::Kind::Http2(inbound::proxy_protocol::Http2::default());
+    inbound::Server {
+        protocol: Some(inbound::ProxyProtocol { kind: Some(http2) }),
+        ..server_for_everyone()
+    }
+}
+
 pub(crate) fn opaque_server(authorizations: Vec<inbound::Authz>) -> inbound::Server {
     let opaque = inbound::proxy_protocol::Kind::Opaque(inbound::proxy_protocol::Opaque {});
     inbound::Server {
