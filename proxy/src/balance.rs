@@ -510,6 +510,7 @@ impl Endpoint {
                     addr,
                     connect_timeout,
                     tls,
+                    near: false,
                 },
                 worker.tls.clone(),
                 tcp.clone(),

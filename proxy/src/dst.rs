@@ -174,4 +174,17 @@ mod tests {
         assert!(!Suffixes::default().contain(&"anything.test".parse().expect("a name")));
         assert!("a b".parse::<Suffixes>().is_err());
     }
+
+    /// A name that is taken is read again as itself, and is no address.
+    #[test]
+    fn fuzz_names() {
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let text = String::from_utf8_lossy(bytes);
+            let Ok(name) = text.parse::<NameAddr>() else {
+                return;
+            };
+            assert_eq!(name.to_string().parse(), Ok(name.clone()));
+            assert!(name.name.parse::<std::net::IpAddr>().is_err());
+        });
+    }
 }

@@ -3,10 +3,13 @@
 pub(crate) mod body;
 pub(crate) mod error;
 pub(crate) mod filter;
+pub(crate) mod frugal;
 pub(crate) mod headers;
+pub(crate) mod incoming;
 pub(crate) mod pipe;
 pub(crate) mod replay;
 pub(crate) mod serve;
+pub(crate) mod strict;
 pub(crate) mod upgrade;
 
 use hyper::rt::Executor;

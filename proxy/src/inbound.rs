@@ -154,6 +154,7 @@ async fn accept_app(
     client: SocketAddr,
     orig_dst: SocketAddr,
 ) -> Result<(Known, Carries), InboundError> {
+    not_ourselves(worker, orig_dst)?;
     let port = worker.inbound.port(worker, orig_dst)?;
     port.settled().await;
     let policy = port.policy();
@@ -225,17 +226,16 @@ async fn accept_direct(
     }
     let mut tls = Prefixed::new(tls);
     let TransportHeader { port, name, protocol } = TransportHeader::read(&mut tls, HEADER_TIMEOUT).await?;
-    let own = worker.config.inbound.listen.port();
     let name = name.map(|name| NameAddr::new(&name, port)).transpose()?;
-    let port = match name {
+    let addr = match name {
         // The gateway's clients are judged by the policy of its own port.
-        Some(_) => own,
-        None if port == own => return Err(InboundError::Loop(port)),
-        None => port,
+        Some(_) => orig_dst,
+        None => SocketAddr::new(orig_dst.ip(), port),
     };
-    let port = worker
-        .inbound
-        .port(worker, SocketAddr::new(orig_dst.ip(), port))?;
+    if name.is_none() {
+        not_ourselves(worker, addr)?;
+    }
+    let port = worker.inbound.port(worker, addr)?;
     port.settled().await;
     // Reading the header took exactly its bytes.
     let known = meshed(worker, port, tls.into_inner(), client)?;
@@ -271,6 +271,21 @@ fn count_header(
         .with("client_id", id);
     let connections = &worker.metrics.inbound_tcp_transport_header_connections_total;
     connections.get(&labels).add(1);
+}
+
+/// The proxy's own listeners are no applications. What asks them over loopback they take for the pod itself, and an
+/// address that is not the pod's is reached over loopback; the admin port at the pod's own address may be asked by
+/// anyone, as if there were no proxy.
+fn not_ourselves(worker: &Worker, addr: SocketAddr) -> Result<(), InboundError> {
+    let config = &worker.config;
+    let (port, ours) = (addr.port(), config.inbound.ips.contains(&addr.ip()));
+    let ourselves = port == config.inbound.listen.port()
+        || config.outbound.listen.iter().any(|listen| listen.port() == port)
+        || (!ours && port == config.admin.listen.port());
+    match ourselves {
+        true => Err(InboundError::Loop(port)),
+        false => Ok(()),
+    }
 }
 
 async fn handshake(

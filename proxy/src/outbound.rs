@@ -1,6 +1,7 @@
 //! Connections that the pod's applications make: where they wanted to go, what the policy says of it, what they
 //! speak, and on to an endpoint.
 
+mod attempt;
 mod counters;
 mod http;
 mod mirror;

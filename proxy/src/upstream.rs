@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use tracing::debug;
 
 use crate::{
-    http::{ProxyError, RequestBody},
+    http::{ProxyError, RequestBody, frugal::Frugal},
     http1::{Connection, Http1Body, Http1Error},
     io::{Io, Prefixed, Socket},
     limits::Gate,
@@ -44,6 +44,9 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// HTTP/2 windows: a stream may fill a path of 1 MiB, all together of 8 MiB.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// To an application in the pod, no time passes on the way, and whatever it has sent already waits here.
+const NEAR_STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const NEAR_CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Bytes of one connection that wait to be sent.
 pub(crate) const SEND_BUFFER_BYTES: usize = 1 << 20;
 
@@ -92,6 +95,8 @@ pub(crate) struct Target {
     pub addr: SocketAddr,
     pub connect_timeout: Duration,
     pub tls: Option<TargetTls>,
+    /// In the same pod.
+    pub near: bool,
 }
 
 /// Who the other side must be.
@@ -161,6 +166,16 @@ impl Upstream {
         })
     }
 
+    /// The same, with connections of its own.
+    pub(crate) fn apart(&self) -> Rc<Self> {
+        Self::new(
+            self.target.clone(),
+            self.tls.clone(),
+            self.tcp.clone(),
+            self.gate.clone(),
+        )
+    }
+
     /// A new connection, for bytes.
     pub(crate) async fn connect(&self) -> Result<Io, ConnectError> {
         self.connect_for(None).await
@@ -172,6 +187,7 @@ impl Upstream {
             addr,
             connect_timeout,
             tls,
+            near: _,
         } = &self.target;
         let (addr, connect_timeout) = (*addr, *connect_timeout);
         let permit = match &self.gate {
@@ -294,13 +310,17 @@ impl Upstream {
         let addr = self.target.addr;
         let io = self.connect_for(Some(transport_header::Protocol::Http2)).await?;
         io.set_unacknowledged_max(UNACKNOWLEDGED_MAX);
+        let (stream_window, connection_window) = match self.target.near {
+            true => (NEAR_STREAM_WINDOW_BYTES, NEAR_CONNECTION_WINDOW_BYTES),
+            false => (STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES),
+        };
         let (sender, connection) = h2::client::Builder::new()
-            .initial_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_window_size(stream_window)
+            .initial_connection_window_size(connection_window)
             .max_send_buffer_size(SEND_BUFFER_BYTES)
             .max_header_list_size(HEAD_BYTES_MAX as u32)
             .enable_push(false)
-            .handshake(io)
+            .handshake(Frugal::client(io))
             .await
             .map_err(|source| ConnectError::Http2 {
                 addr,

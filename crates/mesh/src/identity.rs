@@ -440,4 +440,21 @@ mod tests {
             );
         }
     }
+
+    /// A name that is taken is a DNS name, is its own text, and is whose it says.
+    #[test]
+    fn fuzz_identities() {
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let text = String::from_utf8_lossy(bytes);
+            let Ok(identity) = text.parse::<Identity>() else {
+                return;
+            };
+            assert_eq!(identity.as_str().parse(), Ok(identity.clone()));
+            assert!(identity.as_str().len() <= 253 && identity.as_str().is_ascii());
+            if let Some(account) = identity.service_account() {
+                let start = format!("{}.{}.", account.name, account.namespace);
+                assert!(identity.as_str().starts_with(&start), "{identity}");
+            }
+        });
+    }
 }

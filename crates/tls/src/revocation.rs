@@ -259,3 +259,28 @@ fn unsigned(bytes: &[u8]) -> Vec<u8> {
 
 /// How long a fetched list is trusted to be the newest.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lists are taken whole or not at all; whatever is taken can be asked, and is the same when it is read again.
+    #[test]
+    fn fuzz_revocations() {
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let mut pem = String::new();
+            to_pem(&mut pem, bytes);
+            for text in [bytes, pem.as_bytes()] {
+                let Ok(revocations) = Revocations::from_pem(text) else {
+                    continue;
+                };
+                assert!(!revocations.is_empty());
+                let mut again = String::new();
+                for der in revocations.ders() {
+                    to_pem(&mut again, &der);
+                }
+                assert_eq!(Revocations::from_pem(again.as_bytes()).ok(), Some(revocations));
+            }
+        });
+    }
+}

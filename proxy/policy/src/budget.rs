@@ -104,6 +104,13 @@ impl RetryBudget {
     }
 }
 
+/// Linkerd's for ServiceProfiles that say none: a fifth more, and ten a second.
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self::new(0.2, 10, Duration::from_secs(10))
+    }
+}
+
 impl TryFrom<proto::RetryBudget> for RetryBudget {
     type Error = Invalid;
 

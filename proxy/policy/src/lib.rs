@@ -11,6 +11,8 @@ pub mod balance;
 pub mod budget;
 pub mod endpoint;
 pub mod filter;
+#[cfg(test)]
+mod fuzz;
 pub mod inbound;
 pub mod invalid;
 pub mod meta;

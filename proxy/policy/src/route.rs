@@ -293,7 +293,8 @@ impl HeaderMatch {
                 .headers()
                 .get_all(name)
                 .iter()
-                .any(|have| have.to_str().is_ok_and(|have| regex.is_match(have))),
+                // A value that is no text is matched as what it looks like: it must not slip by a rule that any value meets.
+                .any(|have| regex.is_match(&String::from_utf8_lossy(have.as_bytes()))),
         }
     }
 }

@@ -168,3 +168,21 @@ fn telemetry_is_off_unless_it_is_asked_for() {
     let errors = with(&wrong).expect_err("four that are wrong, and a collector that need not prove anything");
     assert_eq!(errors.len(), 5, "{errors:#?}");
 }
+
+/// Lines of `NAME=value` on top of a valid environment: a configuration, or every mistake by its variable's name.
+#[test]
+fn fuzz_environment() {
+    let base = base();
+    bolero::check!().for_each(|bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes);
+        let mut vars = base.clone();
+        let lines = text.lines().filter_map(|line| line.split_once('='));
+        vars.extend(lines.map(|(name, value)| (format!("LINKERD2_PROXY_{name}"), value.to_owned())));
+        if let Err(errors) = Config::from_env(&vars) {
+            assert!(!errors.is_empty());
+            for error in errors {
+                assert!(error.to_string().starts_with("LINKERD2_PROXY_"), "{error}");
+            }
+        }
+    });
+}

@@ -11,11 +11,11 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
     grpc_status,
+    incoming::Incoming,
     replay::{Kept, Replay, ReplayBody},
 };
 use crate::{
@@ -298,7 +298,7 @@ pub(crate) struct ResponseBody {
 #[derive(Debug)]
 enum Source {
     Full(Option<Bytes>),
-    Hyper(Incoming),
+    Hyper(hyper::body::Incoming),
     Http1(Http1Body),
     Http2 { stream: h2::RecvStream, data_done: bool },
 }
@@ -312,7 +312,7 @@ impl ResponseBody {
         Self::new(Source::Full(Some(data).filter(|data| !data.is_empty())))
     }
 
-    pub(crate) fn hyper(body: Incoming) -> Self {
+    pub(crate) fn hyper(body: hyper::body::Incoming) -> Self {
         Self::new(Source::Hyper(body))
     }
 

@@ -38,6 +38,10 @@ pub(crate) enum ProxyError {
     Client(#[source] super::body::BodyError),
     #[error("the request is malformed: {0}")]
     BadRequest(&'static str),
+    #[error("the request is ambiguous: {0}")]
+    Ambiguous(&'static str),
+    #[error("the request has more than {max} headers", max = super::strict::HEADERS_MAX)]
+    TooManyHeaders,
     #[error("unauthorized")]
     Unauthorized,
     #[error("rate limit exceeded")]
@@ -71,6 +75,8 @@ impl ProxyError {
             | Self::FailFast(_) => Side::Upstream,
             Self::Client(_)
             | Self::BadRequest(_)
+            | Self::Ambiguous(_)
+            | Self::TooManyHeaders
             | Self::Unauthorized
             | Self::RateLimited
             | Self::IdentityRequired(_)
@@ -98,12 +104,18 @@ impl ProxyError {
         }
     }
 
-    /// Whether the client's connection had better end, so that its next request finds another way.
+    /// Whether the client's connection had better end: its next request finds another way, and what follows an
+    /// ambiguous one may be a part of it.
     pub(crate) fn closes(&self) -> bool {
         matches!(
             self,
             Self::Connect(_) | Self::Http1(_) | Self::Http2(_) | Self::Upgrade(_)
-        )
+        ) || self.is_ambiguous()
+    }
+
+    /// Whether it cannot be told where the request ends.
+    pub(crate) fn is_ambiguous(&self) -> bool {
+        matches!(self, Self::Ambiguous(_) | Self::TooManyHeaders)
     }
 
     /// Linkerd's word for it in the metrics of routes.
@@ -145,7 +157,8 @@ impl ProxyError {
             | Self::Upgrade(_)
             | Self::Http2(_) => StatusCode::BAD_GATEWAY,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
-            Self::Client(_) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Client(_) | Self::BadRequest(_) | Self::Ambiguous(_) => StatusCode::BAD_REQUEST,
+            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Unauthorized => StatusCode::FORBIDDEN,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         }
@@ -158,7 +171,7 @@ impl ProxyError {
             Self::NoRoute | Self::NotServed(_) => "5",
             Self::InvalidPolicy(_) | Self::NoBackend => "13",
             Self::Timeout(_) => "4",
-            Self::Client(_) | Self::BadRequest(_) => "3",
+            Self::Client(_) | Self::BadRequest(_) | Self::Ambiguous(_) | Self::TooManyHeaders => "3",
             _ => "14",
         }
     }

@@ -27,6 +27,11 @@ const CONNECTION_HEADERS: [HeaderName; 5] = [
     HeaderName::from_static("http2-settings"),
 ];
 
+/// Headers that are for whoever answers, or that proxies say: no client can have them taken out.
+fn is_end_to_end(name: &HeaderName) -> bool {
+    *name == header::HOST || *name == header::CONTENT_LENGTH || name.as_str().starts_with("l5d-")
+}
+
 /// Headers that only proxies may say; an application's are not believed.
 const FORGEABLE: [HeaderName; 6] = [
     HeaderName::from_static("l5d-client-id"),
@@ -39,15 +44,28 @@ const FORGEABLE: [HeaderName; 6] = [
 
 /// Removes headers that are about one connection (RFC 9110 §7.6.1), and those that `connection` names.
 pub(crate) fn strip_connection(headers: &mut HeaderMap) {
-    if let Some(value) = headers.remove(header::CONNECTION)
-        && let Ok(value) = value.to_str()
-    {
-        for name in value.split(',').map(str::trim) {
-            // The common words are no headers' names.
-            if !name.eq_ignore_ascii_case("close") && !name.eq_ignore_ascii_case("keep-alive") {
-                headers.remove(name);
-            }
-        }
+    let names = |value: &HeaderValue| -> Vec<HeaderName> {
+        // The common words are no headers' names.
+        let is_word =
+            |name: &[u8]| name.eq_ignore_ascii_case(b"close") || name.eq_ignore_ascii_case(b"keep-alive");
+        let options = value
+            .as_bytes()
+            .split(|&byte| byte == b',')
+            .map(<[u8]>::trim_ascii);
+        let options = options.filter(|name| !name.is_empty() && !is_word(name));
+        options
+            .filter_map(|name| HeaderName::from_bytes(name).ok())
+            .filter(|name| !is_end_to_end(name))
+            .collect()
+    };
+    let named: Vec<_> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(names)
+        .collect();
+    headers.remove(header::CONNECTION);
+    for name in named {
+        headers.remove(name);
     }
     for name in &CONNECTION_HEADERS {
         headers.remove(name);
@@ -153,14 +171,19 @@ pub(crate) fn h2_to_h1<B>(req: &mut Request<B>, absolute: bool) {
     *req.version_mut() = Version::HTTP_11;
 }
 
-/// Leaves only path and query of a request's URI.
+/// Leaves only path and query of a request's URI; its authority becomes the host.
 pub(crate) fn origin_form<B>(req: &mut Request<B>) {
     if req.uri().scheme().is_none() && req.uri().authority().is_none() {
         return;
     }
     let mut parts = std::mem::take(req.uri_mut()).into_parts();
     parts.scheme = None;
-    parts.authority = None;
+    // It wins over what `Host` says (RFC 9112 §3.2.2), and routes have been found by it.
+    if let Some(authority) = parts.authority.take()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        req.headers_mut().insert(header::HOST, host);
+    }
     parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
     *req.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
 }
@@ -226,6 +249,25 @@ mod tests {
     }
 
     #[test]
+    fn a_client_names_only_what_is_its_connections_own() {
+        let connection = "x-hop, host, Content-Length, l5d-client-id, close";
+        let headers = [
+            ("connection", connection),
+            ("connection", "x-other"),
+            ("x-hop", "1"),
+            ("x-other", "2"),
+            ("host", "web.test"),
+            ("content-length", "3"),
+            ("l5d-client-id", "web"),
+        ];
+        let mut req = request("/", &headers);
+        strip_connection(req.headers_mut());
+        let mut left: Vec<_> = req.headers().keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-length", "host", "l5d-client-id"]);
+    }
+
+    #[test]
     fn upgrades_are_seen() {
         assert!(is_upgrade(&request(
             "/",
@@ -237,5 +279,9 @@ mod tests {
             &[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "foo, H2C")]
         )));
         assert!(!is_upgrade(&request("/", &[("connection", "upgrade")])));
+        for protocol in ["h2c", "websocket, H2C"] {
+            let headers = [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", protocol)];
+            assert!(!is_upgrade(&request("/", &headers)), "{protocol}");
+        }
     }
 }

@@ -4,7 +4,6 @@ use std::{cell::Cell, convert::Infallible, rc::Rc, time::Duration};
 
 use http::{HeaderValue, Request, Response, header};
 use hyper::{
-    body::Incoming,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -12,7 +11,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, interval_at};
 use tracing::debug;
 
-use super::{LocalExec, ResponseBody};
+use super::{
+    LocalExec, ResponseBody,
+    frugal::Frugal,
+    incoming::{Incoming, Pace},
+    strict::HEADERS_MAX,
+};
 use crate::{
     io::{Io, ReadCount},
     upstream::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES},
@@ -21,11 +25,13 @@ use crate::{
 
 /// A request's head of more than this is refused.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-const HEADERS_MAX: usize = 100;
 /// A head that has begun must be whole between one and two of these later. Idle connections may stay.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Requests at a time on one HTTP/2 connection: a peer's proxy has all of its clients' on one.
-const STREAMS_MAX: u32 = 4_096;
+/// Requests at a time on one HTTP/2 connection: a peer's proxy has all of its clients' on one, an application what it
+/// likes.
+pub(crate) const STREAMS_MAX: u32 = 4_096;
+/// Of a client that nobody vouches for.
+pub(crate) const STRANGER_STREAMS_MAX: u32 = 256;
 /// Streams that a client opened and reset before we took them: CVE-2023-44487.
 const RESET_STREAMS_MAX: usize = 64;
 /// The same of a peer's proxy: when one of its clients goes away, all streams of that client are reset at once, and
@@ -52,6 +58,8 @@ pub(crate) struct ConnState {
     in_flight: Cell<u32>,
     /// Bytes read when the last request ended, or when none has begun yet.
     idle_at: Cell<u64>,
+    /// Of the request whose body is being read.
+    pace: Pace,
 }
 
 /// Serves a connection; `handle` never fails, because errors become responses.
@@ -60,6 +68,7 @@ pub(crate) async fn serve<H, F>(
     drain: drain::Watch,
     io: Io,
     version: HttpVersion,
+    streams_max: u32,
     handle: H,
 ) where
     H: Fn(Request<Incoming>) -> F + 'static,
@@ -69,13 +78,16 @@ pub(crate) async fn serve<H, F>(
     let state = Rc::new(ConnState::default());
     let service = {
         let (worker, state, bytes_read) = (worker.clone(), state.clone(), bytes_read.clone());
-        service_fn(move |request: Request<Incoming>| {
+        service_fn(move |request: Request<hyper::body::Incoming>| {
             state.in_flight.set(state.in_flight.get() + 1);
             let busy = Busy {
                 state: state.clone(),
                 bytes_read: bytes_read.clone(),
             };
-            let responding = handle(request);
+            let responding = handle(request.map(|body| match version {
+                HttpVersion::Http1 => Incoming::paced(body, &state.pace, bytes_read.get()),
+                HttpVersion::Http2 => Incoming::new(body),
+            }));
             let worker = worker.clone();
             async move {
                 let mut response = responding.await;
@@ -89,12 +101,12 @@ pub(crate) async fn serve<H, F>(
             }
         })
     };
-    let reset_streams_max = if io.is_meshed() {
+    let meshed = io.is_meshed();
+    let reset_streams_max = if meshed {
         MESHED_RESET_STREAMS_MAX
     } else {
         RESET_STREAMS_MAX
     };
-    let io = TokioIo::new(io);
     let mut drained = std::pin::pin!(drain.signaled());
     let mut held = None;
     match version {
@@ -104,7 +116,7 @@ pub(crate) async fn serve<H, F>(
                 .auto_date_header(false)
                 .max_buf_size(HEAD_BYTES_MAX)
                 .max_headers(HEADERS_MAX)
-                .serve_connection(io, service)
+                .serve_connection(TokioIo::new(io), service)
                 .with_upgrades();
             let mut connection = std::pin::pin!(connection);
             let mut slow = interval_at(Instant::now() + HEAD_TIMEOUT, HEAD_TIMEOUT);
@@ -127,6 +139,10 @@ pub(crate) async fn serve<H, F>(
                         linger.as_mut().reset(Instant::now() + DRAIN_LINGER);
                     }
                     _ = slow.tick() => {
+                        if state.pace.is_too_slow(HEAD_TIMEOUT, bytes_read.get()) {
+                            debug!("Closing a connection whose request's body comes too slowly");
+                            break;
+                        }
                         let begun = state.in_flight.get() == 0 && bytes_read.get() > state.idle_at.get();
                         let now = begun.then(|| state.idle_at.get());
                         if now.is_some() && now == suspect {
@@ -146,12 +162,19 @@ pub(crate) async fn serve<H, F>(
                 .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
                 .max_frame_size(FRAME_BYTES_MAX)
                 .max_send_buf_size(SEND_BUFFER_BYTES)
-                .max_concurrent_streams(STREAMS_MAX)
+                .max_concurrent_streams(streams_max)
                 .max_header_list_size(HEAD_BYTES_MAX as u32)
                 .max_pending_accept_reset_streams(reset_streams_max)
                 .keep_alive_interval(PING_INTERVAL)
                 .keep_alive_timeout(PING_TIMEOUT)
-                .serve_connection(io, service);
+                .serve_connection(
+                    TokioIo::new(if meshed {
+                        Frugal::peer(io)
+                    } else {
+                        Frugal::server(io)
+                    }),
+                    service,
+                );
             let mut connection = std::pin::pin!(connection);
             loop {
                 tokio::select! {

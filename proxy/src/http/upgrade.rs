@@ -2,11 +2,11 @@
 //! They travel as HTTP/1, each on a connection of its own, and become bytes when the server agrees.
 
 use http::{Method, Request, Response, StatusCode};
-use hyper::{body::Incoming, client::conn::http1::SendRequest};
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
-use super::{ProxyError, RequestBody, ResponseBody, body::ClientBody};
+use super::{ProxyError, RequestBody, ResponseBody, body::ClientBody, incoming::Incoming};
 
 /// Sends the request; if the server agrees, copies both ways in a task of its own, which holds on to `held`.
 pub(crate) async fn send(

@@ -49,7 +49,8 @@ pub(super) enum Chunk {
 pub(crate) struct ChunkError;
 
 /// What the buffer holds next.
-enum Next {
+#[derive(Debug)]
+pub(super) enum Next {
     Data(Bytes),
     Trailers(HeaderMap),
     More,
@@ -65,7 +66,7 @@ impl Decoder {
         Self::Chunked(Chunk::Size, reuse)
     }
 
-    fn next(&mut self, buffer: &mut BytesMut) -> Result<Next, ChunkError> {
+    pub(super) fn next(&mut self, buffer: &mut BytesMut) -> Result<Next, ChunkError> {
         loop {
             match self {
                 Self::None => return Ok(Next::End(Reuse::No)),

@@ -165,3 +165,54 @@ async fn a_connection_that_the_application_closed_is_not_alive() {
         tokio::task::yield_now().await;
     }
 }
+
+/// What there is of a response.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    status: u16,
+    body: Vec<u8>,
+    whole: bool,
+}
+
+/// What a response is when its bytes come in these pieces, or where it was refused.
+fn read_in_pieces<'p>(pieces: impl Iterator<Item = &'p [u8]>) -> Result<Option<Seen>, &'static str> {
+    let (mut buffer, mut read) = (BytesMut::new(), None::<(Decoder, Seen)>);
+    for piece in pieces {
+        buffer.extend_from_slice(piece);
+        if read.is_none()
+            && let Some(response) = head::decode(&mut buffer, &Method::GET).map_err(|_| "its head")?
+        {
+            let seen = Seen {
+                status: response.status().as_u16(),
+                body: Vec::new(),
+                whole: false,
+            };
+            read = Some((response.into_body(), seen));
+        }
+        let Some((decoder, seen)) = &mut read else {
+            continue;
+        };
+        while !seen.whole {
+            match decoder.next(&mut buffer).map_err(|_| "its body")? {
+                body::Next::Data(data) => seen.body.extend_from_slice(&data),
+                body::Next::Trailers(_) => {}
+                body::Next::More => break,
+                body::Next::End(_) => seen.whole = true,
+            }
+        }
+    }
+    Ok(read.map(|(_, seen)| seen))
+}
+
+/// However an application's bytes are cut, they are the same response, or none.
+#[test]
+fn fuzz_response() {
+    bolero::check!().for_each(|bytes: &[u8]| {
+        let chunked = [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", bytes].concat();
+        for input in [bytes, &chunked] {
+            let whole = read_in_pieces(std::iter::once(input));
+            assert_eq!(read_in_pieces(input.chunks(1)), whole);
+            assert_eq!(read_in_pieces(input.chunks(5)), whole);
+        }
+    });
+}

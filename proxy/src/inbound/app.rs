@@ -32,9 +32,17 @@ impl App {
             addr,
             connect_timeout: worker.config.inbound.connect_timeout,
             tls: None,
+            near: true,
         };
         Self {
             upstream: Upstream::new(target, worker.tls.clone(), tcp, None),
+        }
+    }
+
+    /// The same port, with connections of its own.
+    pub(crate) fn apart(&self) -> Self {
+        Self {
+            upstream: self.upstream.apart(),
         }
     }
 

@@ -6,13 +6,12 @@ use std::rc::Rc;
 
 use heddle_proxy_policy::ClientTls;
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{Carries, InboundError, Known, http::Connection, tcp::Judge};
 use crate::{
     dst::NameAddr,
-    http::{ProxyError, ResponseBody, body::Tracker, headers, is_grpc, serve},
+    http::{ProxyError, ResponseBody, body::Tracker, headers, incoming::Incoming, is_grpc, serve},
     metrics::stream::Stream,
     outbound::{OutboundError, Through},
     worker::Worker,
@@ -73,7 +72,8 @@ pub(super) async fn serve(
                 let gateway = gateway.clone();
                 async move { gateway.respond(request).await }
             };
-            serve::serve(worker.clone(), drain, io, version, handle).await;
+            // Only peers with an identity get here.
+            serve::serve(worker.clone(), drain, io, version, serve::STREAMS_MAX, handle).await;
             Ok(())
         }
     }

@@ -13,18 +13,19 @@ use heddle_proxy_policy::{
     ratelimit::{Cell, RateLimited},
 };
 use http::{HeaderValue, Request, Response, Version};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::{Known, port::Port};
+use super::{Known, app::App, port::Port};
 use crate::{
     http::{
         ProxyError, RequestBody, ResponseBody,
         body::{ClientBody, Tracker},
-        filter, headers, is_grpc, pipe,
+        filter, headers,
+        incoming::Incoming,
+        is_grpc, pipe,
         serve::{self, HttpVersion},
-        upgrade,
+        strict, upgrade,
     },
     metrics::{
         family::Counter,
@@ -52,6 +53,9 @@ pub(super) struct Connection {
     /// What its rate limit counts by.
     cell: OnceCell<Arc<Cell>>,
     handles: RefCell<Vec<Rc<Handles>>>,
+    /// HTTP/2 goes to the application on a connection for this client alone: one that does not read what it asked
+    /// for fills the connection's window, and would hold back all others.
+    http2_app: OnceCell<App>,
     /// For what outlives the connection: an upgraded one.
     drain: drain::Watch,
 }
@@ -81,12 +85,16 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Known, drain: drain::Watch,
         no_tls_reason,
         drain.clone(),
     ));
+    let streams_max = match &connection.client_id {
+        Some(_) => serve::STREAMS_MAX,
+        None => serve::STRANGER_STREAMS_MAX,
+    };
     let handle = move |request| {
         let connection = connection.clone();
         async move { connection.respond(request).await }
     };
     // Each request is judged by the policy of its moment, so that the connection as a whole need not be.
-    serve::serve(worker, drain, io, version, handle).await;
+    serve::serve(worker, drain, io, version, streams_max, handle).await;
 }
 
 /// The server's labels.
@@ -116,6 +124,7 @@ impl Connection {
             no_tls_reason,
             cell: OnceCell::new(),
             handles: RefCell::default(),
+            http2_app: OnceCell::new(),
             drain,
         }
     }
@@ -193,6 +202,7 @@ impl Connection {
         request: &Request<B>,
         now: Instant,
     ) -> Result<(Allowed<'p>, Rc<Handles>), ProxyError> {
+        strict::check(request)?;
         let allowed = match policy.authorize_request(&self.client, request) {
             Ok(allowed) => allowed,
             Err(refused) => return Err(self.refuse(&policy.meta, &refused)),
@@ -258,16 +268,21 @@ impl Connection {
                     .await
                     .map(|response| response.map(ResponseBody::http1))
             }
-            false => match self.port.app().http2(&permit).await {
-                Ok(mut sender) => {
-                    headers::absolute_uri(&mut request, || http::uri::Authority::from_static("localhost"));
-                    let (head, body) = request.into_parts();
-                    pipe::send(&mut sender, head, body)
-                        .await
-                        .map(|response| response.map(ResponseBody::http2))
+            false => {
+                let app = self.http2_app.get_or_init(|| self.port.app().apart());
+                match app.http2(&permit).await {
+                    Ok(mut sender) => {
+                        headers::absolute_uri(&mut request, || {
+                            http::uri::Authority::from_static("localhost")
+                        });
+                        let (head, body) = request.into_parts();
+                        pipe::send(&mut sender, head, body)
+                            .await
+                            .map(|response| response.map(ResponseBody::http2))
+                    }
+                    Err(error) => Err(error.into()),
                 }
-                Err(error) => Err(error.into()),
-            },
+            }
         };
         let mut response = match result {
             Ok(response) => response,

@@ -15,12 +15,12 @@ use heddle_tls::PeerId;
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts, uri::Authority,
 };
-use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::{
-    Target, counters::RouteCounters, mirror::Copies, overrides::Asked, sticky::Chosen, target::Policy,
+    Target, attempt::Attempt, counters::RouteCounters, mirror::Copies, overrides::Asked, sticky::Chosen,
+    target::Policy,
 };
 use crate::{
     balance::{Answer, Balancer, Endpoint, Picked, Terms},
@@ -28,8 +28,11 @@ use crate::{
     http::{
         ProxyError, RequestBody, ResponseBody,
         body::{Activity, ClientBody, Tracker},
-        filter, grpc_status, headers, is_grpc, pipe,
+        filter, grpc_status, headers,
+        incoming::Incoming,
+        is_grpc, pipe,
         serve::{self, HttpVersion},
+        strict,
     },
     io::Io,
     metrics::{
@@ -93,6 +96,8 @@ pub(super) struct Errand<'p> {
     pub(super) route: Option<&'p Rc<RouteHandles>>,
     pub(super) require_id: Option<&'p PeerId>,
     pub(super) started: Instant,
+    /// When its time is over.
+    pub(super) until: Option<Instant>,
 }
 
 pub(super) async fn serve(
@@ -109,7 +114,7 @@ pub(super) async fn serve(
         let client = client.clone();
         async move { client.respond(request).await }
     };
-    serve::serve(worker, drain, io, version, handle).await;
+    serve::serve(worker, drain, io, version, serve::STREAMS_MAX, handle).await;
 }
 
 impl Way<'_> {
@@ -191,7 +196,13 @@ impl Client {
                 debug!(dst = %self.target.dst, error = %heddle_daemon::report::chain(&error), "Request failed");
                 let labels = Labels::default().with("error", error.label());
                 self.worker.metrics.outbound_http_errors_total.get(&labels).add(1);
-                error.response(grpc)
+                let mut response = error.response(grpc);
+                if http1 && error.is_ambiguous() {
+                    response
+                        .headers_mut()
+                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                response
             }
         }
     }
@@ -201,6 +212,7 @@ impl Client {
         mut request: Request<Incoming>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let started = Instant::now();
+        strict::check(&request)?;
         let own_headers = headers::has_own(request.headers());
         let named = match own_headers && self.ingress {
             true => Box::pin(self.named(&mut request)).await?,
@@ -320,7 +332,7 @@ impl Client {
             (Some(one), Some(two)) => Some(one.min(two)),
             (one, two) => one.or(two),
         };
-        let sending = self.send_untimed(way, head, body);
+        let sending = self.send_untimed(way, limit.map(|limit| started + limit), head, body);
         let tried = way.route.map(|route| {
             route.request(Of::Try);
             Instant::now()
@@ -339,6 +351,7 @@ impl Client {
     async fn send_untimed(
         self: &Rc<Self>,
         way: Way<'_>,
+        until: Option<Instant>,
         mut head: Parts,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, ProxyError> {
@@ -360,6 +373,7 @@ impl Client {
             route: way.route,
             require_id: way.require_id,
             started: way.started,
+            until,
         };
         let (endpoint, mut response) = match Copies::draw(&backend.mirrors, &head) {
             None => self.to_balancer(balancer, errand, head, body).await?,
@@ -414,7 +428,11 @@ impl Client {
         &self,
         balancer: &Balancer,
         Errand {
-            terms, require_id, ..
+            terms,
+            require_id,
+            accrual,
+            until,
+            ..
         }: Errand<'_>,
         head: &Parts,
         deadline: Instant,
@@ -422,7 +440,10 @@ impl Client {
         loop {
             let endpoint = balancer.pick(terms, deadline).await?;
             endpoint.must_be(require_id)?;
-            match connection(&endpoint, head.version != Version::HTTP_2).await {
+            let attempt = Attempt::begin(balancer, &endpoint, accrual, until);
+            let connected = connection(&endpoint, head.version != Version::HTTP_2).await;
+            attempt.over();
+            match connected {
                 Ok(connection) => {
                     endpoint.connected();
                     return Ok((endpoint, connection));
@@ -452,6 +473,7 @@ impl Client {
             route,
             counter,
             started,
+            until,
             ..
         } = errand;
         let http1 = head.version != Version::HTTP_2;
@@ -480,6 +502,7 @@ impl Client {
                 .headers_mut()
                 .insert(headers::DST_CANONICAL, route.service().clone());
         }
+        let attempt = Attempt::begin(balancer, &endpoint, accrual, until);
         let result = match connection {
             Connection::Http2(mut sender) => {
                 match http1 {
@@ -497,6 +520,7 @@ impl Client {
                 sent.map(|response| response.map(ResponseBody::http1))
             }
         };
+        attempt.over();
         let mut response = match result {
             Ok(response) => response,
             Err(error) => {

@@ -187,4 +187,34 @@ mod tests {
             .request;
         assert_eq!(request, Some(Duration::from_secs(2)));
     }
+
+    /// Lines of `name: value`: whatever they ask for is bounded, and none of them goes on.
+    #[test]
+    fn fuzz_overrides() {
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let mut headers = HeaderMap::new();
+            for line in bytes.split(|byte| *byte == b'\n').take(50) {
+                let mut parts = line.splitn(2, |byte| *byte == b':');
+                let name = HeaderName::from_bytes(&[b"l5d-", parts.next().unwrap_or_default()].concat());
+                let value = HeaderValue::from_bytes(parts.next().unwrap_or_default().trim_ascii());
+                if let (Ok(name), Ok(value)) = (name, value) {
+                    headers.append(name, value);
+                }
+            }
+            if let Some(retry) = retry(&mut headers, None) {
+                assert!(retry.max_retries <= RETRIES_MAX);
+                assert!(retry.max_request_bytes <= RETRY_BODY_BYTES_MAX);
+            }
+            let own = Timeouts::default();
+            let _ = timeouts(&mut headers, own);
+            for name in [
+                "l5d-retry-limit",
+                "l5d-retry-http",
+                "l5d-retry-grpc",
+                "l5d-timeout",
+            ] {
+                assert!(!headers.contains_key(name), "{name}");
+            }
+        });
+    }
 }

@@ -4,13 +4,12 @@
 use std::{net::SocketAddr, rc::Rc};
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 
 use super::{OutboundError, http::Client, opaque, target::Target};
 use crate::{
     discovery::Outbound,
     dst::NameAddr,
-    http::{ProxyError, ResponseBody},
+    http::{ProxyError, ResponseBody, incoming::Incoming},
     io::Io,
     worker::Worker,
 };

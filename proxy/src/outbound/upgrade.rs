@@ -1,14 +1,13 @@
 //! Upgrades of applications' connections.
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
     http::{Client, Way},
     sticky::Chosen,
 };
-use crate::http::{ProxyError, ResponseBody, filter, headers, upgrade};
+use crate::http::{ProxyError, ResponseBody, filter, headers, incoming::Incoming, upgrade};
 
 pub(super) async fn serve(
     client: &Client,

@@ -106,6 +106,7 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
             tokio::time::sleep(Duration::from_millis(800)).await;
             Response::new(full(name.to_owned()))
         }
+        "/big" => Response::new(Full::new(Bytes::from_static(&[b'.'; 256 * 1024])).boxed()),
         "/fail" => {
             let mut response = Response::new(full(String::new()));
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;

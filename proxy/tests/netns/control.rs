@@ -57,6 +57,7 @@ struct Inner {
     /// The serial number of each identity's newest leaf, and those that are revoked.
     serials: Mutex<HashMap<String, u64>>,
     revoked: Mutex<Vec<u64>>,
+    leaf_life: Mutex<Duration>,
 }
 
 /// One pod's running control plane.
@@ -85,11 +86,21 @@ impl Script {
             profiles: Mutex::default(),
             serials: Mutex::default(),
             revoked: Mutex::default(),
+            leaf_life: Mutex::new(Duration::from_secs(3600)),
         }))
     }
 
     pub(crate) fn anchors(&self) -> &str {
         &self.0.anchors
+    }
+
+    /// How long certificates hold that are signed from now on.
+    pub(crate) fn set_leaf_life(&self, life: Duration) {
+        *self
+            .0
+            .leaf_life
+            .lock()
+            .expect("no test panics while it holds this") = life;
     }
 
     pub(crate) fn set_endpoints(&self, path: &str, endpoints: Vec<destination::WeightedAddr>) {
@@ -449,13 +460,19 @@ impl id::Identity for Script {
         };
         csr.params.serial_number = Some(SerialNumber::from(serial));
         csr.params.use_authority_key_identifier_extension = true;
+        let life = *self
+            .0
+            .leaf_life
+            .lock()
+            .expect("no test panics while it holds this");
+        csr.params.not_after = (SystemTime::now() + life).into();
         let leaf = csr
             .signed_by(&self.0.issuer)
             .map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(identity::CertifyResponse {
             leaf_certificate: leaf.der().to_vec(),
             intermediate_certificates: Vec::new(),
-            valid_until: Some((SystemTime::now() + Duration::from_secs(3600)).into()),
+            valid_until: Some((SystemTime::now() + life).into()),
         }))
     }
 }

@@ -3,9 +3,18 @@
 
 mod admin;
 mod apps;
+mod attack;
+mod attack_h2;
+mod attack_http1;
+mod attack_routing;
+mod attack_tls;
 mod control;
 mod edges;
 mod extension;
+mod fault_app;
+mod fault_endpoint;
+mod fault_network;
+mod fault_process;
 mod gateway;
 mod grpc;
 mod h2spec;
@@ -18,6 +27,7 @@ mod pod;
 mod policies;
 mod policy;
 mod profiles;
+mod smuggling;
 mod taps;
 mod tcp_traffic;
 mod telemetry;

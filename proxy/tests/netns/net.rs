@@ -98,6 +98,26 @@ impl Namespace {
         format!("/run/netns/{}", self.name)
     }
 
+    /// Makes the kernel drop packets: a rule's matches, after those that it had before.
+    pub(crate) fn drop_packets(&self, rule: &str) {
+        for command in [
+            "add table inet faults",
+            "add chain inet faults in { type filter hook input priority 0; }",
+            &format!("add rule inet faults in {rule} drop"),
+        ] {
+            self.nft(command);
+        }
+    }
+
+    /// Lets all packets through again.
+    pub(crate) fn heal(&self) {
+        self.nft("delete table inet faults");
+    }
+
+    fn nft(&self, command: &str) {
+        ip(&["netns", "exec", &self.name, "nft", command]);
+    }
+
     /// Runs a thread inside.
     pub(crate) fn thread<T: Send + 'static>(
         &self,

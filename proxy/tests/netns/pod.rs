@@ -42,6 +42,31 @@ impl Pod {
     }
 
     pub(crate) fn start_with(network: &Network, script: &Script, account: &str, options: Options) -> Self {
+        let command = Command::new(env!("CARGO_BIN_EXE_heddle-proxy"));
+        Self::start_as(command, network, script, account, options)
+    }
+
+    /// A pod whose proxy may open only so many file descriptors.
+    pub(crate) fn start_with_files(
+        network: &Network,
+        script: &Script,
+        account: &str,
+        files_max: usize,
+    ) -> Self {
+        let mut command = Command::new("prlimit");
+        command
+            .arg(format!("--nofile={files_max}"))
+            .arg(env!("CARGO_BIN_EXE_heddle-proxy"));
+        Self::start_as(command, network, script, account, Options { env: Vec::new() })
+    }
+
+    fn start_as(
+        mut command: Command,
+        network: &Network,
+        script: &Script,
+        account: &str,
+        options: Options,
+    ) -> Self {
         let namespace = network.namespace();
         let init = Command::new(init_binary())
             .args([
@@ -64,7 +89,6 @@ impl Pod {
         token.as_file().set_permissions(readable).expect("our own file");
 
         let control_addr = format!("127.0.0.1:{}", control::PORT);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_heddle-proxy"));
         let vars = [
             ("DESTINATION_SVC_ADDR", control_addr.clone()),
             ("POLICY_SVC_ADDR", control_addr.clone()),
@@ -147,9 +171,26 @@ impl Pod {
 
     /// Asks the proxy to end, as the kubelet does.
     pub(crate) fn terminate(&self) {
-        let pid =
-            rustix::process::Pid::from_raw(self.proxy.id().try_into().expect("a pid")).expect("not zero");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our own child");
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).expect("our own child");
+    }
+
+    /// Memory that belongs to the proxy alone, and its share of what it shares.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        let path = format!("/proc/{}/smaps_rollup", self.proxy.id());
+        let text = std::fs::read_to_string(path).expect("the proxy runs");
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.expect("the kernel tells a process' share")
+    }
+
+    /// The proxy's open file descriptors.
+    pub(crate) fn open_files(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.proxy.id());
+        std::fs::read_dir(path).expect("the proxy runs").count()
+    }
+
+    pub(crate) fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_raw(self.proxy.id().try_into().expect("a pid")).expect("not zero")
     }
 
     /// Waits for the proxy's end and tells its exit code.

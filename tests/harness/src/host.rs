@@ -42,7 +42,21 @@ pub const CLUSTER_PACKAGES: &[Package] = &[
 /// What building images and serving Git needs besides.
 pub const BUILD_PACKAGES: &[Package] = &[
     program("git", "git", "serving test repositories"),
-    program("nftables", "nft", "comparing redirect rules with what nft reads"),
+    program(
+        "nftables",
+        "nft",
+        "comparing redirect rules with what nft reads, and dropping packets",
+    ),
+    program(
+        "haproxy",
+        "haproxy",
+        "comparing what proxies make of odd requests",
+    ),
+    program(
+        "nginx-light",
+        "nginx",
+        "comparing what proxies make of odd requests",
+    ),
     program("gcc", "cc", "linking Rust programs"),
     program("tcpdump", "tcpdump", "looking at pods' traffic"),
     Package {

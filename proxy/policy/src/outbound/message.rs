@@ -248,7 +248,8 @@ fn mk_retry(
         backoff: backoff
             .map(|backoff| read_backoff("retry.backoff", backoff))
             .transpose()?,
-        budget: None,
+        // Policies cannot say one; without any, a service that fails gets several times its load.
+        budget: Some(Arc::default()),
     })
 }
 

@@ -1,0 +1,310 @@
+//! What a peer's HTTP/2 frames may cost.
+//!
+//! Frames that carry nothing (pings, settings, window updates, priorities, resets, empty data) are cheap to send and
+//! cost us work each. A peer has a budget of them, which grows with time and with the bytes that it and we really
+//! move; a peer that uses it up is flooding, and its connection ends. The protocol library bounds what a connection
+//! can make it hold; this bounds what it can make it do. Sits between a connection's bytes and the library, and knows
+//! of frames only their heads.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
+
+/// Frames without bytes that a peer may send at once. A proxy with thousands of streams updates windows in bursts, and
+/// resets all streams of a client that goes away.
+const FRAMES_MAX: u32 = 10_000;
+/// All of them are there again after so long.
+const REFILL_SECS: u32 = 5;
+/// A peer's proxy has all of its clients' requests on one connection, and so much more of all that.
+const PEER_FACTOR: u32 = 10;
+/// So many bytes of bodies allow one more: window updates and gRPC's pings come with data.
+const BYTES_PER_FRAME: usize = 64;
+/// A reset ends a request that we have begun to work on.
+const RESET_COST: u32 = 2;
+
+const HEAD_BYTES: usize = 9;
+const PREFACE_BYTES: usize = crate::detect::H2_PREFACE.len();
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const CONTINUATION: u8 = 9;
+
+/// A connection that ends when its peer's frames cost more than they carry.
+#[derive(Debug)]
+pub(crate) struct Frugal<S> {
+    inner: S,
+    frames: Frames,
+    budget: Budget,
+}
+
+/// The peer floods the connection.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer sends too many frames that carry nothing")]
+struct Flood;
+
+/// Where in the sequence of frames the bytes read so far end.
+#[derive(Debug, Default)]
+struct Frames {
+    head: [u8; HEAD_BYTES],
+    head_len: usize,
+    /// Bytes to come that are no head.
+    skip: usize,
+}
+
+/// A frame's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Frame {
+    kind: u8,
+    length: usize,
+}
+
+#[derive(Debug)]
+struct Budget {
+    left: u32,
+    max: u32,
+    refilled: Instant,
+}
+
+impl<S> Frugal<S> {
+    /// For a connection that a client has opened.
+    pub(crate) fn server(inner: S) -> Self {
+        Self::new(inner, PREFACE_BYTES, FRAMES_MAX)
+    }
+
+    /// For one that a peer's proxy has opened.
+    pub(crate) fn peer(inner: S) -> Self {
+        Self::new(inner, PREFACE_BYTES, FRAMES_MAX * PEER_FACTOR)
+    }
+
+    /// For a connection to a server, which answers the resets of all our clients' requests with frames of its own.
+    pub(crate) fn client(inner: S) -> Self {
+        Self::new(inner, 0, FRAMES_MAX * PEER_FACTOR)
+    }
+
+    fn new(inner: S, skip: usize, max: u32) -> Self {
+        Self {
+            inner,
+            frames: Frames {
+                skip,
+                ..Frames::default()
+            },
+            budget: Budget {
+                left: max,
+                max,
+                refilled: Instant::now(),
+            },
+        }
+    }
+}
+
+impl Frames {
+    /// The next frame that begins in `bytes`, which are taken up to the end of its head.
+    fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
+        let skipped = self.skip.min(bytes.len());
+        self.skip -= skipped;
+        *bytes = &bytes[skipped..];
+        let taken = (HEAD_BYTES - self.head_len).min(bytes.len());
+        self.head[self.head_len..self.head_len + taken].copy_from_slice(&bytes[..taken]);
+        self.head_len += taken;
+        *bytes = &bytes[taken..];
+        if self.head_len < HEAD_BYTES {
+            return None;
+        }
+        let [a, b, c, kind, ..] = self.head;
+        let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        (self.head_len, self.skip) = (0, length);
+        Some(Frame { kind, length })
+    }
+}
+
+impl Budget {
+    fn spend(&mut self, frame: Frame) -> Result<(), Flood> {
+        let cost = match frame.kind {
+            DATA if frame.length > 0 => {
+                self.earn(frame.length);
+                return Ok(());
+            }
+            // Requests are bounded by the number of streams, and their heads by their size.
+            HEADERS | CONTINUATION => return Ok(()),
+            RST_STREAM => RESET_COST,
+            _ => 1,
+        };
+        if self.left < cost {
+            self.refill();
+        }
+        self.left = self.left.checked_sub(cost).ok_or(Flood)?;
+        Ok(())
+    }
+
+    fn earn(&mut self, bytes: usize) {
+        let frames = u32::try_from(bytes / BYTES_PER_FRAME).unwrap_or(self.max);
+        self.left = self.left.saturating_add(frames).min(self.max);
+    }
+
+    /// The clock is read only when it may matter.
+    fn refill(&mut self) {
+        let elapsed = self.refilled.elapsed().min(Duration::from_secs(60));
+        let frames = elapsed.as_millis() * u128::from(self.max / REFILL_SECS) / 1_000;
+        if frames > 0 {
+            self.refilled = Instant::now();
+            let frames = u32::try_from(frames).unwrap_or(self.max);
+            self.left = self.left.saturating_add(frames).min(self.max);
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Frugal<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Self {
+            inner,
+            frames,
+            budget,
+        } = &mut *self;
+        let before = buf.filled().len();
+        let result = Pin::new(inner).poll_read(cx, buf);
+        let mut bytes = &buf.filled()[before..];
+        while let Some(frame) = frames.next(&mut bytes) {
+            if let Err(flood) = budget.spend(frame) {
+                return Poll::Ready(Err(io::Error::other(flood)));
+            }
+        }
+        result
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Frugal<S> {
+    fn wrote(&mut self, result: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(count)) = result {
+            self.budget.earn(*count);
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Frugal<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.wrote(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.wrote(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).expect("small").to_be_bytes();
+        [&length[1..], &[kind, 0, 0, 0, 0, 0], payload].concat()
+    }
+
+    async fn read(bytes: &[u8]) -> io::Result<u64> {
+        let mut io = Frugal::new(bytes, 0, FRAMES_MAX);
+        tokio::io::copy(&mut io, &mut tokio::io::sink()).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_ends_and_the_same_frames_with_data_do_not() {
+        for (kind, payload, allowed) in [
+            (6, &[0; 8][..], FRAMES_MAX),
+            (4, &[], FRAMES_MAX),
+            (8, &[0, 0, 0, 1], FRAMES_MAX),
+            (2, &[0; 5], FRAMES_MAX),
+            (DATA, &[], FRAMES_MAX),
+            (200, b"unknown", FRAMES_MAX),
+            (RST_STREAM, &[0; 4], FRAMES_MAX / RESET_COST),
+        ] {
+            let one = frame(kind, payload);
+            assert!(
+                read(&one.repeat(allowed as usize)).await.is_ok(),
+                "{allowed} of {kind}"
+            );
+            assert!(
+                read(&one.repeat(allowed as usize + 1)).await.is_err(),
+                "one more of {kind}"
+            );
+        }
+        let with_data = [frame(8, &[0, 0, 0, 1]), frame(DATA, &[0; 100])].concat();
+        assert!(read(&with_data.repeat(3 * FRAMES_MAX as usize)).await.is_ok());
+        let requests = frame(HEADERS, &[0x82]).repeat(3 * FRAMES_MAX as usize);
+        assert!(read(&requests).await.is_ok(), "the library bounds streams");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_budget_grows_with_time_and_with_what_we_send() {
+        let (mut peer, ours) = tokio::io::duplex(1 << 20);
+        let mut ours = Frugal::new(ours, 0, FRAMES_MAX);
+        let pings = frame(6, &[0; 8]).repeat(FRAMES_MAX as usize);
+        let mut buffer = vec![0; pings.len()];
+        peer.write_all(&pings).await.expect("room");
+        ours.read_exact(&mut buffer).await.expect("the budget");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let more = 17 * (FRAMES_MAX / REFILL_SECS) as usize;
+        peer.write_all(&pings[..more]).await.expect("room");
+        ours.read_exact(&mut buffer[..more])
+            .await
+            .expect("a second's worth");
+        ours.write_all(&vec![0; 64 * 1024]).await.expect("room");
+        peer.write_all(&pings[..17 * 1024]).await.expect("room");
+        ours.read_exact(&mut buffer[..17 * 1024])
+            .await
+            .expect("what was sent allows it");
+        peer.write_all(&pings[..17]).await.expect("room");
+        assert!(ours.read_exact(&mut buffer[..17]).await.is_err());
+    }
+
+    /// However the bytes are cut, the same frames are seen.
+    #[test]
+    fn fuzz_frames() {
+        let walk = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+            let (mut frames, mut seen) = (Frames::default(), Vec::new());
+            for mut piece in pieces {
+                while let Some(frame) = frames.next(&mut piece) {
+                    seen.push(frame);
+                }
+                assert!(piece.is_empty(), "all is taken");
+            }
+            seen
+        };
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let whole = walk(&mut std::iter::once(bytes));
+            assert_eq!(walk(&mut bytes.chunks(1)), whole);
+            assert_eq!(walk(&mut bytes.chunks(7)), whole);
+        });
+    }
+}

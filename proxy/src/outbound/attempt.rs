@@ -1,0 +1,50 @@
+//! A try that its time limit ends is a failure of its endpoint, as much as an answer that says so: without it an
+//! endpoint that answers no packet would never rest. A try that the client gives up says nothing.
+
+use std::rc::Rc;
+
+use heddle_proxy_policy::outbound::FailureAccrual;
+use tokio::time::Instant;
+
+use crate::balance::{Answer, Balancer, Endpoint};
+
+/// A try that is under way. Dropped after its time, it counts against the endpoint.
+pub(super) struct Attempt<'p> {
+    balancer: &'p Balancer,
+    endpoint: Rc<Endpoint>,
+    accrual: Option<&'p FailureAccrual>,
+    until: Option<Instant>,
+}
+
+impl<'p> Attempt<'p> {
+    pub(super) fn begin(
+        balancer: &'p Balancer,
+        endpoint: &Rc<Endpoint>,
+        accrual: Option<&'p FailureAccrual>,
+        until: Option<Instant>,
+    ) -> Self {
+        Self {
+            balancer,
+            endpoint: endpoint.clone(),
+            accrual,
+            until,
+        }
+    }
+
+    /// It has come to its own end.
+    pub(super) fn over(mut self) {
+        self.until = None;
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if self.until.is_some_and(|until| Instant::now() >= until) {
+            let failed = Answer {
+                failed: true,
+                ..Answer::default()
+            };
+            self.balancer.judge(&self.endpoint, failed, self.accrual);
+        }
+    }
+}

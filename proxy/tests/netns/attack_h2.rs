@@ -1,0 +1,246 @@
+//! Floods of HTTP/2 frames: the attacker's connection ends, and nobody else's.
+
+use std::net::SocketAddr;
+
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::{
+    DEADLINE,
+    attack::{
+        Honest, assert_small, flood,
+        h2::{
+            CONTINUATION, DATA, END_HEADERS, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+            frame, head, header, opening, request,
+        },
+        long,
+    },
+    can_run,
+    control::Script,
+    eventually,
+    http_traffic::{pair, service},
+    net::Network,
+};
+
+/// How a flood's chunks are made. The first stream has an open request.
+struct Attack {
+    name: &'static str,
+    chunk: fn(u32) -> Vec<u8>,
+}
+
+/// The stream of the n-th request.
+fn stream(number: u32) -> u32 {
+    number * 2 + 3
+}
+
+const ATTACKS: &[Attack] = &[
+    Attack {
+        name: "rapid reset",
+        chunk: |number| {
+            let pair = |number| {
+                let stream = stream(number);
+                [
+                    request(stream, "/slow"),
+                    frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]),
+                ]
+                .concat()
+            };
+            (number * 100..(number + 1) * 100).flat_map(pair).collect()
+        },
+    },
+    Attack {
+        // The requests are taken up before they are reset.
+        name: "reset in waves",
+        chunk: |number| {
+            let wave = number / 2 * 40..(number / 2 + 1) * 40;
+            match number % 2 {
+                0 => wave.flat_map(|one| request(stream(one), "/slow")).collect(),
+                _ => wave
+                    .flat_map(|one| frame(RST_STREAM, 0, stream(one), &[0, 0, 0, 8]))
+                    .collect(),
+            }
+        },
+    },
+    Attack {
+        name: "continuations without end",
+        chunk: |number| match number {
+            0 => frame(HEADERS, 0, stream(0), &head("/", &[])),
+            _ => frame(
+                CONTINUATION,
+                0,
+                stream(0),
+                &header("x-more", &"y".repeat(100)).repeat(100),
+            ),
+        },
+    },
+    Attack {
+        name: "small continuations",
+        chunk: |number| match number {
+            0 => frame(HEADERS, 0, stream(0), &head("/", &[])),
+            _ => frame(CONTINUATION, 0, stream(0), &[]).repeat(100),
+        },
+    },
+    Attack {
+        name: "pings",
+        chunk: |_| frame(PING, 0, 0, &[7; 8]).repeat(100),
+    },
+    Attack {
+        name: "settings",
+        chunk: |_| frame(SETTINGS, 0, 0, &[]).repeat(100),
+    },
+    Attack {
+        name: "acknowledgements of nothing",
+        chunk: |_| {
+            [
+                frame(PING, 1, 0, &[7; 8]),
+                frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]),
+            ]
+            .concat()
+            .repeat(100)
+        },
+    },
+    Attack {
+        name: "window updates",
+        chunk: |_| frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]).repeat(100),
+    },
+    Attack {
+        name: "priorities",
+        chunk: |_| frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1]).repeat(100),
+    },
+    Attack {
+        name: "empty data",
+        chunk: |_| frame(DATA, 0, 1, &[]).repeat(100),
+    },
+    Attack {
+        name: "unknown frames",
+        chunk: |_| frame(0xbb, 0, 0, b"what?").repeat(100),
+    },
+    Attack {
+        name: "windows beyond all bounds",
+        chunk: |_| frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff]),
+    },
+];
+
+#[test]
+fn floods_end_the_attackers_connection_alone() {
+    if !can_run() {
+        return;
+    }
+    let (network, script) = (Network::new(), Script::new());
+    let (client, server) = pair(&network, &script);
+    let attacker = network.namespace();
+    let honest = Honest::start(&client.namespace, service(), 2, "/");
+    honest.goes_on(20, "honest clients are answered");
+    let (addr, before) = (server.addr(8080), server.memory_kib());
+    let rounds = if long() { 50 } else { 1 };
+    for Attack { name, chunk } in ATTACKS.iter().cycle().take(ATTACKS.len() * rounds) {
+        let opening = [
+            opening(&[]),
+            // A body follows, says the head, so the stream stays open.
+            frame(HEADERS, END_HEADERS, 1, &head("/echo", &[])),
+        ]
+        .concat();
+        let flooding =
+            attacker.thread(move || crate::net::runtime().block_on(flood(addr, opening, 5_000, *chunk)));
+        honest.goes_on(10, name);
+        let taken = flooding.join().expect("no panic");
+        assert!(taken.is_some(), "{name}: all was taken");
+        assert_small(&server, before, name);
+    }
+    let (answered, failed) = honest.finish();
+    assert_eq!(failed, 0, "of {}", answered + failed);
+}
+
+#[test]
+fn too_many_or_too_large_headers_are_refused() {
+    if !can_run() {
+        return;
+    }
+    let (network, script) = (Network::new(), Script::new());
+    let (client, server) = pair(&network, &script);
+    let outside = network.namespace();
+    let (direct, meshed) = (server.addr(8080), service());
+    for (namespace, addr) in [(&outside, direct), (&client.namespace, meshed)] {
+        let statuses = namespace.block_on(move || async move {
+            let mut statuses = Vec::new();
+            for (count, size) in [(50, 10), (101, 10), (50, 2_000), (1, 100_000)] {
+                statuses.push(headers_over_http2(addr, count, size).await);
+            }
+            statuses
+        });
+        assert_eq!(statuses[0], Some(200));
+        for refused in &statuses[1..] {
+            assert!(matches!(refused, None | Some(431)), "{statuses:?}");
+        }
+    }
+}
+
+/// The response's status; `None` when there was none.
+async fn headers_over_http2(addr: SocketAddr, count: usize, size: usize) -> Option<u16> {
+    let tcp = TcpStream::connect(addr).await.expect("connects");
+    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .handshake(TokioIo::new(tcp))
+        .await
+        .expect("HTTP/2");
+    tokio::spawn(connection);
+    let mut request = http::Request::get("http://web.test/");
+    for number in 0..count {
+        request = request.header(format!("x-{number}"), "y".repeat(size));
+    }
+    let request = request.body(Empty::<bytes::Bytes>::new()).expect("valid");
+    let response = timeout(DEADLINE, sender.send_request(request))
+        .await
+        .expect("in time")
+        .ok()?;
+    let status = response.status().as_u16();
+    response.into_body().collect().await.ok()?;
+    Some(status)
+}
+
+/// A client that wants much and reads nothing holds a bounded part of the proxy, and no other client's.
+#[test]
+fn closed_windows_hold_back_only_their_own_client() {
+    if !can_run() {
+        return;
+    }
+    let (network, script) = (Network::new(), Script::new());
+    let (client, server) = pair(&network, &script);
+    let attacker = network.namespace();
+    let honest = Honest::start_http2(&client.namespace, service(), 2);
+    honest.goes_on(20, "honest clients are answered");
+    let (addr, before) = (server.addr(8080), server.memory_kib());
+    // 50 MiB are wanted, which is more than any window.
+    let attacking = attacker.thread(move || {
+        crate::net::runtime().block_on(async move {
+            let mut tcp = TcpStream::connect(addr).await.expect("connects");
+            const INITIAL_WINDOW_SIZE: u16 = 4;
+            let requests: Vec<u8> = (0..200).flat_map(|one| request(stream(one), "/big")).collect();
+            let bytes = [opening(&[(INITIAL_WINDOW_SIZE, 0)]), requests].concat();
+            tcp.write_all(&bytes).await.expect("small");
+            // Heads come, bodies do not. Whoever closes first, the test or the proxy, ends this.
+            let mut sink = vec![0; 64 * 1024];
+            while tcp.read(&mut sink).await.is_ok_and(|count| count > 0) {}
+        });
+    });
+    let requests = || {
+        server.metric(
+            "request_total",
+            &[("direction", "inbound"), ("tls", "no_identity")],
+        )
+    };
+    eventually("the attacker's requests are under way", || {
+        (requests() >= Some(200.0)).then_some(())
+    });
+    honest.goes_on(100, "honest clients while windows are closed");
+    assert_small(&server, before, "closed windows");
+    assert!(!attacking.is_finished(), "to be slow is not wrong");
+    let (answered, failed) = honest.finish();
+    assert_eq!(failed, 0, "of {}", answered + failed);
+    drop(server);
+    attacking.join().expect("no panic");
+}

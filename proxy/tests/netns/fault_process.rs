@@ -1,0 +1,182 @@
+//! What a process can lack: time before its end, a valid certificate, file descriptors.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::{
+    DEADLINE,
+    apps::{Http1, get, serve_greeting, serve_http, try_get},
+    attack::long,
+    can_run,
+    control::Script,
+    eventually,
+    fault_app::{Fickle, PIECE, PIECES},
+    http_traffic::{pair, service},
+    net::{Network, runtime},
+    pod::Pod,
+    policies::{authz, endpoint, http_rule, opaque_server, outbound_detect, outbound_opaque, path},
+};
+
+/// F10: what is under way when a proxy is told to end comes to its own end first.
+#[test]
+fn nothing_is_truncated_by_a_drain() {
+    if !can_run() {
+        return;
+    }
+    let (network, script) = (Network::new(), Script::new());
+    let mut server = Pod::start(&network, &script, "server");
+    let app = Fickle::serve(&server.namespace, 8080);
+    app.set_delay(Duration::from_secs(1));
+    script.set_endpoints(
+        &path("web"),
+        vec![endpoint(server.namespace.ip, 8080, Some("server"), false)],
+    );
+    script.set_outbound(service(), outbound_detect("web", http_rule("web")));
+    let mut client = Pod::start(&network, &script, "client");
+    let (requests, streams) = if long() { (1_000, 100) } else { (150, 50) };
+    let asking = client.namespace.thread(move || {
+        runtime().block_on(async move {
+            let ask = |path: &'static str| tokio::spawn(async move { try_get(service(), path).await });
+            let asked: Vec<_> = (0..requests)
+                .map(|_| ask("/"))
+                .chain((0..streams).map(|_| ask("/long")))
+                .collect();
+            let mut replies = Vec::new();
+            for one in asked {
+                replies.push(one.await.expect("no panic").expect("a whole reply"));
+            }
+            replies
+        })
+    });
+    eventually("all are under way", || {
+        (app.seen() >= requests + streams).then_some(())
+    });
+    server.terminate();
+    client.terminate();
+    let replies = asking.join().expect("nothing is lost");
+    for (number, reply) in replies.iter().enumerate() {
+        let want = if number < requests as usize {
+            2
+        } else {
+            PIECES * PIECE.len()
+        };
+        assert_eq!(
+            (reply.status, reply.body.len()),
+            (200, want),
+            "{number}: {:?}",
+            reply.headers
+        );
+    }
+    assert_eq!((server.exit_code(), client.exit_code()), (Some(0), Some(0)));
+}
+
+/// F11: without the identity service certificates end. Then no new connection is made, and none without TLS instead.
+#[test]
+fn an_expired_certificate_ends_new_connections_and_no_old_one() {
+    if !can_run() {
+        return;
+    }
+    let (network, script) = (Network::new(), Script::new());
+    // Renewal is due before the end, but by then nobody renews.
+    script.set_leaf_life(Duration::from_secs(18));
+    script.set_inbound("server", 9000, opaque_server(vec![authz(None)]));
+    let (mut client, mut server) = pair(&network, &script);
+    serve_greeting(&server.namespace, 9000);
+    let bytes: SocketAddr = ([10, 96, 0, 1], 9000).into();
+    script.set_outbound(bytes, outbound_opaque("bytes"));
+    script.set_endpoints(
+        &path("bytes"),
+        vec![endpoint(server.namespace.ip, 9000, Some("server"), true)],
+    );
+    let greeted = |client: &Pod| {
+        client.namespace.block_on(move || async move {
+            let mut tcp = TcpStream::connect(bytes).await.ok()?;
+            let mut greeting = [0; 11];
+            timeout(DEADLINE, tcp.read_exact(&mut greeting))
+                .await
+                .ok()?
+                .ok()?;
+            Some(greeting)
+        })
+    };
+    assert_eq!(greeted(&client).as_ref(), Some(b"220 hello\r\n"));
+    let (over, is_over) = std::sync::mpsc::sync_channel::<()>(1);
+    let (ready, is_ready) = std::sync::mpsc::sync_channel::<()>(1);
+    let old = client.namespace.thread(move || {
+        runtime().block_on(async move {
+            let mut http = Http1::connect(service()).await.expect("connects");
+            assert_eq!(http.send(get("/")).await.expect("a reply").status, 200);
+            let mut tcp = TcpStream::connect(bytes).await.expect("connects");
+            tcp.read_exact(&mut [0; 11]).await.expect("a greeting");
+            ready.send(()).expect("the test waits for this");
+            // Until the test says that it is over.
+            while matches!(is_over.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty)) {
+                assert_eq!(http.send(get("/")).await.expect("a reply").status, 200);
+                tcp.write_all(b"x").await.expect("it is open");
+                timeout(DEADLINE, tcp.read_exact(&mut [0; 1]))
+                    .await
+                    .expect("in time")
+                    .expect("an echo");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+    });
+    is_ready.recv().expect("the old connections are there");
+    for pod in [&mut client, &mut server] {
+        pod.control.take().expect("it runs").stop();
+    }
+    eventually("new connections are refused", || {
+        greeted(&client).is_none().then_some(())
+    });
+    assert!(!old.is_finished(), "old connections stay");
+    over.send(()).expect("it still asks");
+    old.join().expect("old connections work");
+    let without_tls = [("direction", "inbound"), ("peer", "src"), ("tls", "no_identity")];
+    assert_eq!(server.metric("tcp_open_total", &without_tls), None);
+}
+
+/// F19: without file descriptors nothing is accepted, and everything again when there are some.
+#[test]
+fn a_lack_of_file_descriptors_passes() {
+    if !can_run() {
+        return;
+    }
+    const FILES_MAX: usize = 150;
+    let (network, script) = (Network::new(), Script::new());
+    let mut server = Pod::start_with_files(&network, &script, "server", FILES_MAX);
+    serve_http(&server.namespace, 8080, "server");
+    script.set_endpoints(
+        &path("web"),
+        vec![endpoint(server.namespace.ip, 8080, Some("server"), false)],
+    );
+    script.set_outbound(service(), outbound_detect("web", http_rule("web")));
+    let outside = network.namespace();
+    let addr = server.addr(8080);
+    let get_directly = move || async move { try_get(addr, "/").await.map(|reply| reply.status).ok() };
+    assert_eq!(outside.block_on(get_directly), Some(200));
+    let held = outside.block_on(move || async move {
+        let mut held = Vec::new();
+        for _ in 0..if long() { 2_000 } else { 300 } {
+            let mut tcp = TcpStream::connect(addr).await.expect("the backlog takes it");
+            tcp.write_all(b"GET / HTTP/1.1\r\nhost: web.test\r\n")
+                .await
+                .expect("small");
+            held.push(tcp.into_std().expect("a socket"));
+        }
+        held
+    });
+    eventually("there are none left", || {
+        (server.open_files() >= FILES_MAX).then_some(())
+    });
+    drop(held);
+    assert_eq!(outside.block_on(get_directly), Some(200));
+    let client = Pod::start(&network, &script, "client");
+    let reply = client.namespace.block_on(|| try_get(service(), "/"));
+    assert_eq!(reply.expect("a reply").status, 200);
+    assert!(server.is_running());
+}
