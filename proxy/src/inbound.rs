@@ -24,7 +24,7 @@ use crate::{
     discovery::Full,
     dst::{InvalidName, NameAddr},
     http::serve::HttpVersion,
-    io::{Ahead, Io, Prefixed, Socket},
+    io::{Ahead, Io, Prefixed, Socket, Wire},
     listen::Accepted,
     metrics::labels::Labels,
     outbound::OutboundError,
@@ -136,11 +136,12 @@ async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), InboundErr
             }
             (known, carries)
         }
-        false => accept_app(worker, tcp, client, orig_dst).await?,
+        false => Box::pin(accept_app(worker, tcp, client, orig_dst)).await?,
     };
+    // On the heap, so that connections of bytes need not have room for it.
     match carries {
         Carries::Http(version) => {
-            http::serve(worker.clone(), known, drain, version).await;
+            Box::pin(http::serve(worker.clone(), known, drain, version)).await;
             Ok(())
         }
         Carries::Bytes => tcp::serve(worker, known, drain).await,
@@ -291,8 +292,13 @@ fn not_ourselves(worker: &Worker, addr: SocketAddr) -> Result<(), InboundError> 
 async fn handshake(
     config: Arc<heddle_tls::rustls::ServerConfig>,
     tcp: Prefixed<TcpStream>,
-) -> Result<TlsStream<Prefixed<TcpStream>>, InboundError> {
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp)).await {
+) -> Result<TlsStream<Wire>, InboundError> {
+    match tokio::time::timeout(
+        HANDSHAKE_TIMEOUT,
+        TlsAcceptor::from(config).accept(Wire::new(tcp)),
+    )
+    .await
+    {
         Ok(Ok(tls)) => Ok(tls),
         Ok(Err(error)) => Err(InboundError::Handshake(error)),
         Err(_) => Err(InboundError::HandshakeTimeout),
@@ -302,13 +308,13 @@ async fn handshake(
 fn meshed(
     worker: &Worker,
     port: Rc<Port>,
-    tls: TlsStream<Prefixed<TcpStream>>,
+    tls: TlsStream<Wire>,
     client: SocketAddr,
 ) -> Result<Known, InboundError> {
     let (tcp, session) = tls.get_ref();
     let guard = worker
         .tls
-        .guard(Side::Inbound, tcp.get_ref(), session)
+        .guard(Side::Inbound, tcp.tcp(), session)
         .map_err(InboundError::Handshake)?;
     let identity = session.peer_certificates().and_then(peer_id);
     let peer = client;

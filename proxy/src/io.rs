@@ -1,5 +1,9 @@
 //! A connection's bytes: a socket, with or without TLS, that gives back what was read ahead and counts what passes.
 
+mod copy;
+mod pool;
+mod wire;
+
 use std::{
     io,
     pin::Pin,
@@ -7,20 +11,23 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{Buf as _, BytesMut};
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
     time::Instant,
 };
 use tokio_rustls::{client, server};
 
 use crate::{limits::Permit, metrics::tcp::TcpOpen, tls::Guard};
+pub(crate) use copy::copy;
+pub(crate) use pool::trim;
+pub(crate) use wire::Wire;
 
 /// A stream whose first bytes were read ahead.
 #[derive(Debug)]
@@ -35,10 +42,6 @@ impl<S> Prefixed<S> {
             ahead: BytesMut::new(),
             inner,
         }
-    }
-
-    pub(crate) fn get_ref(&self) -> &S {
-        &self.inner
     }
 
     /// The stream, without what was read ahead and not given out.
@@ -144,8 +147,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
 #[derive(Debug)]
 pub(crate) enum Socket {
     Plain(Prefixed<TcpStream>),
-    Server(Box<server::TlsStream<Prefixed<TcpStream>>>),
-    Client(Box<client::TlsStream<TcpStream>>),
+    Server(Box<server::TlsStream<Wire>>),
+    Client(Box<client::TlsStream<Wire>>),
 }
 
 impl AsyncRead for Socket {
@@ -271,8 +274,8 @@ impl Io {
     fn tcp(&self) -> &TcpStream {
         match &self.inner.inner {
             Socket::Plain(io) => &io.inner,
-            Socket::Server(io) => &io.get_ref().0.inner,
-            Socket::Client(io) => io.get_ref().0,
+            Socket::Server(io) => io.get_ref().0.tcp(),
+            Socket::Client(io) => io.get_ref().0.tcp(),
         }
     }
 
@@ -291,6 +294,50 @@ impl Io {
 
     pub(crate) fn ahead(&mut self) -> &mut Prefixed<Socket> {
         &mut self.inner
+    }
+
+    /// The socket, when what passes through it may pass us by: there is no TLS, and nothing was read ahead.
+    fn bare_tcp(&self) -> Option<&TcpStream> {
+        match &self.inner {
+            Prefixed {
+                ahead,
+                inner: Socket::Plain(io),
+            } if ahead.is_empty() && io.ahead.is_empty() => Some(&io.inner),
+            _ => None,
+        }
+    }
+
+    /// Lets the kernel move bytes into or out of a bare socket, once it is ready, and counts them.
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        interest: Interest,
+        mut splice: impl FnMut(&TcpStream) -> rustix::io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let Some(tcp) = self.bare_tcp() else {
+            return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+        };
+        let result = loop {
+            let ready = match interest.is_readable() {
+                true => ready!(tcp.poll_read_ready(cx)),
+                false => ready!(tcp.poll_write_ready(cx)),
+            };
+            match ready.and_then(|()| tcp.try_io(interest, || Ok(splice(tcp)?))) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => break Poll::Ready(result),
+            }
+        };
+        match &result {
+            Poll::Ready(Ok(count)) if interest.is_readable() => {
+                self.open.read(*count);
+                self.read_count.add(*count);
+            }
+            Poll::Ready(Ok(count)) => self.open.wrote(*count),
+            // A kernel that cannot splice is no failure of the connection's: its bytes are copied.
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {}
+            _ => self.note(&result),
+        }
+        result
     }
 
     fn note<T>(&mut self, result: &Poll<io::Result<T>>) {
@@ -352,14 +399,4 @@ impl AsyncWrite for Io {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
     }
-}
-
-/// One of these per direction and connection.
-const COPY_BUFFER_BYTES: usize = 16 * 1024;
-
-/// Copies both ways until both sides have ended; one side's end is passed on at once (half-close).
-pub(crate) async fn copy(one: &mut Io, two: &mut Io) -> io::Result<()> {
-    tokio::io::copy_bidirectional_with_sizes(one, two, COPY_BUFFER_BYTES, COPY_BUFFER_BYTES)
-        .await
-        .map(drop)
 }

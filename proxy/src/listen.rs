@@ -209,3 +209,20 @@ fn canonical(addr: SocketAddr) -> SocketAddr {
         IpAddr::V4(_) => addr,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<F: Future>(_: fn(Rc<Worker>, Accepted) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Every open connection holds one of these, however little it does.
+    #[test]
+    fn connections_are_small() {
+        let (inbound, outbound) = (future_bytes(inbound::accept), future_bytes(outbound::accept));
+        assert!(inbound <= 2_000, "an inbound connection takes {inbound} bytes");
+        assert!(outbound <= 2_000, "an outbound connection takes {outbound} bytes");
+    }
+}

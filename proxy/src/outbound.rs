@@ -105,9 +105,10 @@ async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), OutboundEr
             detect(worker, &parent, &mut io, worker.config.outbound.detect_timeout).await?
         }
     };
+    // On the heap, so that connections of bytes need not have room for it.
     match carries {
         Carries::Http(version) => {
-            http::serve(worker.clone(), target, drain, io, version, client).await;
+            Box::pin(http::serve(worker.clone(), target, drain, io, version, client)).await;
             Ok(())
         }
         Carries::Bytes => opaque::serve(worker, &target, drain, io, client.ip(), None).await,

@@ -24,7 +24,7 @@ use tracing::debug;
 use crate::{
     http::{ProxyError, RequestBody, frugal::Frugal},
     http1::{Connection, Http1Body, Http1Error},
-    io::{Io, Prefixed, Socket},
+    io::{Io, Prefixed, Socket, Wire},
     limits::Gate,
     metrics::tcp::TcpHandles,
     tls::{Side, Tls},
@@ -215,7 +215,8 @@ impl Upstream {
         };
         let Peer { server_name, id } = peer;
         let config = self.tls.client(id.as_ref(), header.is_some());
-        let handshake = TlsConnector::from(config).connect(server_name.clone(), tcp);
+        let handshake =
+            TlsConnector::from(config).connect(server_name.clone(), Wire::new(Prefixed::new(tcp)));
         let name = || server_name.to_str().into_owned();
         let tls = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(Ok(tls)) => tls,
@@ -230,7 +231,7 @@ impl Upstream {
         };
         let guard = self
             .tls
-            .guard(Side::Outbound, tls.get_ref().0, tls.get_ref().1)
+            .guard(Side::Outbound, tls.get_ref().0.tcp(), tls.get_ref().1)
             .map_err(|source| ConnectError::Tls {
                 addr,
                 name: name(),

@@ -142,6 +142,7 @@ pub(crate) fn run(parts: Parts, listeners: listen::Listeners) {
             loop {
                 tick.tick().await;
                 sweeping.sweep();
+                crate::io::trim();
             }
         });
         let ending = worker.clone();

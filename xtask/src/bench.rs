@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
             packages::ensure(host::BENCH_PACKAGES, Progress::Shown)?;
             ("proxy", &["heddle-proxy", "heddle-proxy-init"])
         }
-        // With the bound, which must be built alike.
+        // With the bound, which must be built alike, as `proxy` with its floor.
         Name::Identity => ("identity", &["heddle-identity"]),
         Name::Reconcile => ("reconcile", &["heddle-reconciler"]),
         Name::Injector => ("injector", &["heddle-control"]),
@@ -52,8 +52,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     };
     let mut build = vec!["build", "--profile", "image"];
     build.extend(packages.iter().flat_map(|package| ["--package", package]));
-    if matches!(name, "identity") {
-        build.extend(["--bins", "--example", "bound"]);
+    match name {
+        "identity" => build.extend(["--bins", "--example", "bound"]),
+        "proxy" => build.extend(["--bins", "--example", "floor"]),
+        _ => {}
     }
     lint::cargo(&build)?;
     lint::cargo(&["build", "--package", "heddle-tests-bench"])?;

@@ -5,6 +5,7 @@ mod conformance;
 mod demo;
 mod down;
 mod images;
+mod instructions;
 mod lint;
 mod packages;
 mod test;
@@ -29,6 +30,7 @@ enum Command {
     Test(test::Arguments),
     Conformance(conformance::Arguments),
     Bench(bench::Arguments),
+    Instructions(instructions::Arguments),
     /// Check formatting, run clippy, and check what is depended upon; warnings are errors.
     Lint,
     Up(up::Arguments),
@@ -44,6 +46,7 @@ async fn main() -> ExitCode {
         Command::Test(arguments) => test::run(arguments).await,
         Command::Conformance(arguments) => conformance::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Instructions(arguments) => instructions::run(&arguments),
         Command::Lint => lint::run(),
         Command::Up(arguments) => up::run(arguments).await,
         Command::Down(arguments) => down::run(arguments).await,

@@ -84,10 +84,12 @@ pub(crate) async fn serve<H, F>(
                 state: state.clone(),
                 bytes_read: bytes_read.clone(),
             };
-            let responding = handle(request.map(|body| match version {
+            // hyper keeps room for this as long as the connection is open: on the heap, it takes some only while a request
+            // is under way.
+            let responding = Box::pin(handle(request.map(|body| match version {
                 HttpVersion::Http1 => Incoming::paced(body, &state.pace, bytes_read.get()),
                 HttpVersion::Http2 => Incoming::new(body),
-            }));
+            })));
             let worker = worker.clone();
             async move {
                 let mut response = responding.await;

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use futures_util::{Stream, StreamExt as _, stream};
 use linkerd2_proxy_api::{
     destination::{
-        self, DestinationProfile, GetDestination, ProtocolHint, TlsIdentity, Update, WeightedAddr,
+        self, AddrSet, DestinationProfile, GetDestination, ProtocolHint, TlsIdentity, Update, WeightedAddr,
         WeightedAddrSet,
         destination_server::{Destination, DestinationServer},
         protocol_hint, tls_identity, update,
@@ -50,6 +50,12 @@ pub(crate) struct Options {
     /// Identity of the proxy in front of the service.
     #[arg(long)]
     target_identity: String,
+    /// A port of the service that is not meshed.
+    #[arg(long)]
+    plain_port: Option<u16>,
+    /// How often a second endpoint comes or goes, per second.
+    #[arg(long, default_value_t = 0)]
+    flaps: u32,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -59,7 +65,9 @@ fn forever<T: Send + 'static>(answer: T) -> Response<Answers<T>> {
     Response::new(Box::pin(stream::iter([Ok(answer)]).chain(stream::pending())))
 }
 
-const SERVICE: &str = "web.bench.svc.cluster.local:8080";
+const SERVICE: &str = "web.bench.svc.cluster.local";
+/// The second endpoint, which answers like the first.
+const SECOND_PORT: u16 = 8081;
 
 pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let Options {
@@ -68,6 +76,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         ca_key,
         target,
         target_identity,
+        plain_port,
+        flaps,
     } = options;
     let cert =
         std::fs::read_to_string(&ca_cert).with_context(|| format!("cannot read {}", ca_cert.display()))?;
@@ -77,6 +87,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let script = Script {
         target,
         target_identity,
+        plain_port,
+        flaps,
     };
     tonic::transport::Server::builder()
         .add_service(IdentityServer::new(Signer { issuer }))
@@ -121,6 +133,50 @@ impl Identity for Signer {
 struct Script {
     target: SocketAddr,
     target_identity: String,
+    plain_port: Option<u16>,
+    flaps: u32,
+}
+
+impl Script {
+    fn endpoint(&self, pod: &str, port: u16) -> WeightedAddr {
+        let name = tls_identity::DnsLikeIdentity {
+            name: self.target_identity.clone(),
+        };
+        let meshed = self.plain_port != Some(port) && port != SECOND_PORT;
+        WeightedAddr {
+            addr: Some(TcpAddress {
+                ip: Some(IpAddress::from(self.target.ip())),
+                port: port.into(),
+            }),
+            weight: 10_000,
+            metric_labels: labels(&[("pod", pod), ("deployment", "web"), ("serviceaccount", "web")]),
+            tls_identity: meshed.then(|| TlsIdentity {
+                strategy: Some(tls_identity::Strategy::DnsLikeIdentity(name.clone())),
+                server_name: Some(name),
+            }),
+            protocol_hint: meshed.then_some(ProtocolHint {
+                protocol: Some(protocol_hint::Protocol::H2(protocol_hint::H2 {})),
+                opaque_transport: None,
+            }),
+            ..WeightedAddr::default()
+        }
+    }
+}
+
+fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    pairs
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect()
+}
+
+fn add(endpoint: WeightedAddr) -> Update {
+    Update {
+        update: Some(update::Update::Add(WeightedAddrSet {
+            addrs: vec![endpoint],
+            metric_labels: labels(&[("namespace", "bench"), ("service", "web")]),
+        })),
+    }
 }
 
 fn metadata(kind: &str, name: &str) -> Option<meta::Metadata> {
@@ -151,42 +207,26 @@ impl Destination for Script {
     type GetStream = Answers<Update>;
     type GetProfileStream = Answers<DestinationProfile>;
 
-    async fn get(&self, _: Request<GetDestination>) -> Result<Response<Self::GetStream>, Status> {
-        let labels = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
-            pairs
-                .iter()
-                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-                .collect()
+    async fn get(&self, request: Request<GetDestination>) -> Result<Response<Self::GetStream>, Status> {
+        let path = request.into_inner().path;
+        let port = path.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        let Some(port) = port else {
+            return Err(Status::invalid_argument(format!("{path} has no port")));
         };
-        let endpoint = WeightedAddr {
-            addr: Some(TcpAddress {
-                ip: Some(IpAddress::from(self.target.ip())),
-                port: self.target.port().into(),
-            }),
-            weight: 10_000,
-            metric_labels: labels(&[("pod", "web-0"), ("deployment", "web"), ("serviceaccount", "web")]),
-            tls_identity: Some(TlsIdentity {
-                strategy: Some(tls_identity::Strategy::DnsLikeIdentity(
-                    tls_identity::DnsLikeIdentity {
-                        name: self.target_identity.clone(),
-                    },
-                )),
-                server_name: Some(tls_identity::DnsLikeIdentity {
-                    name: self.target_identity.clone(),
-                }),
-            }),
-            protocol_hint: Some(ProtocolHint {
-                protocol: Some(protocol_hint::Protocol::H2(protocol_hint::H2 {})),
-                opaque_transport: None,
-            }),
-            ..WeightedAddr::default()
+        let first = add(self.endpoint("web-0", port));
+        let Some(period) = Duration::from_secs(1).checked_div(self.flaps) else {
+            return Ok(forever(first));
         };
-        Ok(forever(Update {
-            update: Some(update::Update::Add(WeightedAddrSet {
-                addrs: vec![endpoint],
-                metric_labels: labels(&[("namespace", "bench"), ("service", "web")]),
+        let second = self.endpoint("web-1", SECOND_PORT);
+        let remove = Update {
+            update: Some(update::Update::Remove(AddrSet {
+                addrs: second.addr.into_iter().collect(),
             })),
-        }))
+        };
+        let flaps = stream::iter([add(second), remove]).cycle();
+        let ticks = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(period));
+        let flapping = ticks.zip(flaps).map(|(_, update)| Ok(update));
+        Ok(Response::new(Box::pin(stream::iter([Ok(first)]).chain(flapping))))
     }
 
     async fn get_profile(
@@ -273,16 +313,28 @@ fn allow_all() -> Server {
 impl OutboundPolicies for Script {
     type WatchStream = Answers<OutboundPolicy>;
 
-    async fn get(&self, _: Request<TrafficSpec>) -> Result<Response<OutboundPolicy>, Status> {
-        Ok(Response::new(one_service()))
+    async fn get(&self, request: Request<TrafficSpec>) -> Result<Response<OutboundPolicy>, Status> {
+        Ok(Response::new(service(port(&request.into_inner())?)))
     }
 
-    async fn watch(&self, _: Request<TrafficSpec>) -> Result<Response<Self::WatchStream>, Status> {
-        Ok(forever(one_service()))
+    async fn watch(&self, request: Request<TrafficSpec>) -> Result<Response<Self::WatchStream>, Status> {
+        Ok(forever(service(port(&request.into_inner())?)))
     }
 }
 
-fn one_service() -> OutboundPolicy {
+/// The port that a proxy asks for.
+fn port(spec: &TrafficSpec) -> Result<u32, Status> {
+    match &spec.target {
+        Some(outbound::traffic_spec::Target::Addr(addr)) => Ok(addr.port),
+        Some(outbound::traffic_spec::Target::Authority(authority)) => authority
+            .rsplit_once(':')
+            .and_then(|(_, port)| port.parse().ok())
+            .ok_or_else(|| Status::invalid_argument(format!("{authority} has no port"))),
+        None => Err(Status::invalid_argument("there is no target")),
+    }
+}
+
+fn service(port: u32) -> OutboundPolicy {
     use outbound::{backend, http_route, opaque_route, proxy_protocol};
 
     let backend = outbound::Backend {
@@ -290,7 +342,9 @@ fn one_service() -> OutboundPolicy {
         kind: Some(backend::Kind::Balancer(backend::BalanceP2c {
             discovery: Some(backend::EndpointDiscovery {
                 kind: Some(backend::endpoint_discovery::Kind::Dst(
-                    backend::endpoint_discovery::DestinationGet { path: SERVICE.into() },
+                    backend::endpoint_discovery::DestinationGet {
+                        path: format!("{SERVICE}:{port}"),
+                    },
                 )),
             }),
             load: Some(backend::balance_p2c::Load::PeakEwma(

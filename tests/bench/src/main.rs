@@ -2,12 +2,14 @@
 //! with its spread.
 //!
 //! In go release binaries and, for `proxy`, network namespaces that it makes itself; out comes a table on stderr and,
-//! with `--json FILE`, an array of records ([`record::Record`]). It never asserts a figure: reading them is for people.
+//! with `--json FILE`, an array of records ([`record::Record`]). Figures are for people to read; only
+//! `instructions` judges them, because it counts and does not measure.
 
 mod control;
 mod fanout;
 mod identity;
 mod injector;
+mod instructions;
 mod netns;
 mod outage;
 mod plane;
@@ -32,7 +34,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// The sidecar pair against no proxy and an haproxy pair.
+    /// The sidecar pair against no proxy, the least that one could do, and its peers.
     Proxy {
         #[command(flatten)]
         options: proxy::Options,
@@ -86,6 +88,14 @@ enum Bench {
     /// A scripted control plane on loopback, started by `proxy` in each namespace.
     #[command(hide = true)]
     Control(control::Options),
+    /// Instructions per request, against the committed counts.
+    Instructions(instructions::Options),
+    /// The application behind the proxies, started by `proxy`.
+    #[command(hide = true)]
+    App(proxy::AppOptions),
+    /// A client of it, started by `proxy` in the client's namespace.
+    #[command(hide = true)]
+    Client(proxy::client::ClientOptions),
     /// One open-loop measurement, started by `proxy` in the client's namespace.
     #[command(hide = true)]
     OpenLoop(proxy::OpenOptions),
@@ -98,13 +108,16 @@ fn main() -> anyhow::Result<()> {
         .build()?;
     runtime.block_on(async {
         let (records, json) = match Args::parse().bench {
-            Bench::Proxy { options, json } => (proxy::run(options).await?, json),
+            Bench::Proxy { options, json } => (proxy::run(options)?, json),
             Bench::Reconcile { options, json } => (reconcile::run(options).await?, json),
             Bench::Identity { options, json } => (identity::run(options).await?, json),
             Bench::Injector { options, json } => (injector::run(options).await?, json),
             Bench::Fanout { options, json } => (fanout::run(options).await?, json),
             Bench::Outage { options, json } => (outage::run(options).await?, json),
             Bench::SteadyLoad(options) => return outage::run_load(&options).await,
+            Bench::Instructions(options) => return instructions::run(&options),
+            Bench::App(options) => return proxy::run_app(options).await,
+            Bench::Client(options) => return proxy::client::run(options).await,
             Bench::Control(options) => return control::run(options).await,
             Bench::OpenLoop(options) => {
                 println!("{}", serde_json::to_string(&proxy::run_open(&options)?)?);

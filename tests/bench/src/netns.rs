@@ -19,12 +19,12 @@ impl Pair {
     pub(crate) const CLIENT_IP: &str = "10.77.0.1";
     pub(crate) const SERVER_IP: &str = "10.77.0.2";
 
-    /// Makes the namespaces, named after this process so that two runs do not meet.
-    pub(crate) fn new() -> anyhow::Result<Self> {
+    /// Makes the namespaces, named after this process and `name` so that no two meet.
+    pub(crate) fn new(name: &str) -> anyhow::Result<Self> {
         let id = std::process::id();
         let pair = Self {
-            client: Netns::new(format!("hb{id}c"))?,
-            server: Netns::new(format!("hb{id}s"))?,
+            client: Netns::new(format!("hb{id}{name}c"))?,
+            server: Netns::new(format!("hb{id}{name}s"))?,
         };
         let (client, server) = (&pair.client.name, &pair.server.name);
         ip(&[

@@ -73,7 +73,7 @@ struct Pods {
 
 async fn measure(cluster: &Cluster, options: &Options) -> Result<Vec<Record>> {
     let client = cluster.client().await?;
-    let pair = Pair::new()?;
+    let pair = Pair::new("")?;
     let uplink = Uplink::new(&pair)?;
     let mut plane = Plane::start(cluster, Uplink::HOST_IP.parse::<IpAddr>()?, &options.binaries).await?;
     let service = objects(&client).await?;
@@ -250,7 +250,7 @@ impl Pods {
             (near, "client", Pair::CLIENT_IP.to_owned()),
             (far, "web", format!("{ONE},{TWO}")),
         ] {
-            sidecar::redirect(netns, init, "8086")?;
+            sidecar::redirect(netns, init, "8086", "8086")?;
             let token = dir.join(format!("token-{pod}"));
             std::fs::write(&token, plane::token(client, NAMESPACE, pod).await?)?;
             std::fs::set_permissions(&token, PermissionsExt::from_mode(0o644))?;
@@ -264,6 +264,7 @@ impl Pods {
                 destination: (&addrs[0], &control),
                 policy: (&addrs[1], &control),
                 identity_service: (&addrs[2], &identity),
+                wrapper: &[],
             };
             let mut command = sidecar.command(netns, &proxy, "0,1");
             let name = format!("heddle-proxy ({pod})");

@@ -77,6 +77,16 @@ pub const BENCH_PACKAGES: &[Package] = &[
     program("wrk", "wrk", "generating load"),
 ];
 
+/// What counting instructions needs.
+pub const COUNT_PACKAGES: &[Package] = &[
+    program("iproute2", "ip", "network namespaces and veth pairs"),
+    program("util-linux", "setpriv", "running proxies as their own user"),
+    program("procps", "sysctl", "settings of network namespaces"),
+    program("curl", "curl", "asking admin servers"),
+    program("nginx-light", "nginx", "the application behind the proxies"),
+    program("valgrind", "valgrind", "counting instructions"),
+];
+
 const fn program(name: &'static str, program: &'static str, purpose: &'static str) -> Package {
     Package {
         name,

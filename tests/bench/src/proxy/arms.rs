@@ -1,64 +1,137 @@
-//! The processes of all arms: application, sidecars, scripted control planes.
+//! What is measured side by side, and the namespaces, applications and sidecars that it takes.
+//!
+//! Meshed arms have a pair of namespaces each, because redirection is a namespace's; the others share one that has the
+//! same redirection and whose ports it leaves alone. In each pair nginx and the generator run on CPU 0, both sidecars on
+//! CPU 1.
 
-use std::{fmt, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, process::Stdio};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, bail};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 
 use super::{
-    sidecar::{self, Sidecar},
-    usage,
+    mesh::{Mesh, MeshOptions},
+    peers, sidecar, usage,
 };
-use crate::netns::{Pair, Process};
+use crate::netns::{Netns, Pair, Process};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Arm {
     Direct,
+    Null,
     Heddle,
+    /// The same once more: how far two equal arms differ.
+    HeddleAgain,
     HaproxyH1,
     HaproxyH2,
+    Nginx,
+    Linkerd,
+    Ztunnel,
 }
 
 impl Arm {
-    pub(crate) const ALL: [Self; 4] = [Self::Direct, Self::Heddle, Self::HaproxyH1, Self::HaproxyH2];
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Direct,
+        Self::Null,
+        Self::Heddle,
+        Self::HeddleAgain,
+        Self::HaproxyH1,
+        Self::HaproxyH2,
+        Self::Nginx,
+        Self::Linkerd,
+        Self::Ztunnel,
+    ];
+
+    fn is_meshed(self) -> bool {
+        matches!(
+            self,
+            Self::Heddle | Self::HeddleAgain | Self::Linkerd | Self::Ztunnel
+        )
+    }
 }
 
 impl fmt::Display for Arm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Direct => "direct",
+            Self::Null => "null",
             Self::Heddle => "heddle",
+            Self::HeddleAgain => "heddle-again",
             Self::HaproxyH1 => "haproxy-h1",
             Self::HaproxyH2 => "haproxy-h2",
+            Self::Nginx => "nginx",
+            Self::Linkerd => "linkerd2-proxy",
+            Self::Ztunnel => "ztunnel",
         })
+    }
+}
+
+/// What is asked of an arm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// HTTP/1 to nginx, over mutual TLS.
+    Http,
+    /// Bytes, or gRPC, to an application of ours, over mutual TLS.
+    Bytes,
+    /// Bytes through the client's sidecar alone, without TLS.
+    Plain,
+}
+
+/// The application's ports: those that go through meshed sidecars, and those that do not.
+pub(super) const APP_HTTP: u16 = 8080;
+pub(super) const APP_BYTES: u16 = 8082;
+/// The server's sidecar does not see it; the client's does.
+pub(super) const APP_PLAIN: u16 = 8083;
+/// What nothing is redirected from: where `direct` and the other sidecars' upstreams go.
+pub(super) const DIRECT_HTTP: u16 = 8081;
+pub(super) const DIRECT_BYTES: u16 = 8084;
+pub(super) const CLIENT_IDENTITY: &str = "client.bench.serviceaccount.identity.linkerd.cluster.local";
+pub(super) const SERVER_IDENTITY: &str = "web.bench.serviceaccount.identity.linkerd.cluster.local";
+
+/// The programs that are measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Programs {
+    pub(crate) proxy: PathBuf,
+    pub(crate) init: PathBuf,
+    pub(crate) floor: PathBuf,
+    pub(crate) linkerd: Option<PathBuf>,
+    pub(crate) ztunnel: Option<PathBuf>,
+}
+
+impl Programs {
+    /// What a meshed arm's sidecars are; none when it is not given.
+    fn of(&self, arm: Arm) -> Option<&PathBuf> {
+        match arm {
+            Arm::Linkerd => self.linkerd.as_ref(),
+            Arm::Ztunnel => self.ztunnel.as_ref(),
+            _ => Some(&self.proxy),
+        }
     }
 }
 
 /// Everything that runs during the benchmark. Fields drop in order: processes before their namespaces.
 pub(crate) struct Arms {
-    heddle: Vec<Process>,
-    haproxy_h1: Vec<Process>,
-    haproxy_h2: Vec<Process>,
-    others: Vec<Process>,
-    pub(crate) netns: Pair,
-    _files: tempfile::TempDir,
+    meshes: BTreeMap<Arm, Mesh>,
+    peers: BTreeMap<Arm, Vec<Process>>,
+    _apps: Vec<Process>,
+    shared: Pair,
+    pub(crate) programs: Programs,
+    files: tempfile::TempDir,
 }
 
-/// The application listens here; the redirect takes 8080 and leaves 8081 alone.
-const APP_MESHED: u16 = 8080;
-const APP_DIRECT: u16 = 8081;
-const HAPROXY_H1: (u16, u16) = (9001, 9441);
-const HAPROXY_H2: (u16, u16) = (9002, 9442);
-const CONTROL: &str = "127.0.0.1:8085";
-const CLIENT_IDENTITY: &str = "client.bench.serviceaccount.identity.linkerd.cluster.local";
-const SERVER_IDENTITY: &str = "web.bench.serviceaccount.identity.linkerd.cluster.local";
-
 impl Arms {
-    pub(crate) fn start(proxy: &Path, init: &Path) -> anyhow::Result<Self> {
-        for binary in [proxy, init] {
+    /// Starts those of `arms` that can be had; `only` those are then in [`Arms::all`].
+    pub(crate) fn start(programs: Programs, arms: &[Arm]) -> anyhow::Result<Self> {
+        for binary in [&programs.proxy, &programs.init, &programs.floor] {
             if !binary.exists() {
                 bail!(
-                    "{} is missing: build it with `cargo build --profile image -p heddle-proxy -p heddle-proxy-init`",
+                    "{} is missing: `cargo xtask bench proxy` builds it",
                     binary.display()
                 );
             }
@@ -66,190 +139,157 @@ impl Arms {
         let files = tempfile::tempdir()?;
         let dir = files.path();
         std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755))?;
-        let netns = Pair::new()?;
         write_certificates(dir)?;
-        let mut arms = Self {
-            heddle: Vec::new(),
-            haproxy_h1: Vec::new(),
-            haproxy_h2: Vec::new(),
-            others: Vec::new(),
-            netns,
-            _files: files,
+        let shared = Pair::new("s")?;
+        let init = programs.init.to_str().context("paths are UTF-8")?;
+        for netns in [&shared.client, &shared.server] {
+            sidecar::redirect(netns, init, &peers::ports(), &peers::ports())?;
+        }
+        let mut started = Self {
+            meshes: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            _apps: start_apps(&shared, dir, "shared")?,
+            shared,
+            programs,
+            files,
         };
-        let dir = arms._files.path().to_owned();
-        arms.start_app(&dir)?;
-        arms.start_haproxy(&dir)?;
-        arms.start_heddle(&dir, proxy, init)?;
-        arms.check_alive()?;
-        Ok(arms)
+        for &arm in arms {
+            started.start_arm(arm)?;
+        }
+        for mesh in started.meshes.values() {
+            mesh.wait_ready()?;
+        }
+        started.check_alive()?;
+        Ok(started)
     }
 
-    /// Where the load generator, in the client's namespace, finds an arm.
-    pub(crate) fn address(arm: Arm) -> SocketAddr {
-        let (ip, port) = match arm {
-            Arm::Direct => (Pair::SERVER_IP, APP_DIRECT),
-            Arm::Heddle => (Pair::SERVER_IP, APP_MESHED),
-            Arm::HaproxyH1 => ("127.0.0.1", HAPROXY_H1.0),
-            Arm::HaproxyH2 => ("127.0.0.1", HAPROXY_H2.0),
+    fn start_arm(&mut self, arm: Arm) -> anyhow::Result<()> {
+        let dir = self.files.path();
+        let started = match arm {
+            Arm::Direct => Vec::new(),
+            Arm::Null => peers::null(&self.shared, dir, &self.programs.floor)?,
+            Arm::HaproxyH1 => peers::haproxy(&self.shared, dir, false)?,
+            Arm::HaproxyH2 => peers::haproxy(&self.shared, dir, true)?,
+            Arm::Nginx => peers::nginx(&self.shared, dir)?,
+            Arm::Heddle | Arm::HeddleAgain | Arm::Linkerd | Arm::Ztunnel => {
+                if self.programs.of(arm).is_none() {
+                    let name = arm.to_string().replace('-', "_").to_uppercase();
+                    eprintln!("{arm} is left out: PEER_{name}_BIN is not set");
+                    return Ok(());
+                }
+                let options = self.mesh_options(arm, &arm.to_string());
+                let mesh = Mesh::start(dir, &self.programs.init, options)?;
+                self.meshes.insert(arm, mesh);
+                return Ok(());
+            }
         };
-        SocketAddr::new(ip.parse().expect("the constants above are addresses"), port)
+        self.peers.insert(arm, started);
+        Ok(())
     }
 
-    fn sidecars(&self, arm: Arm) -> &[Process] {
-        match arm {
-            Arm::Direct => &[],
-            Arm::Heddle => &self.heddle,
-            Arm::HaproxyH1 => &self.haproxy_h1,
-            Arm::HaproxyH2 => &self.haproxy_h2,
+    /// How a meshed arm's sidecars are started.
+    pub(crate) fn mesh_options(&self, arm: Arm, name: &str) -> MeshOptions {
+        let proxy = self.programs.of(arm).unwrap_or(&self.programs.proxy);
+        MeshOptions::new(arm, proxy.clone()).named(name)
+    }
+
+    /// The arms that run, of `wanted`.
+    pub(crate) fn of(&self, wanted: &[Arm]) -> Vec<Arm> {
+        let runs = |arm: &Arm| self.meshes.contains_key(arm) || self.peers.contains_key(arm);
+        wanted.iter().copied().filter(runs).collect()
+    }
+
+    /// Another meshed pair, beside the others.
+    pub(crate) fn another(&self, options: MeshOptions) -> anyhow::Result<Mesh> {
+        let mesh = Mesh::start(self.files.path(), &self.programs.init, options)?;
+        mesh.wait_ready()?;
+        Ok(mesh)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.files.path()
+    }
+
+    /// Where an arm's clients run.
+    pub(crate) fn netns(&self, arm: Arm) -> &Netns {
+        match self.meshes.get(&arm) {
+            Some(mesh) => &mesh.netns.client,
+            None => &self.shared.client,
+        }
+    }
+
+    /// Where they find it; none when it does not go that way.
+    pub(crate) fn address(arm: Arm, way: Way) -> Option<SocketAddr> {
+        let (ip, port) = match (arm, way) {
+            (Arm::Ztunnel, Way::Plain) => return None,
+            (arm, Way::Http) if arm.is_meshed() => (Pair::SERVER_IP, APP_HTTP),
+            (arm, Way::Bytes) if arm.is_meshed() => (Pair::SERVER_IP, APP_BYTES),
+            (arm, Way::Plain) if arm.is_meshed() => (Pair::SERVER_IP, APP_PLAIN),
+            (Arm::Direct, Way::Http) => (Pair::SERVER_IP, DIRECT_HTTP),
+            (Arm::Direct, Way::Bytes | Way::Plain) => (Pair::SERVER_IP, DIRECT_BYTES),
+            (arm, way) => ("127.0.0.1", peers::port(arm, way)?),
+        };
+        let ip = ip.parse().expect("the constants above are addresses");
+        Some(SocketAddr::new(ip, port))
+    }
+
+    /// An arm's sidecars: the client's, then the server's.
+    pub(crate) fn pids(&self, arm: Arm) -> Vec<u32> {
+        match self.meshes.get(&arm) {
+            Some(mesh) => mesh.pids(),
+            None => {
+                let peers = self.peers.get(&arm).map(Vec::as_slice).unwrap_or_default();
+                peers.iter().map(Process::pid).collect()
+            }
         }
     }
 
     /// CPU seconds that an arm's two sidecars have used so far, together.
     pub(crate) fn cpu_seconds(&self, arm: Arm) -> anyhow::Result<f64> {
-        self.sidecars(arm)
-            .iter()
-            .map(|process| usage::cpu_seconds(process.pid()))
-            .sum()
-    }
-
-    /// Memory that an arm's two sidecars hold, together.
-    pub(crate) fn resident_bytes(&self, arm: Arm) -> anyhow::Result<f64> {
-        self.sidecars(arm)
-            .iter()
-            .map(|process| usage::resident_bytes(process.pid()))
-            .sum()
+        self.pids(arm).into_iter().map(usage::cpu_seconds).sum()
     }
 
     /// An arm that died half way has measured nothing.
     pub(crate) fn check_alive(&mut self) -> anyhow::Result<()> {
-        let all = [
-            &mut self.heddle,
-            &mut self.haproxy_h1,
-            &mut self.haproxy_h2,
-            &mut self.others,
-        ];
-        for process in all.into_iter().flatten() {
+        let meshed = self.meshes.values_mut().flat_map(|mesh| &mut mesh.proxies);
+        for process in meshed.chain(self.peers.values_mut().flatten()) {
             if let Some(status) = process.child.try_wait()? {
                 bail!("{} ended during the benchmark: {status}", process.name);
             }
         }
         Ok(())
     }
-
-    fn start_app(&mut self, dir: &Path) -> anyhow::Result<()> {
-        let body = "x".repeat(100);
-        let temp = dir.display();
-        let config = format!(
-            "daemon off; master_process off; pid {temp}/nginx.pid; error_log stderr crit; worker_rlimit_nofile 20000;\n\
-             events {{ worker_connections 8192; }}\n\
-             http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {temp}/b; proxy_temp_path {temp}/p;\n\
-             fastcgi_temp_path {temp}/f; uwsgi_temp_path {temp}/u; scgi_temp_path {temp}/s;\n\
-             server {{ listen 0.0.0.0:{APP_MESHED}; listen 0.0.0.0:{APP_DIRECT}; location / {{ return 200 \"{body}\"; }} }} }}\n"
-        );
-        let path = dir.join("nginx.conf");
-        std::fs::write(&path, config)?;
-        let mut command = self.netns.server.command("taskset");
-        command.args(["-c", "0", "nginx", "-c"]).arg(&path);
-        self.others.push(Process::start("nginx", &mut command)?);
-        Ok(())
-    }
-
-    fn start_haproxy(&mut self, dir: &Path) -> anyhow::Result<()> {
-        for (h2, (inner, outer)) in [(false, HAPROXY_H1), (true, HAPROXY_H2)] {
-            let alpn = if h2 { "h2" } else { "http/1.1" };
-            let tls = format!(
-                "ca-file {0}/ca.pem alpn {alpn} ssl-min-ver TLSv1.3 ciphersuites TLS_AES_128_GCM_SHA256 verify required",
-                dir.display()
-            );
-            let common = "global\n  maxconn 4096\n  nbthread 1\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  http-reuse always\n";
-            let client = format!(
-                "{common}frontend in\n  bind 127.0.0.1:{inner}\n  default_backend out\nbackend out\n  server peer {}:{outer} ssl crt {}/client.pem sni str({SERVER_IDENTITY}) verifyhost {SERVER_IDENTITY} {tls}\n",
-                Pair::SERVER_IP,
-                dir.display(),
-            );
-            let server = format!(
-                "{common}frontend in\n  bind {}:{outer} ssl crt {}/server.pem {tls}\n  default_backend out\nbackend out\n  server app 127.0.0.1:{APP_DIRECT}\n",
-                Pair::SERVER_IP,
-                dir.display(),
-            );
-            let mut pair = Vec::new();
-            for (netns, side, config) in [
-                (&self.netns.client, "client", client),
-                (&self.netns.server, "server", server),
-            ] {
-                let path = dir.join(format!("haproxy-{alpn}-{side}.cfg").replace('/', "-"));
-                std::fs::write(&path, config)?;
-                let mut command = netns.command("taskset");
-                command
-                    .args(["-c", "1", "haproxy", "-db", "-f"])
-                    .arg(&path)
-                    .stdout(Stdio::null());
-                pair.push(Process::start(format!("haproxy ({alpn}, {side})"), &mut command)?);
-            }
-            if h2 {
-                self.haproxy_h2 = pair
-            } else {
-                self.haproxy_h1 = pair
-            }
-        }
-        Ok(())
-    }
-
-    fn start_heddle(&mut self, dir: &Path, proxy: &Path, init: &Path) -> anyhow::Result<()> {
-        let (proxy, init) = (proxy.canonicalize()?, init.canonicalize()?);
-        let init = init.to_str().context("paths are UTF-8")?;
-        let direct = format!("{APP_DIRECT},{},{}", HAPROXY_H1.1, HAPROXY_H2.1);
-        let own = std::env::current_exe()?;
-        std::fs::write(dir.join("token"), "bench")?;
-        let anchors = std::fs::read_to_string(dir.join("ca.pem"))?;
-        for (netns, side, identity, ip) in [
-            (&self.netns.client, "client", CLIENT_IDENTITY, Pair::CLIENT_IP),
-            (&self.netns.server, "server", SERVER_IDENTITY, Pair::SERVER_IP),
-        ] {
-            sidecar::redirect(netns, init, &direct)?;
-            let mut control = netns.command("taskset");
-            control
-                .args(["-c", "0"])
-                .arg(&own)
-                .args(["control", "--listen", CONTROL]);
-            control
-                .arg("--ca-cert")
-                .arg(dir.join("ca.pem"))
-                .arg("--ca-key")
-                .arg(dir.join("ca.key"));
-            control.args([
-                "--target",
-                &format!("{}:{APP_MESHED}", Pair::SERVER_IP),
-                "--target-identity",
-                SERVER_IDENTITY,
-            ]);
-            self.others
-                .push(Process::start(format!("control plane ({side})"), &mut control)?);
-
-            let sidecar = Sidecar {
-                dir,
-                identity,
-                ips: ip,
-                workload: r#"{"ns":"bench","pod":"bench"}"#,
-                anchors: &anchors,
-                token: dir.join("token"),
-                destination: (CONTROL, SERVER_IDENTITY),
-                policy: (CONTROL, SERVER_IDENTITY),
-                identity_service: (CONTROL, SERVER_IDENTITY),
-            };
-            let mut command = sidecar.command(netns, &proxy, "1");
-            self.heddle
-                .push(Process::start(format!("heddle-proxy ({side})"), &mut command)?);
-        }
-        for netns in [&self.netns.client, &self.netns.server] {
-            sidecar::wait_ready(netns)?;
-        }
-        Ok(())
-    }
 }
 
-/// One CA, and for haproxy a P-256 leaf for each side; Heddle's proxies ask the scripted control plane for theirs.
-fn write_certificates(dir: &Path) -> anyhow::Result<()> {
+/// nginx and an application of ours, on a pair's server side.
+pub(super) fn start_apps(pair: &Pair, dir: &Path, name: &str) -> anyhow::Result<Vec<Process>> {
+    let body = "x".repeat(100);
+    let temp = dir.display();
+    let config = format!(
+        "daemon off; master_process off; pid {temp}/{name}.pid; error_log stderr crit; worker_rlimit_nofile 20000;\n\
+         events {{ worker_connections 16384; }}\n\
+         http {{ access_log off; keepalive_requests 1000000000; keepalive_timeout 3600s;\n\
+         client_body_temp_path {temp}/b; proxy_temp_path {temp}/p;\n\
+         fastcgi_temp_path {temp}/f; uwsgi_temp_path {temp}/u; scgi_temp_path {temp}/s;\n\
+         server {{ listen 0.0.0.0:{APP_HTTP}; listen 0.0.0.0:{DIRECT_HTTP}; location / {{ return 200 \"{body}\"; }} }} }}\n"
+    );
+    let path = dir.join(format!("{name}.conf"));
+    std::fs::write(&path, config)?;
+    let mut nginx = pair.server.command("taskset");
+    nginx.args(["-c", "0", "nginx", "-c"]).arg(&path);
+    let mut app = pair.server.command("taskset");
+    app.args(["-c", "0"]).arg(std::env::current_exe()?).arg("app");
+    for port in [APP_BYTES, APP_PLAIN, DIRECT_BYTES] {
+        app.args(["--listen", &format!("0.0.0.0:{port}")]);
+    }
+    Ok(vec![
+        Process::start("nginx", &mut nginx)?,
+        Process::start("the application", &mut app)?,
+    ])
+}
+
+/// One CA, and a P-256 leaf for each side; meshed proxies ask the scripted control plane for theirs.
+pub(crate) fn write_certificates(dir: &Path) -> anyhow::Result<()> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -259,6 +299,7 @@ fn write_certificates(dir: &Path) -> anyhow::Result<()> {
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     std::fs::write(dir.join("ca.pem"), ca.pem())?;
     std::fs::write(dir.join("ca.key"), ca.key().serialize_pem())?;
+    std::fs::write(dir.join("token"), "bench")?;
     for (file, identity) in [("client.pem", CLIENT_IDENTITY), ("server.pem", SERVER_IDENTITY)] {
         let key = KeyPair::generate()?;
         let leaf = CertificateParams::new([identity.to_owned()])?.signed_by(&key, &ca)?;

@@ -12,7 +12,8 @@ use anyhow::{Context as _, bail};
 use hdrhistogram::Histogram;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::arms::{Arm, Arms};
+use super::arms::{Arm, Arms, Way};
+use crate::netns::Netns;
 
 pub(crate) struct Load {
     /// Answered requests per second.
@@ -27,8 +28,19 @@ pub(crate) struct Load {
 
 /// Keeps `connections` busy for `seconds`, each with one request at a time, from CPU 0.
 pub(crate) fn closed(arms: &Arms, arm: Arm, connections: usize, seconds: u32) -> anyhow::Result<Load> {
-    let url = format!("http://{}/", Arms::address(arm));
-    let output = arms.netns.client.run(&[
+    let address = Arms::address(arm, Way::Http).with_context(|| format!("{arm} carries no HTTP"))?;
+    closed_at(arms.netns(arm), address, connections, seconds).with_context(|| arm.to_string())
+}
+
+/// The same at an address.
+pub(crate) fn closed_at(
+    netns: &Netns,
+    address: SocketAddr,
+    connections: usize,
+    seconds: u32,
+) -> anyhow::Result<Load> {
+    let url = format!("http://{address}/");
+    let output = netns.run(&[
         "taskset",
         "-c",
         "0",
@@ -44,19 +56,19 @@ pub(crate) fn closed(arms: &Arms, arm: Arm, connections: usize, seconds: u32) ->
         .lines()
         .find(|line| line.contains("Socket errors") || line.contains("Non-2xx"))
     {
-        bail!("{arm}: {}", line.trim());
+        bail!("{}", line.trim());
     }
     let after = |label: &str| {
         text.lines()
             .find_map(|line| line.trim().strip_prefix(label))
             .map(str::trim)
     };
-    let missing = || format!("{arm}: wrk printed something unexpected:\n{text}");
+    let missing = || format!("wrk printed something unexpected:\n{text}");
     let rate: f64 = after("Requests/sec:")
         .and_then(|rate| rate.parse().ok())
         .with_context(missing)?;
     if rate < 1.0 {
-        bail!("{arm}: no request was answered:\n{text}");
+        bail!("no request was answered:\n{text}");
     }
     Ok(Load {
         rate,
@@ -81,37 +93,47 @@ fn duration(text: &str) -> Option<f64> {
 /// Connections of the open loop; a request whose time has come while all are busy waits, and its wait counts.
 const OPEN_CONNECTIONS: usize = 32;
 
-/// Sends `rate` requests per second on an absolute schedule and measures each from its intended time.
-pub(crate) fn open(arms: &Arms, arm: Arm, rate: f64, seconds: u32) -> anyhow::Result<Load> {
+/// Sends `rate` requests per second on an absolute schedule and measures each from its intended time. All must succeed.
+pub(crate) fn open(arms: &Arms, arm: Arm, rate: f64, seconds: u32) -> anyhow::Result<OpenLoop> {
+    let address = Arms::address(arm, Way::Http).with_context(|| format!("{arm} carries no HTTP"))?;
+    let open = open_at(arms.netns(arm), address, rate, seconds, OPEN_CONNECTIONS)?;
+    if open.failed > 0 {
+        bail!("{arm}: {} requests failed", open.failed);
+    }
+    Ok(open)
+}
+
+/// The same at an address; failures are counted.
+pub(crate) fn open_at(
+    netns: &Netns,
+    address: SocketAddr,
+    rate: f64,
+    seconds: u32,
+    connections: usize,
+) -> anyhow::Result<OpenLoop> {
     let own = std::env::current_exe()?;
     let own = own.to_str().context("paths are UTF-8")?;
-    let address = Arms::address(arm).to_string();
-    let output = arms.netns.client.run(&[
+    let output = netns.run(&[
         "taskset",
         "-c",
         "0",
         own,
         "open-loop",
         "--address",
-        &address,
+        &address.to_string(),
         "--rate",
         &rate.to_string(),
         "--seconds",
         &seconds.to_string(),
+        "--connections",
+        &connections.to_string(),
     ])?;
-    serde_json::from_slice::<OpenLoop>(&output.stdout)
-        .map(|OpenLoop { rate, p50, p99 }| Load {
-            rate,
-            seconds: f64::from(seconds),
-            p50,
-            p99,
-        })
-        .with_context(|| {
-            format!(
-                "{arm}: the open loop printed {}",
-                String::from_utf8_lossy(&output.stdout)
-            )
-        })
+    serde_json::from_slice(&output.stdout).with_context(|| {
+        format!(
+            "the open loop printed {}",
+            String::from_utf8_lossy(&output.stdout)
+        )
+    })
 }
 
 #[derive(clap::Args)]
@@ -122,13 +144,20 @@ pub(crate) struct OpenOptions {
     rate: f64,
     #[arg(long)]
     seconds: u64,
+    #[arg(long, default_value_t = OPEN_CONNECTIONS)]
+    connections: usize,
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(crate) struct OpenLoop {
-    rate: f64,
-    p50: f64,
-    p99: f64,
+    /// Good answers per second.
+    pub(crate) rate: f64,
+    /// Seconds.
+    pub(crate) p50: f64,
+    /// Seconds.
+    pub(crate) p99: f64,
+    /// Other answers, and none.
+    pub(crate) failed: u64,
 }
 
 struct Connection {
@@ -144,27 +173,21 @@ pub(crate) fn run_open(options: &OpenOptions) -> anyhow::Result<OpenLoop> {
         address,
         rate,
         seconds,
+        connections,
     } = *options;
     if !(1.0..=1e6).contains(&rate) {
         bail!("--rate must be from 1 to 1000000 requests per second, not {rate}");
     }
     let request = format!("GET / HTTP/1.1\r\nhost: {address}\r\n\r\n");
-    let mut connections = Vec::with_capacity(OPEN_CONNECTIONS);
-    for _ in 0..OPEN_CONNECTIONS {
-        let stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
-        connections.push(Connection {
-            stream,
-            intended: None,
-            received: Vec::with_capacity(4096),
-        });
-    }
+    let mut connections = (0..connections)
+        .map(|_| Connection::new(address))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let mut idle: VecDeque<usize> = (0..connections.len()).collect();
     let mut latency = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3)?;
     let (start, gap) = (Instant::now(), Duration::from_secs_f64(1.0 / rate));
     let warm_up = Duration::from_millis(500);
-    let (end, mut next, mut answered) = (start + warm_up + Duration::from_secs(seconds), start, 0u64);
+    let (end, mut next) = (start + warm_up + Duration::from_secs(seconds), start);
+    let (mut answered, mut failed) = (0u64, 0u64);
     loop {
         let now = Instant::now();
         if now >= end {
@@ -174,10 +197,8 @@ pub(crate) fn run_open(options: &OpenOptions) -> anyhow::Result<OpenLoop> {
             && let Some(index) = idle.pop_front()
         {
             let connection = &mut connections[index];
-            connection
-                .stream
-                .write_all(request.as_bytes())
-                .context("cannot send a request")?;
+            // One that the other side has closed meanwhile is found out by reading from it.
+            let _ = connection.stream.write_all(request.as_bytes());
             connection.intended = Some(next);
             next += gap;
         }
@@ -207,17 +228,27 @@ pub(crate) fn run_open(options: &OpenOptions) -> anyhow::Result<OpenLoop> {
         };
         for index in ready {
             let connection = &mut connections[index];
-            if receive(connection)? {
-                let done = Instant::now();
-                let intended = connection
-                    .intended
-                    .take()
-                    .context("an answer came without a request")?;
-                if intended >= start + warm_up {
+            let received = receive(connection)?;
+            if matches!(received, Received::Part) {
+                continue;
+            }
+            let done = Instant::now();
+            let intended = connection.intended.take();
+            if matches!(received, Received::Closed) {
+                *connection = Connection::new(address)?;
+            }
+            // An idle connection may end.
+            let Some(intended) = intended else { continue };
+            idle.push_back(index);
+            if intended < start + warm_up {
+                continue;
+            }
+            match received {
+                Received::Good => {
                     latency.record((done - intended).as_nanos().try_into().unwrap_or(u64::MAX).max(1))?;
                     answered += 1;
                 }
-                idle.push_back(index);
+                _ => failed += 1,
             }
         }
     }
@@ -229,40 +260,56 @@ pub(crate) fn run_open(options: &OpenOptions) -> anyhow::Result<OpenLoop> {
         rate: answered as f64 / seconds as f64,
         p50: at(0.5),
         p99: at(0.99),
+        failed,
     })
 }
 
-/// Reads what has come; true when the answer is whole.
-fn receive(connection: &mut Connection) -> anyhow::Result<bool> {
+impl Connection {
+    fn new(address: SocketAddr) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream,
+            intended: None,
+            received: Vec::with_capacity(4096),
+        })
+    }
+}
+
+enum Received {
+    Part,
+    Good,
+    Bad,
+    Closed,
+}
+
+/// Reads what has come.
+fn receive(connection: &mut Connection) -> anyhow::Result<Received> {
     let mut buffer = [0u8; 4096];
     match connection.stream.read(&mut buffer) {
-        Ok(0) => bail!("the server closed a connection in the middle of the benchmark"),
+        Ok(0) => return Ok(Received::Closed),
         Ok(n) => connection.received.extend_from_slice(&buffer[..n]),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-        Err(error) => return Err(error).context("cannot receive an answer"),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Received::Part),
+        Err(_) => return Ok(Received::Closed),
     }
     let received = &connection.received;
     let Some(head) = received.windows(4).position(|window| window == b"\r\n\r\n") else {
-        return Ok(false);
+        return Ok(Received::Part);
     };
     let text = std::str::from_utf8(&received[..head]).context("an answer's head is not text")?;
-    if !text.starts_with("HTTP/1.1 200") {
-        bail!(
-            "an answer was not 200: {}",
-            text.lines().next().unwrap_or_default()
-        );
-    }
+    let good = text.starts_with("HTTP/1.1 200");
     let length: usize = text
         .lines()
         .filter_map(|line| line.split_once(':'))
         .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
         .and_then(|(_, value)| value.trim().parse().ok())
         .context("an answer has no content-length")?;
-    let whole = received.len() >= head + 4 + length;
-    if whole {
-        connection.received.clear();
+    if received.len() < head + 4 + length {
+        return Ok(Received::Part);
     }
-    Ok(whole)
+    connection.received.clear();
+    Ok(if good { Received::Good } else { Received::Bad })
 }
 
 #[cfg(test)]

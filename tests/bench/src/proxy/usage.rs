@@ -23,12 +23,26 @@ pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
 
 /// Resident memory, in bytes.
 pub(crate) fn resident_bytes(pid: u32) -> anyhow::Result<f64> {
+    rollup(pid, "Rss:")
+}
+
+/// Resident memory with what several processes share divided among them, in bytes.
+pub(crate) fn proportional_bytes(pid: u32) -> anyhow::Result<f64> {
+    rollup(pid, "Pss:")
+}
+
+/// Resident memory that is no file's, in bytes.
+pub(crate) fn anonymous_bytes(pid: u32) -> anyhow::Result<f64> {
+    rollup(pid, "Pss_Anon:")
+}
+
+fn rollup(pid: u32, field: &str) -> anyhow::Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
         .with_context(|| format!("cannot read the memory of process {pid}"))?;
     let kib = text
         .lines()
-        .find_map(|line| line.strip_prefix("Rss:"))
+        .find_map(|line| line.strip_prefix(field))
         .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<f64>().ok())
-        .context("smaps_rollup has no Rss line")?;
+        .with_context(|| format!("smaps_rollup has no line {field}"))?;
     Ok(kib * 1024.0)
 }

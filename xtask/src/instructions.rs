@@ -1,0 +1,55 @@
+//! `cargo xtask instructions`: what a request costs the proxies, in instructions, beside the committed counts.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use heddle_tests_harness::{host, progress::Progress, workspace_root};
+
+use crate::{lint, packages};
+
+/// Count the instructions that requests cost the proxies; more than 3 % above the committed counts is an error.
+#[derive(Default, clap::Args)]
+pub(crate) struct Arguments {
+    /// Write the counts that there are now to tests/bench/instructions.json.
+    #[arg(long)]
+    record: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    packages::ensure(host::COUNT_PACKAGES, Progress::Shown)?;
+    lint::cargo(&[
+        "build",
+        "--profile",
+        "image",
+        "--package",
+        "heddle-proxy",
+        "--bin",
+        "heddle-proxy",
+    ])?;
+    let ours = [
+        "--package",
+        "heddle-tests-bench",
+        "--package",
+        "heddle-proxy-init",
+        "--bins",
+    ];
+    lint::cargo(&[&["build"], &ours[..]].concat())?;
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| workspace_root().join("target").into());
+    let target = Path::new(&target);
+    let status = Command::new(target.join("debug/heddle-bench"))
+        .arg("instructions")
+        .arg("--proxy")
+        .arg(target.join("image/heddle-proxy"))
+        .arg("--init")
+        .arg(target.join("debug/heddle-init"))
+        .args(arguments.record.then_some("--record"))
+        .current_dir(workspace_root())
+        .status()
+        .context("failed to start heddle-bench")?;
+    ensure!(
+        status.success(),
+        "the instruction counts are not as committed ({status})"
+    );
+    Ok(())
+}
