@@ -21,7 +21,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::metrics::family::Counter;
+use crate::{
+    metrics::family::Counter,
+    observe::{cut, flush},
+};
 
 /// Lines that wait to be written, and their bytes.
 const QUEUE_LINES_MAX: usize = 8_192;
@@ -164,15 +167,8 @@ impl AccessLog {
 
     /// Waits until what was logged so far is written, for a moment.
     pub(crate) async fn flush(&self) {
-        let (done, written) = oneshot::channel();
-        let flush = async {
-            if self.0.queue.send(Message::Flush(done)).await.is_ok() {
-                // Not answered when the writer has ended: then there is nothing to wait for.
-                let _ = written.await;
-            }
-        };
         // A reader that has stopped reading gets no more time.
-        let _ = tokio::time::timeout(FLUSH_TIMEOUT, flush).await;
+        flush(&self.0.queue, Message::Flush, FLUSH_TIMEOUT).await;
     }
 }
 
@@ -285,13 +281,6 @@ impl fmt::Display for Escaped<'_> {
 fn field(headers: &HeaderMap, name: &HeaderName) -> String {
     let value = headers.get(name).and_then(|value| value.to_str().ok());
     cut(value.unwrap_or_default(), FIELD_BYTES_MAX).to_owned()
-}
-
-fn cut(text: &str, bytes_max: usize) -> &str {
-    match text.len() <= bytes_max {
-        true => text,
-        false => &text[..text.floor_char_boundary(bytes_max)],
-    }
 }
 
 /// Writes until nobody can send any more. Blocks its thread whenever the reader does not read.

@@ -9,18 +9,14 @@ mod tcp;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use heddle_proxy_policy::{Client, ClientTls, ServerPolicy, inbound::Protocol};
+use heddle_proxy_policy::{Client, ClientTls, inbound::Protocol};
 use heddle_tls::peer_id;
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::debug;
 
 use crate::{
-    detect::{
-        SNIFF_BYTES_MAX, Sniff,
-        client_hello::{self, HELLO_BYTES_MAX, Hello},
-        sniff,
-    },
+    detect::client_hello::{self, HELLO_BYTES_MAX, Hello},
     discovery::Full,
     dst::{InvalidName, NameAddr},
     http::serve::HttpVersion,
@@ -261,10 +257,7 @@ fn count_header(
         Some(transport_header::Protocol::Http1) => "http/1",
         Some(transport_header::Protocol::Http2) => "http/2",
     };
-    let id = match &known.client.tls {
-        ClientTls::Established(Some(id)) => id.as_str(),
-        ClientTls::Established(None) | ClientTls::None => "",
-    };
+    let id = known.client.tls.identity().map_or("", |id| id.as_str());
     let labels = Labels::default()
         .with("session_protocol", session)
         .with("target_port", known.port.addr().port())
@@ -349,40 +342,9 @@ fn plain(port: Rc<Port>, tcp: Prefixed<TcpStream>, client: SocketAddr, no_tls_re
 }
 
 async fn detect(worker: &Worker, known: &mut Known, timeout: Duration) -> Result<Carries, InboundError> {
-    let judge = |bytes: &[u8]| match sniff(bytes) {
-        Sniff::Http1 => Some((Carries::Http(HttpVersion::Http1), "http/1")),
-        Sniff::Http2 => Some((Carries::Http(HttpVersion::Http2), "h2")),
-        Sniff::Opaque => Some((Carries::Bytes, "not_http")),
-        Sniff::More => None,
-    };
-    let begun = Instant::now();
-    let ahead = known.io.ahead();
-    let detected = ahead.peek(SNIFF_BYTES_MAX, begun + timeout, judge).await;
     let port = &known.port;
     let labels = server_labels(Labels::default(), &port.policy().meta, port.addr().port());
-    let observe = |result| {
-        worker
-            .metrics
-            .inbound_detect
-            .observe(&labels, result, begun.elapsed())
-    };
-    match detected {
-        Ok(Ahead::Decided((carries, result))) => {
-            observe(result);
-            Ok(carries)
-        }
-        Ok(Ahead::Undecided) => {
-            observe("read_timeout");
-            Ok(Carries::Bytes)
-        }
-        Err(error) => {
-            observe("error");
-            Err(error.into())
-        }
-    }
-}
-
-/// Whether a connection may go on under a new policy.
-fn still_allowed(policy: &ServerPolicy, client: &Client) -> bool {
-    policy.authorize(client).is_ok()
+    let detect = &worker.metrics.inbound_detect;
+    let version = detect.version(&labels, &mut known.io, timeout).await?;
+    Ok(version.map_or(Carries::Bytes, Carries::Http))
 }

@@ -9,7 +9,10 @@ use std::{future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
-use tokio::time::Instant;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout},
+};
 
 use crate::{
     access_log::{self, AccessLog},
@@ -32,6 +35,27 @@ impl Direction {
             Self::Outbound => "outbound",
         }
     }
+}
+
+/// The beginning of a text, of at most so many bytes.
+pub(crate) fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
+}
+
+/// Puts a message into a queue that is answered when all before it is done, and waits for that, but no longer than
+/// `limit`. A queue whose reader has ended has nothing to wait for.
+pub(crate) async fn flush<M>(
+    queue: &mpsc::Sender<M>,
+    message: impl FnOnce(oneshot::Sender<()>) -> M,
+    limit: Duration,
+) {
+    let (done, answered) = oneshot::channel();
+    let flush = async {
+        if queue.send(message(done)).await.is_ok() {
+            let _ = answered.await;
+        }
+    };
+    let _ = timeout(limit, flush).await;
 }
 
 /// All who may look.

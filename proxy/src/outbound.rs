@@ -20,11 +20,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::{
-    detect::{
-        SNIFF_BYTES_MAX, Sniff,
-        client_hello::{self, HELLO_BYTES_MAX, Hello},
-        sniff,
-    },
+    detect::client_hello::{self, HELLO_BYTES_MAX, Hello},
     discovery::Outbound,
     http::{ProxyError, serve::HttpVersion},
     io::{Ahead, Io, Prefixed, Socket},
@@ -151,34 +147,11 @@ async fn detect(
     io: &mut Io,
     timeout: std::time::Duration,
 ) -> Result<Carries, OutboundError> {
-    let judge = |bytes: &[u8]| match sniff(bytes) {
-        Sniff::Http1 => Some((Carries::Http(HttpVersion::Http1), "http/1")),
-        Sniff::Http2 => Some((Carries::Http(HttpVersion::Http2), "h2")),
-        Sniff::Opaque => Some((Carries::Bytes, "not_http")),
-        Sniff::More => None,
-    };
-    let begun = Instant::now();
-    let detected = io.ahead().peek(SNIFF_BYTES_MAX, begun + timeout, judge).await;
     let labels = Labels::default().port_reference("parent", parent);
-    let observe = |result| {
-        worker
-            .metrics
-            .outbound_detect
-            .observe(&labels, result, begun.elapsed())
-    };
-    match detected {
-        Ok(Ahead::Decided((carries, result))) => {
-            observe(result);
-            Ok(carries)
-        }
-        // A client that waits for the server to speak first, or does not come to the end of its first line.
-        Ok(Ahead::Undecided) => {
-            observe("read_timeout");
-            Ok(Carries::Bytes)
-        }
-        Err(error) => {
-            observe("error");
-            Err(error.into())
-        }
-    }
+    let version = worker
+        .metrics
+        .outbound_detect
+        .version(&labels, io, timeout)
+        .await?;
+    Ok(version.map_or(Carries::Bytes, Carries::Http))
 }

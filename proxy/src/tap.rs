@@ -17,12 +17,12 @@ use std::{
     },
 };
 
-use http::{Request, header};
+use http::Request;
 use linkerd2_proxy_api::tap as proto;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use crate::{metrics::family::Counter, observe::Direction};
+use crate::{http::headers, metrics::family::Counter, observe::Direction};
 pub(crate) use event::Tapped;
 use matching::{Match, Seen};
 pub(crate) use server::serve;
@@ -124,7 +124,7 @@ impl Taps {
             self.count.store(taps.len(), Relaxed);
             taps.iter().filter_map(Weak::upgrade).collect()
         };
-        let authority = authority(request);
+        let authority = headers::authority(request).unwrap_or_default();
         let seen = Seen {
             way,
             method: request.method(),
@@ -151,17 +151,5 @@ impl Tap {
 
     fn is_done(&self) -> bool {
         self.taken.load(Relaxed) >= self.limit
-    }
-}
-
-/// Whom the request is for, as it says.
-fn authority<B>(request: &Request<B>) -> &str {
-    match request.uri().authority() {
-        Some(authority) => authority.as_str(),
-        None => request
-            .headers()
-            .get(header::HOST)
-            .and_then(|host| host.to_str().ok())
-            .unwrap_or_default(),
     }
 }

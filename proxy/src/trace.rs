@@ -20,7 +20,11 @@ use opentelemetry_proto::tonic::{
 };
 use tokio::sync::mpsc;
 
-use crate::{http::grpc_status, metrics::family::Counter, observe::Direction};
+use crate::{
+    http::grpc_status,
+    metrics::family::Counter,
+    observe::{Direction, cut},
+};
 use context::Context;
 use export::Message;
 
@@ -85,7 +89,7 @@ impl Spans {
                 span_id: span_id.to_vec(),
                 parent_span_id: context.parent_id.to_vec(),
                 flags: u32::from(context.flags) | PARENT_IS_REMOTE,
-                name: cut(request.uri().path()),
+                name: cut(request.uri().path(), VALUE_BYTES_MAX).to_owned(),
                 kind: kind.into(),
                 start_time_unix_nano: now(),
                 ..proto::Span::default()
@@ -173,7 +177,7 @@ struct Text(Value);
 
 impl From<&str> for Text {
     fn from(text: &str) -> Self {
-        Self(Value::StringValue(cut(text)))
+        Self(Value::StringValue(cut(text, VALUE_BYTES_MAX).to_owned()))
     }
 }
 
@@ -195,10 +199,6 @@ fn attribute(key: &str, value: Value) -> KeyValue {
         value: Some(AnyValue { value: Some(value) }),
         ..KeyValue::default()
     }
-}
-
-fn cut(text: &str) -> String {
-    text[..text.floor_char_boundary(VALUE_BYTES_MAX)].to_owned()
 }
 
 /// The query without what signs it.

@@ -29,6 +29,16 @@ pub enum ClientTls {
     Established(Option<PeerId>),
 }
 
+impl ClientTls {
+    /// The identity that the client proved, if it proved any.
+    pub fn identity(&self) -> Option<&PeerId> {
+        match self {
+            Self::Established(id) => id.as_ref(),
+            Self::None => None,
+        }
+    }
+}
+
 /// Who may do something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authorization {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
@@ -350,12 +350,12 @@ impl ResponseBody {
         self
     }
 
-    /// Tells a route's tracker of the end as well. `headers` are the response's.
-    pub(crate) fn also_tracked(&mut self, headers: &HeaderMap, mut route: RouteTracker) {
-        match &mut self.tracker {
+    /// Tells a route's tracker of the end as well.
+    pub(crate) fn also_tracked(response: &mut Response<Self>, mut route: RouteTracker) {
+        match &mut response.body_mut().tracker {
             Some(tracker) => tracker.routes.push(route),
             // It has ended already, or is the proxy's own.
-            None => route.ended(grpc_status(headers)),
+            None => route.ended(grpc_status(response.headers())),
         }
     }
 
@@ -406,9 +406,7 @@ impl ResponseBody {
         });
         self
     }
-}
 
-impl ResponseBody {
     fn fail(&mut self, error: &BodyError) {
         if let Some(mut tracker) = self.tracker.take() {
             tracker.end(Some(error.label()));

@@ -76,6 +76,14 @@ pub(crate) fn strip_connection(headers: &mut HeaderMap) {
     }
 }
 
+/// Whom the request is for, as it says.
+pub(crate) fn authority<B>(request: &Request<B>) -> Option<&str> {
+    match request.uri().authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => request.headers().get(header::HOST)?.to_str().ok(),
+    }
+}
+
 /// Whether any header is of those that the mesh gives a meaning. Most requests have none.
 pub(crate) fn has_own(headers: &HeaderMap) -> bool {
     headers.keys().any(|name| name.as_str().starts_with("l5d-"))

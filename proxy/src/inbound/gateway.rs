@@ -4,7 +4,6 @@
 
 use std::rc::Rc;
 
-use heddle_proxy_policy::ClientTls;
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header};
 use tokio::time::Instant;
 
@@ -31,7 +30,7 @@ pub(super) async fn serve(
         no_tls_reason,
         port,
     } = known;
-    let ClientTls::Established(Some(id)) = &client.tls else {
+    let Some(id) = client.tls.identity() else {
         return Err(InboundError::NoIdentity);
     };
     if !worker.config.inbound.gateway_suffixes.contain(&name) {
@@ -163,15 +162,7 @@ impl Forwarded {
     }
 
     fn with_host<B>(&self, request: &Request<B>) -> HeaderValue {
-        let host = request
-            .headers()
-            .get(header::HOST)
-            .and_then(|host| host.to_str().ok());
-        let host = request
-            .uri()
-            .authority()
-            .map(|authority| authority.as_str())
-            .or(host);
+        let host = headers::authority(request);
         let quoted = host.filter(|host| !host.contains(['"', '\\'])).unwrap_or("");
         let value = format!("{};host=\"{quoted}\";proto=https", self.value);
         // Identities are DNS names or URIs, and a host that came in a header fits in one.

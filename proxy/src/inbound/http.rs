@@ -111,10 +111,8 @@ impl Connection {
         no_tls_reason: &'static str,
         drain: drain::Watch,
     ) -> Self {
-        let client_id = match &client.tls {
-            ClientTls::Established(Some(id)) => HeaderValue::from_str(id.as_str()).ok(),
-            _ => None,
-        };
+        let client_id = client.tls.identity();
+        let client_id = client_id.and_then(|id| HeaderValue::from_str(id.as_str()).ok());
         Self {
             worker,
             port,
@@ -143,10 +141,7 @@ impl Connection {
     }
 
     fn client_id(&self) -> Option<&str> {
-        match &self.client.tls {
-            ClientTls::Established(Some(id)) => Some(id.as_str()),
-            ClientTls::Established(None) | ClientTls::None => None,
-        }
+        self.client.tls.identity().map(|id| id.as_str())
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
@@ -210,10 +205,7 @@ impl Connection {
         let grpc = matches!(policy.protocol, Protocol::Grpc(_));
         let handles = self.handles(&allowed.permit, allowed.route, grpc);
         if let Some(limit) = policy.rate_limit() {
-            let id = match &self.client.tls {
-                ClientTls::Established(Some(id)) => Some(id),
-                _ => None,
-            };
+            let id = self.client.tls.identity();
             let cells = &self.port.cells;
             let cell = self.cell.get_or_init(|| cells.client(id));
             if let Err(limited) = cells.admit(limit, id, cell, now.into_std()) {
@@ -324,9 +316,7 @@ impl Connection {
         let mut response = response.map(|body| body.tracked(tracker));
         if let Some(route) = &profiled {
             let tracker = RouteTracker::new(route, Of::Request, response.status(), started);
-            let headers = std::mem::take(response.headers_mut());
-            response.body_mut().also_tracked(&headers, tracker);
-            *response.headers_mut() = headers;
+            ResponseBody::also_tracked(&mut response, tracker);
         }
         Ok(match observed {
             None => response,

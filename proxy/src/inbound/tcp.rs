@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use heddle_proxy_policy::{Client, Meta, Permit};
 
-use super::{InboundError, Known, http::server_labels, port::Port, still_allowed};
+use super::{InboundError, Known, http::server_labels, port::Port};
 use crate::{
     io::{Io, copy},
     metrics::labels::Labels,
@@ -77,7 +77,7 @@ impl Judge<'_> {
                 // Nobody publishes policies any more: the last one stays.
                 std::future::pending::<()>().await;
             }
-            if !still_allowed(&changes.borrow_and_update().policy, self.client) {
+            if changes.borrow_and_update().policy.authorize(self.client).is_err() {
                 return;
             }
         }

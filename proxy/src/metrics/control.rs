@@ -145,10 +145,10 @@ impl Service<Request<tonic::body::Body>> for CountedChannel {
                     .get(&labels.with("error", "unknown"))
                     .add(1);
             })?;
-            let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let took = started.elapsed();
             let status = response.status();
             let labels = handles.labels.clone().with("status_code", status.as_u16());
-            handles.families.latency.get(&labels).observe(latency_ms);
+            handles.families.latency.get(&labels).observe_millis(took);
             let mut count = Count {
                 handles,
                 status,

@@ -97,6 +97,11 @@ impl Histogram {
         self.sum.fetch_add(value, Relaxed);
     }
 
+    /// For histograms of milliseconds.
+    pub(crate) fn observe_millis(&self, time: Duration) {
+        self.observe(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    }
+
     /// For histograms of seconds.
     pub(crate) fn observe_time(&self, time: Duration) {
         self.observe(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));

@@ -149,14 +149,14 @@ impl RouteHandles {
 
     /// Counts a response that has ended.
     pub(crate) fn response(&self, of: Of, status: StatusCode, end: End, started: Instant) {
-        let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let took = started.elapsed();
         let mut outcomes = self.outcomes.borrow_mut();
         if let Some(known) = outcomes
             .iter()
             .find(|one| one.of == of && one.status == status && one.end == end)
         {
             known.responses.add(1);
-            known.latency.observe(latency_ms);
+            known.latency.observe_millis(took);
             return;
         }
         let failed = match end {
@@ -189,7 +189,7 @@ impl RouteHandles {
             latency: latency.get(&with_status),
         };
         outcome.responses.add(1);
-        outcome.latency.observe(latency_ms);
+        outcome.latency.observe_millis(took);
         if outcomes.len() < OUTCOMES_MAX {
             outcomes.push(outcome);
         }

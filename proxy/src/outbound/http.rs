@@ -54,8 +54,8 @@ const REPLAY_BYTES_MAX: usize = 64 * 1024;
 
 /// A client's connection.
 pub(super) struct Client {
-    worker: Rc<Worker>,
-    target: Rc<Target>,
+    pub(super) worker: Rc<Worker>,
+    pub(super) target: Rc<Target>,
     addr: SocketAddr,
     /// Whether requests say themselves which service they are for.
     ingress: bool,
@@ -129,9 +129,7 @@ impl Way<'_> {
         match &mut result {
             Ok(response) => {
                 let tracker = RouteTracker::new(route, of, response.status(), started);
-                let headers = std::mem::take(response.headers_mut());
-                response.body_mut().also_tracked(&headers, tracker);
-                *response.headers_mut() = headers;
+                ResponseBody::also_tracked(response, tracker);
             }
             Err(error) => route.response(of, error.status(), End::Failed, started),
         }

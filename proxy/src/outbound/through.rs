@@ -5,7 +5,7 @@ use std::{net::SocketAddr, rc::Rc};
 
 use http::{Request, Response};
 
-use super::{OutboundError, http::Client, opaque, target::Target};
+use super::{OutboundError, http::Client, opaque};
 use crate::{
     discovery::Outbound,
     dst::NameAddr,
@@ -15,12 +15,7 @@ use crate::{
 };
 
 /// The outbound side of one peer's connection through the gateway.
-pub(crate) struct Through {
-    target: Rc<Target>,
-    client: Rc<Client>,
-    worker: Rc<Worker>,
-    addr: SocketAddr,
-}
+pub(crate) struct Through(Rc<Client>);
 
 impl Through {
     /// To a service that the control plane knows.
@@ -34,22 +29,18 @@ impl Through {
         if matches!(target.known().await, Outbound::Unknown) {
             return Err(ProxyError::NoSuchService);
         }
-        let client = Client::new(worker.clone(), target.clone(), addr, false, drain);
-        Ok(Self {
-            target,
-            client: Rc::new(client),
-            worker: worker.clone(),
-            addr,
-        })
+        let client = Client::new(worker.clone(), target, addr, false, drain);
+        Ok(Self(Rc::new(client)))
     }
 
     /// Sends a request on.
     pub(crate) async fn respond(&self, request: Request<Incoming>) -> Response<ResponseBody> {
-        self.client.respond(request).await
+        self.0.respond(request).await
     }
 
     /// Copies bytes both ways.
     pub(crate) async fn copy(&self, io: &mut Io) -> Result<(), OutboundError> {
-        opaque::carry(&self.worker, &self.target, io, self.addr.ip(), None).await
+        let Client { worker, target, .. } = &*self.0;
+        opaque::carry(worker, target, io, self.0.addr(), None).await
     }
 }

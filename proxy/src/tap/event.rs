@@ -16,7 +16,11 @@ use linkerd2_proxy_api::{
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{Tap, matching::Seen};
-use crate::{http::grpc_status, metrics::family::Counter, observe::Direction};
+use crate::{
+    http::grpc_status,
+    metrics::family::Counter,
+    observe::{Direction, cut},
+};
 
 /// Bytes of a path, and of all headers of one event; the rest is left out. A bound on what waits.
 const PATH_BYTES_MAX: usize = 8 * 1024;
@@ -100,7 +104,7 @@ impl Tapped {
             method: Some(request.method().clone().into()),
             scheme: seen.scheme.map(http_types::Scheme::from),
             authority: seen.authority.to_owned(),
-            path: seen.path[..seen.path.floor_char_boundary(PATH_BYTES_MAX)].to_owned(),
+            path: cut(seen.path, PATH_BYTES_MAX).to_owned(),
             headers: tapped.headers(request.version(), &pseudo, request.headers()),
         });
         tapped.send(init).then_some(tapped)

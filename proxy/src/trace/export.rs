@@ -19,7 +19,10 @@ use tonic_prost::ProstCodec;
 use tracing::{debug, warn};
 
 use super::{Spans, Text, attribute};
-use crate::metrics::{Metrics, family::Counter, labels::Labels};
+use crate::{
+    metrics::{Metrics, family::Counter, labels::Labels},
+    observe::flush,
+};
 
 const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 /// Spans that wait to be sent. Linkerd's queue holds 1,000.
@@ -172,14 +175,7 @@ impl Exporter {
 impl Spans {
     /// Waits until the spans of now are sent, for a moment.
     pub(crate) async fn flush(&self) {
-        let (done, sent) = oneshot::channel();
-        let flush = async {
-            if self.queue.send(Message::Flush(done)).await.is_ok() {
-                // Not answered when the exporter has ended: then there is nothing to wait for.
-                let _ = sent.await;
-            }
-        };
         // A collector that is away gets no more time.
-        let _ = timeout(FLUSH_TIMEOUT, flush).await;
+        flush(&self.queue, Message::Flush, FLUSH_TIMEOUT).await;
     }
 }
