@@ -48,13 +48,11 @@ pub(crate) struct Balancer {
     worker: Rc<Worker>,
     authority: String,
     ewma: EwmaParams,
-    queue_capacity: u32,
     failfast_timeout: Duration,
     watch: RefCell<Option<watch::Receiver<Arc<EndpointSet>>>>,
     exists: Cell<bool>,
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
     service: Arc<Service>,
-    waiting: Cell<u32>,
     /// Parent and backend.
     labels: Labels,
     counters: [OnceCell<BalancerHandles>; 3],
@@ -177,13 +175,11 @@ impl Balancer {
             worker,
             authority,
             ewma,
-            queue_capacity: backend.queue_capacity,
             failfast_timeout: backend.failfast_timeout,
             watch: RefCell::new(watch),
             exists: Cell::new(!matches!(backend.kind, BackendKind::Nowhere)),
             endpoints: RefCell::new(endpoints),
             service,
-            waiting: Cell::new(0),
             labels: Labels::default()
                 .port_reference("parent", parent)
                 .port_reference("backend", &backend.meta),
@@ -206,23 +202,16 @@ impl Balancer {
             .any(|endpoint| endpoint.is_ready(now))
     }
 
-    /// The endpoint for the next request; waits for one until `deadline`.
+    /// The endpoint for the next request; waits for one until `deadline`. Where the policy sets no limit, as many wait as
+    /// come over the connections that are taken: as with Linkerd, whose queue makes those wait that find it full.
     pub(crate) async fn pick(&self, terms: Terms, deadline: Instant) -> Result<Picked, ProxyError> {
         let counters = self.counters(terms.layer);
         if let Some(picked) = self.try_pick(terms) {
             counters.served_at_once();
             return Ok(picked);
         }
-        if self.waiting.get() >= self.queue_capacity {
-            return Err(ProxyError::LoadShed(self.waiting.get()));
-        }
-        let _waiting = Waiting::new(&self.waiting);
         let _queued = counters.queued();
-        let place = |limit| {
-            self.service
-                .wait(limit)
-                .ok_or(ProxyError::LoadShed(self.waiting.get()))
-        };
+        let place = |limit| self.service.wait(limit).ok_or(ProxyError::LoadShed(limit.get()));
         let _pending = terms.limits.pending_requests.map(place).transpose()?;
         loop {
             // Listening begins before looking, or what is freed in between would be missed.
@@ -663,21 +652,5 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.in_flight.set(self.endpoint.in_flight.get() - 1);
-    }
-}
-
-/// Counts a request as waiting.
-struct Waiting<'c>(&'c Cell<u32>);
-
-impl<'c> Waiting<'c> {
-    fn new(count: &'c Cell<u32>) -> Self {
-        count.set(count.get() + 1);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }

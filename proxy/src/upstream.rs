@@ -33,6 +33,9 @@ use crate::{
 
 /// A handshake is one round trip and a few hundred microseconds of work; a peer that takes longer is in trouble.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// An application whose queue of connections is full for a moment lets the kernel drop what asks to connect, and that
+/// would be sent anew only after a second, when the connect timeout has passed. So it is tried again for so long.
+const NEAR_PATIENCE: Duration = Duration::from_secs(1);
 /// Data that the peer has not acknowledged for so long means that it is gone.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(15);
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -187,28 +190,15 @@ impl Upstream {
             addr,
             connect_timeout,
             tls,
-            near: _,
+            near,
         } = &self.target;
-        let (addr, connect_timeout) = (*addr, *connect_timeout);
+        let addr = *addr;
         let permit = match &self.gate {
             Some(gate) => gate.connection().map_err(|()| ConnectError::Limited { addr })?,
             None => None,
         };
-        let tcp = match timeout(connect_timeout, TcpStream::connect(addr)).await {
-            Ok(Ok(tcp)) => tcp,
-            Ok(Err(source)) => {
-                return Err(ConnectError::Tcp {
-                    addr,
-                    source: source.into(),
-                });
-            }
-            Err(_) => {
-                return Err(ConnectError::TcpTimeout {
-                    addr,
-                    timeout: connect_timeout,
-                });
-            }
-        };
+        let patience = if *near { NEAR_PATIENCE } else { Duration::ZERO };
+        let tcp = connect_tcp(addr, *connect_timeout, patience).await?;
         set_options(&tcp);
         let Some(TargetTls { peer, header }) = tls else {
             return Ok(Io::new(Socket::Plain(Prefixed::new(tcp)), self.tcp.open()).holding(permit));
@@ -419,6 +409,33 @@ impl Upstream {
         self.idle
             .borrow_mut()
             .retain(|idle| idle.since.elapsed() <= IDLE_TIMEOUT);
+    }
+}
+
+/// Connects, and after each timeout again, until `patience` is over.
+async fn connect_tcp(
+    addr: SocketAddr,
+    connect_timeout: Duration,
+    patience: Duration,
+) -> Result<TcpStream, ConnectError> {
+    let start = Instant::now();
+    loop {
+        match timeout(connect_timeout, TcpStream::connect(addr)).await {
+            Ok(Ok(tcp)) => return Ok(tcp),
+            Ok(Err(source)) => {
+                return Err(ConnectError::Tcp {
+                    addr,
+                    source: source.into(),
+                });
+            }
+            Err(_) if start.elapsed() < patience => {}
+            Err(_) => {
+                return Err(ConnectError::TcpTimeout {
+                    addr,
+                    timeout: connect_timeout.max(patience),
+                });
+            }
+        }
     }
 }
 

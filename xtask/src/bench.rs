@@ -59,9 +59,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     }
     lint::cargo(&build)?;
     lint::cargo(&["build", "--package", "heddle-tests-bench"])?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| workspace_root().join("target").into());
-    let binary = std::path::Path::new(&target).join("debug/heddle-bench");
+    let target = lint::target_dir();
+    let binary = target.join("debug/heddle-bench");
     let status = Command::new(&binary)
         .arg(name)
         .args(rest)

@@ -1,6 +1,6 @@
 //! `cargo xtask conformance`: the Gateway API mesh conformance suite on a cluster of its own.
 
-use std::{path::PathBuf, time::Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use heddle_tests_cluster::{conformance, heddle::Heddle, kubectl::Kubectl};
@@ -79,8 +79,7 @@ async fn show(cluster: &Cluster, tools: &Tools, rest: &[String]) -> Result<()> {
         .await?;
     crds::apply(&cluster.client().await?, &crds::gateway_api_experimental()?).await?;
     step.done();
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from);
+    let target = lint::target_dir();
     let kubeconfig = cluster.kubeconfig_path();
     let kubectl = Kubectl::new(tools.path(Program::Kubectl), &kubeconfig);
     let step = Progress::Shown.step("Installing Heddle by a profile");

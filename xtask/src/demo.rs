@@ -16,7 +16,6 @@ use heddle_tests_harness::{
     host,
     progress::Progress,
     tools::{Program, Tools},
-    workspace_root,
 };
 
 use crate::{images, lint, packages};
@@ -96,8 +95,7 @@ async fn prepare(tell: &mut Narrator, release: bool) -> Result<Stage> {
     let tools = Tools::ensure(&[Program::Kubectl], Progress::Shown)?;
     let kubectl = Kubectl::new(tools.path(Program::Kubectl), &kubeconfig);
     let folder = if release { "image" } else { "debug" };
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from);
+    let target = lint::target_dir();
     let heddle = Heddle::new(target.join(folder).join("heddle"), &kubeconfig);
     let repository = MeshRepository::serve(embedded.as_ref()).await?;
     tell.step(

@@ -1,6 +1,6 @@
 //! `cargo xtask instructions`: what a request costs the proxies, in instructions, beside the committed counts.
 
-use std::{path::Path, process::Command};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use heddle_tests_harness::{host, progress::Progress, workspace_root};
@@ -34,9 +34,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         "--bins",
     ];
     lint::cargo(&[&["build"], &ours[..]].concat())?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| workspace_root().join("target").into());
-    let target = Path::new(&target);
+    let target = lint::target_dir();
     let status = Command::new(target.join("debug/heddle-bench"))
         .arg("instructions")
         .arg("--proxy")

@@ -37,6 +37,11 @@ pub(crate) fn cargo(args: &[&str]) -> Result<()> {
     )
 }
 
+/// Where cargo puts what it builds.
+pub(crate) fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from)
+}
+
 fn succeed(command: &mut Command) -> Result<()> {
     let shown = heddle_tests_harness::command::show(command);
     let status = command

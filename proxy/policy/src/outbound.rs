@@ -18,9 +18,8 @@ use crate::{
     route::{self, HostMatch, Route, Rule},
 };
 
-/// Linkerd's queue defaults.
+/// Linkerd's default.
 const FAILFAST_DEFAULT: Duration = Duration::from_secs(3);
-const QUEUE_CAPACITY_DEFAULT: u32 = 100;
 /// A request's body is kept for retries up to this size, whatever the policy asks for.
 pub const RETRY_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Retries of one request, whatever the policy asks for.
@@ -182,9 +181,7 @@ pub struct Backend {
     pub meta: Meta,
     /// How it is reached.
     pub kind: BackendKind,
-    /// Requests that may wait for an endpoint.
-    pub queue_capacity: u32,
-    /// How long they may wait.
+    /// How long a request may wait for an endpoint.
     pub failfast_timeout: Duration,
     /// Which requests stick to an endpoint.
     pub affinity: Option<Affinity>,
@@ -265,7 +262,6 @@ impl ClientPolicy {
             Arc::new(Backend {
                 meta: Meta::default_named(name),
                 kind,
-                queue_capacity: QUEUE_CAPACITY_DEFAULT,
                 failfast_timeout: FAILFAST_DEFAULT,
                 affinity: None,
                 limits: Limits::default(),
@@ -411,13 +407,13 @@ impl Distribution {
 impl RetryConditions {
     /// Whether a response of this status, and gRPC status where there is one, is worth another try.
     pub fn hold(&self, status: StatusCode, grpc_status: Option<u32>) -> bool {
+        let http =
+            |ranges: &[RangeInclusive<u16>]| ranges.iter().any(|range| range.contains(&status.as_u16()));
+        let grpc = |codes: &[u32]| grpc_status.is_some_and(|code| codes.contains(&code));
         match self {
-            Self::Http(ranges) => ranges.iter().any(|range| range.contains(&status.as_u16())),
-            Self::Grpc(codes) => grpc_status.is_some_and(|code| codes.contains(&code)),
-            Self::Either(ranges, codes) => {
-                ranges.iter().any(|range| range.contains(&status.as_u16()))
-                    || grpc_status.is_some_and(|code| codes.contains(&code))
-            }
+            Self::Http(ranges) => http(ranges),
+            Self::Grpc(codes) => grpc(codes),
+            Self::Either(ranges, codes) => http(ranges) || grpc(codes),
             Self::Failures(route) => route.is_failure(status, grpc_status),
         }
     }

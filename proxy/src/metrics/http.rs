@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
+use heddle_proxy_policy::profile::is_grpc_failure;
 use http::StatusCode;
 use tokio::time::Instant;
 
@@ -69,8 +70,7 @@ impl HttpHandles {
         }
         let success = match end {
             End::Http => !status.is_server_error(),
-            // Linkerd's classes: what the server could not do is a failure, what the client asked wrongly is not.
-            End::Grpc(code) => !matches!(code, 2 | 4 | 7 | 8 | 12 | 13 | 14 | 15),
+            End::Grpc(code) => !is_grpc_failure(code),
             End::Failed => false,
         };
         let with_status = self.labels.clone().with("status_code", status.as_u16());

@@ -21,10 +21,10 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
 
-use crate::net::{Namespace, runtime};
+use crate::net::Namespace;
 
 /// Calls that a client may take back at once before it is taken for an attacker.
 pub(crate) const RESET_STREAMS_MAX: usize = 10_000;
@@ -53,41 +53,28 @@ pub(crate) fn serve_http_with(
     name: &'static str,
     tls: Option<Arc<heddle_tls::rustls::ServerConfig>>,
 ) {
-    let (up, is_up) = std::sync::mpsc::sync_channel(1);
-    namespace.thread(move || {
-        runtime().block_on(async move {
-            let listener = TcpListener::bind(addr).await.expect("the port is free");
-            up.send(()).expect("the test waits for this");
-            loop {
-                let Ok((tcp, _)) = listener.accept().await else {
-                    continue;
-                };
-                let tls = tls.clone();
-                tokio::spawn(async move {
-                    let service =
-                        service_fn(
-                            move |request| async move { Ok::<_, Infallible>(answer(request, name).await) },
-                        );
-                    let mut serving = auto::Builder::new(TokioExecutor::new());
-                    // It takes as large heads as proxies pass on, and is not easily provoked: the proxy's limits are tested.
-                    serving
-                        .http2()
-                        .max_header_list_size(64 * 1024)
-                        .max_pending_accept_reset_streams(RESET_STREAMS_MAX);
-                    if let Some(tls) = tls {
-                        if let Ok(tls) = tokio_rustls::TlsAcceptor::from(tls).accept(tcp).await {
-                            let _ = serving.serve_connection(TokioIo::new(tls), service).await;
-                        }
-                        return;
-                    }
-                    let serving = serving.serve_connection_with_upgrades(TokioIo::new(tcp), service);
-                    // Clients come and go.
-                    let _ = serving.await;
-                });
+    namespace.serve_at(addr, move |tcp| {
+        let tls = tls.clone();
+        async move {
+            let service =
+                service_fn(move |request| async move { Ok::<_, Infallible>(answer(request, name).await) });
+            let mut serving = auto::Builder::new(TokioExecutor::new());
+            // It takes as large heads as proxies pass on, and is not easily provoked: the proxy's limits are tested.
+            serving
+                .http2()
+                .max_header_list_size(64 * 1024)
+                .max_pending_accept_reset_streams(RESET_STREAMS_MAX);
+            if let Some(tls) = tls {
+                if let Ok(tls) = tokio_rustls::TlsAcceptor::from(tls).accept(tcp).await {
+                    let _ = serving.serve_connection(TokioIo::new(tls), service).await;
+                }
+                return;
             }
-        });
+            let serving = serving.serve_connection_with_upgrades(TokioIo::new(tcp), service);
+            // Clients come and go.
+            let _ = serving.await;
+        }
     });
-    is_up.recv().expect("the application starts");
 }
 
 async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<Bytes, Infallible>> {
@@ -205,27 +192,32 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
 
 /// Serves a protocol in which the server speaks first, then echoes.
 pub(crate) fn serve_greeting(namespace: &Namespace, port: u16) {
-    let (up, is_up) = std::sync::mpsc::sync_channel(1);
-    namespace.thread(move || {
-        runtime().block_on(async move {
-            let listener = TcpListener::bind(("0.0.0.0", port))
-                .await
-                .expect("the port is free");
-            up.send(()).expect("the test waits for this");
-            loop {
-                let Ok((mut tcp, _)) = listener.accept().await else {
-                    continue;
-                };
-                tokio::spawn(async move {
-                    tcp.write_all(b"220 hello\r\n").await?;
-                    let (mut read, mut write) = tcp.split();
-                    tokio::io::copy(&mut read, &mut write).await?;
-                    write.shutdown().await
-                });
-            }
-        });
+    namespace.serve(port, |mut tcp| async move {
+        tcp.write_all(b"220 hello\r\n").await?;
+        let (mut read, mut write) = tcp.split();
+        tokio::io::copy(&mut read, &mut write).await?;
+        write.shutdown().await
     });
-    is_up.recv().expect("the application starts");
+}
+
+/// A GET for `host` with these headers, from within a pod.
+pub(crate) fn ask(
+    namespace: &Namespace,
+    addr: SocketAddr,
+    host: &'static str,
+    path: &'static str,
+    headers: &[(&'static str, String)],
+) -> Reply {
+    let headers = headers.to_vec();
+    namespace.block_on(move || async move {
+        let mut request = Request::get(path).header("host", host);
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(Full::<Bytes>::default()).expect("valid");
+        let mut connection = Http1::connect(addr).await.expect("connects");
+        connection.send(request).await.expect("a reply")
+    })
 }
 
 /// One exchange of bytes, until the other side ends it.

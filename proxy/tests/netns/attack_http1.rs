@@ -19,7 +19,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     time::timeout,
 };
 
@@ -44,30 +44,17 @@ struct Recorder(Arc<Mutex<BTreeMap<usize, Vec<String>>>>);
 impl Recorder {
     /// Answers everything and remembers it.
     fn serve(&self, namespace: &Namespace) {
-        let (up, is_up) = std::sync::mpsc::sync_channel(1);
         let recorder = self.clone();
-        namespace.thread(move || {
-            runtime().block_on(async move {
-                let listener = TcpListener::bind(("0.0.0.0", 8080))
-                    .await
-                    .expect("the port is free");
-                up.send(()).expect("the test waits for this");
-                loop {
-                    let Ok((tcp, _)) = listener.accept().await else {
-                        continue;
-                    };
-                    let recorder = recorder.clone();
-                    tokio::spawn(async move {
-                        let answer = service_fn(move |request| recorder.clone().answer(request));
-                        // Clients come and go.
-                        let _ = http1::Builder::new()
-                            .serve_connection(TokioIo::new(tcp), answer)
-                            .await;
-                    });
-                }
-            });
+        namespace.serve(8080, move |tcp| {
+            let recorder = recorder.clone();
+            async move {
+                let answer = service_fn(move |request| recorder.clone().answer(request));
+                // Clients come and go.
+                let _ = http1::Builder::new()
+                    .serve_connection(TokioIo::new(tcp), answer)
+                    .await;
+            }
         });
-        is_up.recv().expect("the application starts");
     }
 
     async fn answer(

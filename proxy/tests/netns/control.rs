@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
@@ -23,7 +23,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
     DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 use tokio_stream::{
     Stream,
     wrappers::{TcpListenerStream, WatchStream},
@@ -35,10 +35,7 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tower::{Service, service_fn};
 
-use crate::{
-    net::{Namespace, runtime},
-    policies,
-};
+use crate::{net::Namespace, policies};
 
 pub(crate) const PORT: u16 = 8086;
 
@@ -215,28 +212,19 @@ impl Script {
     pub(crate) fn serve(&self, namespace: &Namespace) -> Running {
         let script = self.clone();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let (up, is_up) = std::sync::mpsc::sync_channel(1);
-        let thread = namespace.thread(move || {
-            // Dropping the runtime cuts all connections, as a crash would.
-            runtime().block_on(async move {
-                let listener = TcpListener::bind(("127.0.0.1", PORT))
-                    .await
-                    .expect("the port is free in a new namespace");
-                up.send(()).expect("the test waits for this");
-                let server = tonic::transport::Server::builder()
-                    .add_service(dst::DestinationServer::new(script.clone()))
-                    .add_service(id::IdentityServer::new(script.clone()))
-                    .add_service(inb::InboundServerPoliciesServer::new(script.clone()))
-                    .add_service(RevocationLists(script.clone()))
-                    .add_service(OutboundPolicies(script))
-                    .serve_with_incoming(TcpListenerStream::new(listener));
-                tokio::select! {
-                    result = server => result.expect("the control plane serves"),
-                    _ = stopped => {}
-                }
-            });
+        let thread = namespace.listen((Ipv4Addr::LOCALHOST, PORT), |listener| async move {
+            let server = tonic::transport::Server::builder()
+                .add_service(dst::DestinationServer::new(script.clone()))
+                .add_service(id::IdentityServer::new(script.clone()))
+                .add_service(inb::InboundServerPoliciesServer::new(script.clone()))
+                .add_service(RevocationLists(script.clone()))
+                .add_service(OutboundPolicies(script))
+                .serve_with_incoming(TcpListenerStream::new(listener));
+            tokio::select! {
+                result = server => result.expect("the control plane serves"),
+                _ = stopped => {}
+            }
         });
-        is_up.recv().expect("the control plane starts");
         Running {
             stop: Some(stop),
             thread: Some(thread),

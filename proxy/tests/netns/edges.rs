@@ -4,7 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     time::timeout,
 };
 
@@ -15,7 +15,7 @@ use crate::{
     control::Script,
     eventually,
     http_traffic::{pair, service},
-    net::{Namespace, Network, runtime},
+    net::{Namespace, Network},
     pod::{Options, Pod},
     policies::{
         authz, default_meta, endpoint, http_rule, opaque, outbound_detect, outbound_opaque, path, server,
@@ -27,19 +27,7 @@ const CHUNK: usize = 1_000;
 
 /// An application that answers byte by byte what each path asks for.
 fn serve_scripted(namespace: &Namespace, port: u16) {
-    let (up, is_up) = std::sync::mpsc::sync_channel(1);
-    namespace.thread(move || {
-        runtime().block_on(async move {
-            let listener = TcpListener::bind(("0.0.0.0", port))
-                .await
-                .expect("the port is free");
-            up.send(()).expect("the test waits for this");
-            while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(scripted(tcp));
-            }
-        });
-    });
-    is_up.recv().expect("the application starts");
+    namespace.serve(port, scripted);
 }
 
 async fn scripted(mut tcp: TcpStream) -> std::io::Result<()> {

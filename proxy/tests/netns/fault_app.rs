@@ -19,9 +19,8 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
 
-use crate::net::{Namespace, runtime};
+use crate::net::Namespace;
 
 /// A long response comes in so many pieces, each after a while.
 pub(crate) const PIECES: usize = 20;
@@ -45,33 +44,20 @@ struct Inner {
 impl Fickle {
     pub(crate) fn serve(namespace: &Namespace, port: u16) -> Self {
         let fickle = Self::default();
-        let (up, is_up) = std::sync::mpsc::sync_channel(1);
         let serving = fickle.clone();
-        namespace.thread(move || {
-            runtime().block_on(async move {
-                let listener = TcpListener::bind(("0.0.0.0", port))
-                    .await
-                    .expect("the port is free");
-                up.send(()).expect("the test waits for this");
-                loop {
-                    let Ok((tcp, _)) = listener.accept().await else {
-                        continue;
-                    };
-                    let fickle = serving.clone();
-                    tokio::spawn(async move {
-                        let answer = service_fn(move |request| {
-                            let fickle = fickle.clone();
-                            async move { Ok::<_, Infallible>(fickle.answer(request).await) }
-                        });
-                        // Clients come and go.
-                        let _ = http1::Builder::new()
-                            .serve_connection(TokioIo::new(tcp), answer)
-                            .await;
-                    });
-                }
-            });
+        namespace.serve(port, move |tcp| {
+            let fickle = serving.clone();
+            async move {
+                let answer = service_fn(move |request| {
+                    let fickle = fickle.clone();
+                    async move { Ok::<_, Infallible>(fickle.answer(request).await) }
+                });
+                // Clients come and go.
+                let _ = http1::Builder::new()
+                    .serve_connection(TokioIo::new(tcp), answer)
+                    .await;
+            }
         });
-        is_up.recv().expect("the application starts");
         fickle
     }
 

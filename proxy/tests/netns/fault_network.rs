@@ -7,7 +7,7 @@ use http_body_util::Full;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
-        TcpListener, TcpStream,
+        TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::mpsc,
@@ -61,28 +61,12 @@ const DELAY: Duration = Duration::from_millis(100);
 
 /// Passes connections on, and what they carry a moment later, however much that is.
 fn serve_delay(namespace: &Namespace, port: u16, to: SocketAddr) {
-    let (up, is_up) = std::sync::mpsc::sync_channel(1);
-    namespace.thread(move || {
-        runtime().block_on(async move {
-            let listener = TcpListener::bind(("0.0.0.0", port))
-                .await
-                .expect("the port is free");
-            up.send(()).expect("the test waits for this");
-            loop {
-                let Ok((one, _)) = listener.accept().await else {
-                    continue;
-                };
-                tokio::spawn(async move {
-                    if let Ok(two) = TcpStream::connect(to).await {
-                        let ((one_read, one_write), (two_read, two_write)) =
-                            (one.into_split(), two.into_split());
-                        tokio::join!(delayed(one_read, two_write), delayed(two_read, one_write));
-                    }
-                });
-            }
-        });
+    namespace.serve(port, move |one| async move {
+        if let Ok(two) = TcpStream::connect(to).await {
+            let ((one_read, one_write), (two_read, two_write)) = (one.into_split(), two.into_split());
+            tokio::join!(delayed(one_read, two_write), delayed(two_read, one_write));
+        }
     });
-    is_up.recv().expect("the relay starts");
 }
 
 async fn delayed(mut read: OwnedReadHalf, mut write: OwnedWriteHalf) {

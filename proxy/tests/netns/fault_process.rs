@@ -48,12 +48,15 @@ fn nothing_is_truncated_by_a_drain() {
                 .collect();
             let mut replies = Vec::new();
             for one in asked {
-                replies.push(one.await.expect("no panic").expect("a whole reply"));
+                let reply = one.await.expect("no panic").expect("a whole reply");
+                assert_eq!(reply.status, 200, "{:?}", reply.headers);
+                replies.push(reply);
             }
             replies
         })
     });
     eventually("all are under way", || {
+        assert!(!asking.is_finished(), "only {} came", app.seen());
         (app.seen() >= requests + streams).then_some(())
     });
     server.terminate();

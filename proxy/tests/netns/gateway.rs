@@ -2,13 +2,10 @@
 
 use std::net::IpAddr;
 
-use bytes::Bytes;
-use http::Request;
-use http_body_util::Full;
 use linkerd2_proxy_api::destination::{AuthorityOverride, WeightedAddr};
 
 use crate::{
-    apps::{Http1, Reply, serve_greeting},
+    apps::{self, Reply, serve_greeting},
     can_run,
     control::Script,
     eventually,
@@ -32,16 +29,7 @@ fn mirrored(gateway: &Pod, account: &str, name: &str, opaque: bool) -> WeightedA
 }
 
 fn ask(pod: &Pod, path: &'static str, headers: &[(&'static str, String)]) -> Reply {
-    let headers = headers.to_vec();
-    pod.namespace.block_on(move || async move {
-        let mut request = Request::get(path).header("host", "web-east.test");
-        for (name, value) in headers {
-            request = request.header(name, value);
-        }
-        let request = request.body(Full::<Bytes>::default()).expect("valid");
-        let mut connection = Http1::connect(service()).await.expect("connects");
-        connection.send(request).await.expect("a reply")
-    })
+    apps::ask(&pod.namespace, service(), "web-east.test", path, headers)
 }
 
 #[test]

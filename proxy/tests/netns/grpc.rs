@@ -15,7 +15,7 @@ use http::{Request, uri::PathAndQuery};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_stream::StreamExt as _;
 use tonic::{
     Code, Status, Streaming,
@@ -33,7 +33,7 @@ use crate::{
     control::Script,
     eventually,
     http_traffic::service,
-    net::{Namespace, Network, runtime},
+    net::{Namespace, Network},
     pod::Pod,
     policies::{endpoint, http_rule, outbound_http2, path},
 };
@@ -62,28 +62,14 @@ impl Drop for Call {
 }
 
 fn serve(namespace: &Namespace, port: u16, seen: Seen) {
-    let (up, is_up) = std::sync::mpsc::sync_channel(1);
-    namespace.thread(move || {
-        runtime().block_on(async move {
-            let listener = TcpListener::bind(("0.0.0.0", port))
-                .await
-                .expect("the port is free");
-            up.send(()).expect("the test waits for this");
-            loop {
-                let Ok((tcp, _)) = listener.accept().await else {
-                    continue;
-                };
-                let seen = seen.clone();
-                let service = service_fn(move |request| answer(request, seen.clone()));
-                let connection = http2::Builder::new(TokioExecutor::new())
-                    .max_header_list_size(HEAD_BYTES_MAX)
-                    .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
-                    .serve_connection(TokioIo::new(tcp), service);
-                tokio::spawn(connection);
-            }
-        });
+    namespace.serve(port, move |tcp| {
+        let seen = seen.clone();
+        let service = service_fn(move |request| answer(request, seen.clone()));
+        http2::Builder::new(TokioExecutor::new())
+            .max_header_list_size(HEAD_BYTES_MAX)
+            .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+            .serve_connection(TokioIo::new(tcp), service)
     });
-    is_up.recv().expect("the application starts");
 }
 
 async fn answer(

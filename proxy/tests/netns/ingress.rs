@@ -2,12 +2,8 @@
 
 use std::net::SocketAddr;
 
-use bytes::Bytes;
-use http::Request;
-use http_body_util::Full;
-
 use crate::{
-    apps::{Http1, Reply, serve_http},
+    apps::{self, Reply, serve_http},
     can_run,
     control::Script,
     eventually,
@@ -18,16 +14,7 @@ use crate::{
 };
 
 fn ask(pod: &Pod, addr: SocketAddr, path: &'static str, headers: &[(&'static str, String)]) -> Reply {
-    let headers = headers.to_vec();
-    pod.namespace.block_on(move || async move {
-        let mut request = Request::get(path).header("host", "web.test");
-        for (name, value) in headers {
-            request = request.header(name, value);
-        }
-        let request = request.body(Full::<Bytes>::default()).expect("valid");
-        let mut connection = Http1::connect(addr).await.expect("connects");
-        connection.send(request).await.expect("a reply")
-    })
+    apps::ask(&pod.namespace, addr, "web.test", path, headers)
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     future::Future,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd as _,
     process::Command,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
@@ -11,6 +11,7 @@ use std::{
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::net::{TcpListener, TcpStream};
 
 /// A bridge, and the namespaces on it. Everything is gone when it is dropped.
 pub(crate) struct Network {
@@ -130,6 +131,54 @@ impl Namespace {
                 .expect("root may enter it");
             body()
         })
+    }
+
+    /// Listens inside, in a thread of its own, and has `serve` do the rest; nothing is refused once this returns.
+    pub(crate) fn listen<F>(
+        &self,
+        addr: impl Into<SocketAddr>,
+        serve: impl FnOnce(TcpListener) -> F + Send + 'static,
+    ) -> JoinHandle<()>
+    where
+        F: Future<Output = ()>,
+    {
+        let addr = addr.into();
+        let (up, is_up) = std::sync::mpsc::sync_channel(1);
+        let thread = self.thread(move || {
+            // Dropping the runtime cuts all connections, as a crash would.
+            runtime().block_on(async move {
+                let listener = TcpListener::bind(addr).await.expect("the port is free");
+                up.send(()).expect("the test waits for this");
+                serve(listener).await;
+            });
+        });
+        is_up.recv().expect("it listens");
+        thread
+    }
+
+    /// An application inside, for as long as the test runs: `serve` has each connection, in a task of its own.
+    pub(crate) fn serve<F>(&self, port: u16, serve: impl Fn(TcpStream) -> F + Send + 'static)
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        self.serve_at((Ipv4Addr::UNSPECIFIED, port), serve);
+    }
+
+    /// As [`Namespace::serve`], at any address.
+    pub(crate) fn serve_at<F>(
+        &self,
+        addr: impl Into<SocketAddr>,
+        serve: impl Fn(TcpStream) -> F + Send + 'static,
+    ) where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        self.listen(addr, |listener| async move {
+            loop {
+                if let Ok((tcp, _)) = listener.accept().await {
+                    tokio::spawn(serve(tcp));
+                }
+            }
+        });
     }
 
     /// Runs async code inside and waits for its result.

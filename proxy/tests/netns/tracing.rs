@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    net::Ipv4Addr,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
@@ -15,7 +16,6 @@ use opentelemetry_proto::tonic::{
     common::v1::{KeyValue, any_value::Value},
     trace::v1::{Span, span::SpanKind},
 };
-use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
     Response, Status,
@@ -30,7 +30,7 @@ use crate::{
     control::Script,
     eventually,
     http_traffic::service,
-    net::{Namespace, Network, runtime},
+    net::{Namespace, Network},
     pod::{Options, Pod},
     policies::{authz, endpoint, http_rule, identity, outbound_detect, path, server},
 };
@@ -82,21 +82,13 @@ fn attributes(all: &[KeyValue]) -> HashMap<String, Value> {
 impl Collector {
     fn serve(&self, namespace: &Namespace) {
         let collector = self.clone();
-        let (up, is_up) = std::sync::mpsc::sync_channel(1);
-        namespace.thread(move || {
-            runtime().block_on(async move {
-                let listener = TcpListener::bind(("0.0.0.0", PORT))
-                    .await
-                    .expect("the port is free");
-                up.send(()).expect("the test waits for this");
-                tonic::transport::Server::builder()
-                    .add_service(collector)
-                    .serve_with_incoming(TcpListenerStream::new(listener))
-                    .await
-                    .expect("the collector serves");
-            });
+        namespace.listen((Ipv4Addr::UNSPECIFIED, PORT), |listener| async move {
+            tonic::transport::Server::builder()
+                .add_service(collector)
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+                .expect("the collector serves");
         });
-        is_up.recv().expect("the collector starts");
     }
 
     fn take(&self, request: ExportTraceServiceRequest) {

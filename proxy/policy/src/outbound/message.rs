@@ -6,8 +6,8 @@ use linkerd2_proxy_api::outbound as proto;
 
 use super::{
     Backend, BackendKind, ClientPolicy, Distribution, FailureAccrual, Http, Limits, Opaque, OpaqueVerdict,
-    OutboundRule, Protocol, QUEUE_CAPACITY_DEFAULT, RETRIES_MAX, RETRY_BODY_BYTES_MAX, Retry,
-    RetryConditions, RouteBackend, Timeouts, TlsRoute,
+    OutboundRule, Protocol, RETRIES_MAX, RETRY_BODY_BYTES_MAX, Retry, RetryConditions, RouteBackend,
+    Timeouts, TlsRoute,
 };
 use crate::{
     Endpoint, Invalid, Meta,
@@ -522,10 +522,6 @@ impl TryFrom<proto::Backend> for Backend {
         Ok(Self {
             meta: Meta::required("metadata", metadata)?,
             kind,
-            queue_capacity: match queue.capacity {
-                0 => QUEUE_CAPACITY_DEFAULT,
-                capacity => capacity,
-            },
             failfast_timeout: duration("queue.failfast_timeout", failfast)?,
             affinity: None,
             limits: Limits::default(),

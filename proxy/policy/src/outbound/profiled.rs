@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::{
     Backend, BackendKind, ClientPolicy, Distribution, FAILFAST_DEFAULT, Http, Limits, Opaque, OpaqueVerdict,
-    OutboundRule, Protocol, QUEUE_CAPACITY_DEFAULT, RETRIES_MAX, RETRY_BODY_BYTES_MAX, Retry,
-    RetryConditions, RouteBackend, Timeouts,
+    OutboundRule, Protocol, RETRIES_MAX, RETRY_BODY_BYTES_MAX, Retry, RetryConditions, RouteBackend,
+    Timeouts,
 };
 use crate::{
     Meta, Profile,
@@ -134,7 +134,6 @@ fn distribution(service: &str, profile: &Profile) -> Distribution {
                 path: path.to_owned(),
                 ewma: EwmaParams::default(),
             },
-            queue_capacity: QUEUE_CAPACITY_DEFAULT,
             failfast_timeout: FAILFAST_DEFAULT,
             affinity: None,
             limits: Limits::default(),
