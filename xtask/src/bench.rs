@@ -58,7 +58,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         _ => {}
     }
     lint::cargo(&build)?;
-    lint::cargo(&["build", "--package", "heddle-tests-bench"])?;
+    // As part of the workspace, or its dependencies would be built anew with other features.
+    lint::cargo(&["build", "--workspace", "--bin", "heddle-bench"])?;
     let target = lint::target_dir();
     let binary = target.join("debug/heddle-bench");
     let status = Command::new(&binary)

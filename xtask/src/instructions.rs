@@ -26,14 +26,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         "--bin",
         "heddle-proxy",
     ])?;
-    let ours = [
-        "--package",
-        "heddle-tests-bench",
-        "--package",
-        "heddle-proxy-init",
-        "--bins",
-    ];
-    lint::cargo(&[&["build"], &ours[..]].concat())?;
+    // As part of the workspace, or their dependencies would be built anew with other features.
+    lint::cargo(&[
+        "build",
+        "--workspace",
+        "--bin",
+        "heddle-bench",
+        "--bin",
+        "heddle-init",
+    ])?;
     let target = lint::target_dir();
     let status = Command::new(target.join("debug/heddle-bench"))
         .arg("instructions")

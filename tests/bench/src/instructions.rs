@@ -3,13 +3,15 @@
 //!
 //! One client sends one request after another on one connection, so that little depends on timing. What a pair that lived
 //! for N requests took is subtracted from what one took that lived for 2N, so that start and end are in neither. Both
-//! proxies have one worker.
+//! proxies have one worker. What is left of chance (how often a proxy is woken for what arrives in pieces) only adds, so a
+//! count that is too high is taken again, and the least counts.
 
 use std::{
     collections::BTreeMap,
     ffi::OsString,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, ensure};
@@ -40,7 +42,19 @@ const REQUESTS: u64 = 1_000;
 /// Per cent that a request may cost more than was committed.
 const GROWTH_PERCENT_MAX: u64 = 3;
 
+/// How often it is counted before a count is taken for too high.
+const TRIES: usize = 5;
+
 type Counts = BTreeMap<String, u64>;
+
+/// What is committed.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Committed {
+    /// Another compiler makes other code.
+    rustc: String,
+    instructions_per_request: Counts,
+}
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let Options {
@@ -49,52 +63,100 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         counts,
         record,
     } = options;
-    let now = count(proxy, init)?;
+    let rustc = rustc()?;
     if *record {
+        let mut least = count(proxy, init, &Kind::ALL)?;
+        for _ in 1..TRIES {
+            take_least(&mut least, count(proxy, init, &Kind::ALL)?);
+        }
+        let now = Committed {
+            rustc,
+            instructions_per_request: least,
+        };
         std::fs::write(counts, serde_json::to_string_pretty(&now)? + "\n")
             .with_context(|| format!("cannot write {}", counts.display()))?;
-        eprintln!("{} says now: {now:?}", counts.display());
+        eprintln!(
+            "{} says now: {:?}",
+            counts.display(),
+            now.instructions_per_request
+        );
         return Ok(());
     }
     let text =
         std::fs::read_to_string(counts).with_context(|| format!("cannot read {}", counts.display()))?;
-    let committed: Counts =
+    let committed: Committed =
         serde_json::from_str(&text).with_context(|| format!("{} is not valid", counts.display()))?;
-    judge(&committed, &now)
+    let mut now = count(proxy, init, &Kind::ALL)?;
+    for _ in 1..TRIES {
+        let again: Vec<Kind> = Kind::ALL
+            .into_iter()
+            .filter(|kind| dearer(&committed.instructions_per_request, &now, &kind.to_string()).is_some())
+            .collect();
+        if again.is_empty() {
+            break;
+        }
+        take_least(&mut now, count(proxy, init, &again)?);
+    }
+    judge(&committed, &now, &rustc)
 }
 
-fn judge(committed: &Counts, now: &Counts) -> anyhow::Result<()> {
-    let mut dearer = Vec::new();
+fn take_least(least: &mut Counts, counts: Counts) {
+    for (kind, count) in counts {
+        let one = least.entry(kind).or_insert(count);
+        *one = count.min(*one);
+    }
+}
+
+/// The compiler that built the proxies: the one that this folder has.
+fn rustc() -> anyhow::Result<String> {
+    let output = Command::new("rustc").arg("--version").output();
+    let output = output.context("`rustc --version` does not run")?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Says by how much a kind of request costs too much.
+fn dearer(committed: &Counts, now: &Counts, kind: &str) -> Option<String> {
+    let (Some(before), Some(now)) = (committed.get(kind), now.get(kind)) else {
+        return Some(format!("{kind}: no count to compare"));
+    };
+    (now * 100 > before * (100 + GROWTH_PERCENT_MAX)).then(|| format!("{kind}: {before} -> {now}"))
+}
+
+fn judge(committed: &Committed, now: &Counts, rustc: &str) -> anyhow::Result<()> {
+    let before = &committed.instructions_per_request;
     for (kind, &now) in now {
-        let before = *committed
-            .get(kind)
-            .with_context(|| format!("there is no committed count of {kind}"))?;
-        let growth = now as f64 / before as f64 - 1.0;
+        let growth = before.get(kind).map(|&before| now as f64 / before as f64 - 1.0);
         eprintln!(
             "{kind:<8} {now:>8} instructions per request, {:+.1} %",
-            growth * 100.0
+            growth.unwrap_or_default() * 100.0
         );
-        if now * 100 > before * (100 + GROWTH_PERCENT_MAX) {
-            dearer.push(format!("{kind}: {before} -> {now}"));
-        }
     }
+    let dearer: Vec<_> = now.keys().filter_map(|kind| dearer(before, now, kind)).collect();
+    let compiler = if committed.rustc == rustc {
+        String::new()
+    } else {
+        format!(
+            "; they were counted with {}, and this is {rustc}",
+            committed.rustc
+        )
+    };
     ensure!(
         dearer.is_empty(),
-        "requests cost more than {GROWTH_PERCENT_MAX} % more instructions than committed ({}); hint: look with `callgrind_annotate`, and \
-         if the cost is worth it, `cargo xtask instructions --record` and commit the file with the reason",
+        "requests cost more than {GROWTH_PERCENT_MAX} % more instructions than committed ({}){compiler}; hint: look with \
+         `callgrind_annotate`, and if the cost is worth it, `cargo xtask instructions --record` and commit the file with the reason",
         dearer.join(", ")
     );
     Ok(())
 }
 
-fn count(proxy: &Path, init: &Path) -> anyhow::Result<Counts> {
+fn count(proxy: &Path, init: &Path, kinds: &[Kind]) -> anyhow::Result<Counts> {
     ensure!(
         proxy.exists(),
         "{} is missing: `cargo xtask instructions` builds it",
         proxy.display()
     );
     let mut counts = Counts::new();
-    for kind in Kind::ALL {
+    for &kind in kinds {
         let total = |requests| total(proxy, init, kind, requests).with_context(|| format!("counting {kind}"));
         let (once, twice) = (total(REQUESTS)?, total(2 * REQUESTS)?);
         ensure!(
@@ -156,12 +218,38 @@ mod tests {
         Counts::from([("http1".to_owned(), http1)])
     }
 
+    fn committed(instructions_per_request: Counts) -> Committed {
+        Committed {
+            rustc: "rustc 1".to_owned(),
+            instructions_per_request,
+        }
+    }
+
     #[test]
     fn more_than_three_percent_is_too_much() {
-        judge(&counts(1000), &counts(1030)).expect("three percent are allowed");
-        judge(&counts(1000), &counts(700)).expect("less is welcome");
-        let error = judge(&counts(1000), &counts(1031)).expect_err("it grew");
-        assert!(error.to_string().contains("http1: 1000 -> 1031"), "{error}");
-        judge(&Counts::new(), &counts(1)).expect_err("nothing to compare with");
+        let thousand = committed(counts(1000));
+        judge(&thousand, &counts(1030), "rustc 1").expect("three percent are allowed");
+        judge(&thousand, &counts(700), "rustc 1").expect("less is welcome");
+        let error = judge(&thousand, &counts(1031), "rustc 1").expect_err("it grew");
+        assert!(
+            error.to_string().contains("(http1: 1000 -> 1031); hint"),
+            "{error}"
+        );
+        let error = judge(&thousand, &counts(1031), "rustc 2").expect_err("it grew");
+        assert!(
+            error
+                .to_string()
+                .contains("counted with rustc 1, and this is rustc 2"),
+            "{error}"
+        );
+        judge(&committed(Counts::new()), &counts(1), "rustc 1").expect_err("nothing to compare with");
+    }
+
+    #[test]
+    fn the_least_of_several_counts_is_taken() {
+        let mut least = counts(5);
+        take_least(&mut least, counts(7));
+        take_least(&mut least, counts(4));
+        assert_eq!(least, counts(4));
     }
 }

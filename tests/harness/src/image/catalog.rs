@@ -122,11 +122,16 @@ pub(super) fn base_layer() -> Layer {
 /// Builds the programs of `images` with Cargo and returns their paths by name. Cargo's own progress is shown.
 ///
 /// One run of Cargo builds them all, so that it picks one set of features for their dependencies and compiles each of
-/// these once.
+/// these once. For development that set is the whole workspace's, as `cargo build --workspace` and the tests have it.
 pub fn build_programs(images: &[ProgramImage], profile: &str) -> Result<BTreeMap<String, PathBuf>> {
     let mut arguments = vec!["--profile", profile];
+    if profile == "dev" {
+        arguments.push("--workspace");
+    }
     for image in images {
-        arguments.extend(image.packages.iter().flat_map(|package| ["--package", package]));
+        if profile != "dev" {
+            arguments.extend(image.packages.iter().flat_map(|package| ["--package", package]));
+        }
         arguments.extend(image.programs.iter().flat_map(|program| ["--bin", program]));
     }
     let mut programs = cargo("build", arguments)?;
