@@ -3,6 +3,8 @@
 //! Two endpoints are drawn at random and the one with the lower load is taken. An endpoint that cannot be connected to
 //! rests for a time that doubles; so does one that fails too often, when the policy asks for it. Belongs to one worker.
 
+mod verdict;
+
 use std::{
     cell::{Cell, OnceCell, RefCell},
     net::SocketAddr,
@@ -31,6 +33,8 @@ use crate::{
     upstream::{ConnectError, Peer, Target, TargetTls, Upstream},
     worker::Worker,
 };
+
+pub(crate) use verdict::{Answer, Verdict};
 
 /// Rest after failed connections: Linkerd's outbound backoff.
 const CONNECT_BACKOFF: Backoff = Backoff {
@@ -122,16 +126,6 @@ pub(crate) struct Endpoint {
     proves_identity: bool,
     /// Why there is no TLS, if there is none.
     no_tls_reason: Option<&'static str>,
-}
-
-/// What came of a request, as far as it tells of the endpoint.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Answer {
-    pub failed: bool,
-    /// It says that it has too much to do: 429, or gRPC's `RESOURCE_EXHAUSTED`.
-    pub overloaded: bool,
-    /// What its `Retry-After` asks for.
-    pub retry_after: Option<Duration>,
 }
 
 /// A request or connection that an endpoint is busy with.

@@ -467,7 +467,7 @@ impl Default for ControlStreams {
 const CLUSTER_DOMAIN: &str = "cluster.local";
 const IMAGE_NAME: &str = "heddle.dev/proxy";
 /// Heddle's own modules and, for a stock linkerd2-proxy, Linkerd's; warnings of everything else.
-const LOG_LEVEL: &str = "warn,heddle=info,linkerd=info,hickory=error";
+const LOG_LEVEL: &str = "warn,heddle=info,linkerd=info,hickory=error,h2=error";
 /// Linkerd's clusterNetworks: the private networks that pods and services live in.
 const CLUSTER_NETWORKS: [&str; 5] = [
     "10.0.0.0/8",

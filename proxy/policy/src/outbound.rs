@@ -405,6 +405,11 @@ impl Distribution {
 }
 
 impl RetryConditions {
+    /// Whether the gRPC status matters.
+    pub fn ask_grpc(&self) -> bool {
+        !matches!(self, Self::Http(_))
+    }
+
     /// Whether a response of this status, and gRPC status where there is one, is worth another try.
     pub fn hold(&self, status: StatusCode, grpc_status: Option<u32>) -> bool {
         let http =

@@ -19,7 +19,7 @@ use super::{
     replay::{Kept, Replay, ReplayBody},
 };
 use crate::{
-    balance::InFlight,
+    balance::{InFlight, Verdict},
     http1::{Http1Body, Http1Error},
     metrics::{
         http::{End, HttpHandles},
@@ -301,6 +301,14 @@ enum Source {
     Hyper(hyper::body::Incoming),
     Http1(Http1Body),
     Http2 { stream: h2::RecvStream, data_done: bool },
+    Peeked(Box<Peeked>),
+}
+
+/// A body whose next frame was looked at.
+#[derive(Debug)]
+struct Peeked {
+    frame: Option<Result<Frame<Bytes>, BodyError>>,
+    rest: Source,
 }
 
 impl ResponseBody {
@@ -407,6 +415,20 @@ impl ResponseBody {
         self
     }
 
+    /// The gRPC status, if trailers come next and within `patience`. What comes is still there to be read.
+    pub(crate) async fn peek_grpc_status(&mut self, patience: Duration) -> Option<u32> {
+        let next = std::future::poll_fn(|cx| self.source.poll_frame(cx));
+        let frame = tokio::time::timeout(patience, next).await.ok()??;
+        let trailers = frame.as_ref().ok().and_then(Frame::trailers_ref);
+        let status = trailers.and_then(grpc_status);
+        let rest = std::mem::replace(&mut self.source, Source::Full(None));
+        self.source = Source::Peeked(Box::new(Peeked {
+            frame: Some(frame),
+            rest,
+        }));
+        status
+    }
+
     fn fail(&mut self, error: &BodyError) {
         if let Some(mut tracker) = self.tracker.take() {
             tracker.end(Some(error.label()));
@@ -423,6 +445,10 @@ impl Source {
             Self::Full(data) => Poll::Ready(data.take().map(|data| Ok(Frame::data(data)))),
             Self::Hyper(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
             Self::Http1(body) => Pin::new(body).poll_frame(cx),
+            Self::Peeked(peeked) => match peeked.frame.take() {
+                Some(frame) => Poll::Ready(Some(frame)),
+                None => peeked.rest.poll_frame(cx),
+            },
             Self::Http2 { stream, data_done } => {
                 if !*data_done {
                     match ready!(stream.poll_data(cx)) {
@@ -513,7 +539,7 @@ impl Body for ResponseBody {
             Source::Full(data) => SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64)),
             Source::Hyper(body) => body.size_hint(),
             Source::Http1(body) => body.size_hint(),
-            Source::Http2 { .. } => SizeHint::default(),
+            Source::Http2 { .. } | Source::Peeked(_) => SizeHint::default(),
         }
     }
 }
@@ -525,6 +551,7 @@ impl Source {
             Self::Hyper(body) => body.is_end_stream(),
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2 { stream, .. } => stream.is_end_stream(),
+            Self::Peeked(peeked) => peeked.frame.is_none() && peeked.rest.is_end_stream(),
         }
     }
 }
@@ -542,6 +569,8 @@ pub(crate) struct Tracker {
     /// What else counts the response; dropping them counts a failure.
     routes: Vec<RouteTracker>,
     inner: Option<Box<Tracker>>,
+    /// Whom the end tells whether the endpoint did well, where the head did not.
+    verdict: Option<Box<Verdict>>,
     /// The endpoint is busy with the request until then.
     _in_flight: Option<InFlight>,
 }
@@ -564,6 +593,7 @@ impl Tracker {
             ended: false,
             routes: Vec::new(),
             inner: None,
+            verdict: None,
             _in_flight: in_flight,
         }
     }
@@ -572,6 +602,13 @@ impl Tracker {
     #[must_use]
     pub(crate) fn counting(mut self, stream: Option<Stream>) -> Self {
         self.streams.0 = stream;
+        self
+    }
+
+    /// Judges the endpoint at the end. A client that gives up says nothing of it.
+    #[must_use]
+    pub(crate) fn judging(mut self, verdict: Option<Box<Verdict>>) -> Self {
+        self.verdict = verdict;
         self
     }
 
@@ -603,6 +640,9 @@ impl Tracker {
             };
             handles.response(self.status, end, self.started);
         }
+        if let Some(verdict) = self.verdict.take() {
+            verdict.end(self.grpc_status, error.is_some());
+        }
         let outcome = Outcome {
             status: Some(self.status),
             grpc_status: self.grpc_status,
@@ -623,6 +663,7 @@ impl Tracker {
 impl Drop for Tracker {
     fn drop(&mut self) {
         // Whoever wanted it wants no more of it.
+        self.verdict = None;
         self.end(Some("CANCEL"));
     }
 }

@@ -40,11 +40,7 @@ impl<'p> Attempt<'p> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         if self.until.is_some_and(|until| Instant::now() >= until) {
-            let failed = Answer {
-                failed: true,
-                ..Answer::default()
-            };
-            self.balancer.judge(&self.endpoint, failed, self.accrual);
+            self.balancer.judge(&self.endpoint, Answer::FAILED, self.accrual);
         }
     }
 }

@@ -12,9 +12,7 @@ use heddle_proxy_policy::{
     route,
 };
 use heddle_tls::PeerId;
-use http::{
-    HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts, uri::Authority,
-};
+use http::{HeaderValue, Request, Response, Version, header, request::Parts, uri::Authority};
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
@@ -23,12 +21,12 @@ use super::{
     target::Policy,
 };
 use crate::{
-    balance::{Answer, Balancer, Endpoint, Picked, Terms},
+    balance::{Answer, Balancer, Endpoint, Picked, Terms, Verdict},
     dst::NameAddr,
     http::{
         ProxyError, RequestBody, ResponseBody,
         body::{Activity, ClientBody, Tracker},
-        filter, grpc_status, headers,
+        filter, headers,
         incoming::Incoming,
         is_grpc, pipe,
         serve::{self, HttpVersion},
@@ -391,7 +389,7 @@ impl Client {
     /// Sends a request to one of the backend's endpoints, whose number comes with the answer.
     pub(super) async fn to_balancer(
         &self,
-        balancer: &Balancer,
+        balancer: &Rc<Balancer>,
         errand: Errand<'_>,
         mut head: Parts,
         mut body: RequestBody,
@@ -459,7 +457,7 @@ impl Client {
 
     async fn to_endpoint(
         &self,
-        balancer: &Balancer,
+        balancer: &Rc<Balancer>,
         errand: Errand<'_>,
         endpoint: Picked,
         connection: Connection,
@@ -522,11 +520,7 @@ impl Client {
         let mut response = match result {
             Ok(response) => response,
             Err(error) => {
-                let failed = Answer {
-                    failed: true,
-                    ..Answer::default()
-                };
-                balancer.judge(&endpoint, failed, accrual);
+                balancer.judge(&endpoint, Answer::FAILED, accrual);
                 if let Some(observed) = &mut observed {
                     observed.failed(error.h2_reason());
                 }
@@ -538,11 +532,11 @@ impl Client {
             }
         };
         endpoint.observe(sent.elapsed());
-        balancer.judge(&endpoint, answer(response.status(), response.headers()), accrual);
+        let verdict = Verdict::now_or_later(balancer, &endpoint, accrual, &response);
         *response.version_mut() = if http1 { Version::HTTP_11 } else { Version::HTTP_2 };
         let (status, in_flight) = (response.status(), Some(in_flight));
         let tracker = Tracker::new(Some(handles), status, response.headers(), started, in_flight);
-        let tracker = tracker.counting(stream);
+        let tracker = tracker.counting(stream).judging(verdict);
         let response = response.map(|body| body.tracked(tracker));
         let response = match observed {
             None => response,
@@ -599,29 +593,6 @@ impl Client {
         {
             request.headers_mut().insert(header::HOST, host);
         }
-    }
-}
-
-/// gRPC's `RESOURCE_EXHAUSTED`.
-const RESOURCE_EXHAUSTED: u32 = 8;
-
-/// What a response's head tells of its endpoint.
-fn answer(status: StatusCode, headers: &HeaderMap) -> Answer {
-    let grpc = grpc_status(headers);
-    // Seconds; the other form, a date, would need the endpoint's clock.
-    let retry_after = || {
-        headers
-            .get(header::RETRY_AFTER)?
-            .to_str()
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
-    };
-    Answer {
-        failed: status.is_server_error() || grpc.is_some_and(|code| code != 0),
-        overloaded: status == StatusCode::TOO_MANY_REQUESTS || grpc == Some(RESOURCE_EXHAUSTED),
-        retry_after: retry_after().map(Duration::from_secs),
     }
 }
 

@@ -1,14 +1,21 @@
 //! Requests that the policy wants tried again.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
+
+use futures_util::FutureExt as _;
 
 use heddle_proxy_policy::outbound::Retry;
-use http::{Response, request::Parts};
+use http::{Response, StatusCode, request::Parts};
+use http_body_util::BodyExt as _;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
 use super::http::{Client, Way};
-use crate::http::{ProxyError, RequestBody, ResponseBody, error::Side, grpc_status};
+use crate::http::{ProxyError, RequestBody, ResponseBody, error::Side, grpc_status, is_grpc};
+
+/// How long a gRPC call's head waits for what comes next. A call that fails sends trailers right behind its head, and one
+/// that streams may send nothing for hours, while its client waits for the head.
+const PEEK: Duration = Duration::from_millis(50);
 
 pub(super) async fn send(
     client: &Rc<Client>,
@@ -24,13 +31,13 @@ pub(super) async fn send(
     for tried in 0.. {
         let sending = client.send(way, head.clone(), replay.body());
         let last = tried >= retry.max_retries;
-        let result = match retry.timeout {
+        let mut result = match retry.timeout {
             Some(limit) if !last => timeout(limit, sending)
                 .await
                 .unwrap_or(Err(ProxyError::Timeout(limit))),
             _ => sending.await,
         };
-        let failed = is_worth_another(retry, &result);
+        let failed = is_worth_another(retry, &mut result).await;
         if !failed && tried == 0 {
             return result;
         }
@@ -59,7 +66,10 @@ pub(super) async fn send(
         }
         debug!(tried, "Trying a request again");
         counters.requests.add(1);
-        drop(result);
+        if let Ok(mut response) = result {
+            // Trailers that were looked at are what it ended with, for those who count.
+            let _ = response.body_mut().frame().now_or_never();
+        }
         if let Some(backoff) = &retry.backoff {
             sleep(backoff.after(tried + 1, rand::random())).await;
         }
@@ -67,11 +77,16 @@ pub(super) async fn send(
     unreachable!("the last try returns")
 }
 
-fn is_worth_another(retry: &Retry, result: &Result<Response<ResponseBody>, ProxyError>) -> bool {
+async fn is_worth_another(retry: &Retry, result: &mut Result<Response<ResponseBody>, ProxyError>) -> bool {
     match result {
-        Ok(response) => retry
-            .conditions
-            .hold(response.status(), grpc_status(response.headers())),
+        Ok(response) => {
+            let (status, mut grpc) = (response.status(), grpc_status(response.headers()));
+            let is_open = grpc.is_none() && status == StatusCode::OK && is_grpc(response.headers());
+            if is_open && retry.conditions.ask_grpc() {
+                grpc = response.body_mut().peek_grpc_status(PEEK).await;
+            }
+            retry.conditions.hold(status, grpc)
+        }
         // As if the endpoint had answered 5xx, when the policy counts those. A time that was set for tries counts too.
         Err(error) => {
             let answer = error.response(false).status();

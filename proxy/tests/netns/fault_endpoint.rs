@@ -82,7 +82,7 @@ fn backoff() -> Option<outbound::ExponentialBackoff> {
     })
 }
 
-fn in_a_row(max_failures: u32) -> outbound::FailureAccrual {
+pub(crate) fn in_a_row(max_failures: u32) -> outbound::FailureAccrual {
     accrual(failure_accrual::Kind::ConsecutiveFailures(
         failure_accrual::ConsecutiveFailures {
             max_failures,

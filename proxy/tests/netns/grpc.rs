@@ -15,6 +15,7 @@ use http::{Request, uri::PathAndQuery};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use linkerd2_proxy_api::outbound::proxy_protocol::Kind;
 use tokio::net::TcpStream;
 use tokio_stream::StreamExt as _;
 use tonic::{
@@ -32,6 +33,7 @@ use crate::{
     can_run,
     control::Script,
     eventually,
+    fault_endpoint::in_a_row,
     http_traffic::service,
     net::{Namespace, Network},
     pod::Pod,
@@ -43,13 +45,17 @@ const HEAD_BYTES_MAX: u32 = 64 * 1024;
 
 /// What the server has seen.
 #[derive(Clone, Debug, Default)]
-struct Seen {
+pub(crate) struct Seen {
     /// Calls that will never be answered.
     begun: Arc<AtomicU32>,
     /// Calls that ended before their server was done with them.
     cancelled: Arc<AtomicU32>,
     /// Calls that said how long their client waits.
     with_deadline: Arc<AtomicU32>,
+    /// Calls of a method that fails after its head.
+    late: Arc<AtomicU32>,
+    /// So many of these fail.
+    late_failures: Arc<AtomicU32>,
 }
 
 /// Counts a call whose future is dropped.
@@ -61,7 +67,7 @@ impl Drop for Call {
     }
 }
 
-fn serve(namespace: &Namespace, port: u16, seen: Seen) {
+pub(crate) fn serve(namespace: &Namespace, port: u16, seen: Seen) {
     namespace.serve(port, move |tcp| {
         let seen = seen.clone();
         let service = service_fn(move |request| answer(request, seen.clone()));
@@ -95,6 +101,18 @@ async fn answer(
                 Ok::<_, Status>(tonic::Response::new(request.into_inner()))
             };
             grpc.streaming(method(echo), request).await
+        }
+        "/test.Echo/Late" => {
+            let number = seen.late.fetch_add(1, SeqCst);
+            let fails = number < seen.late_failures.load(SeqCst);
+            let late = move |request: tonic::Request<String>| async move {
+                let answer = match fails {
+                    true => Err(Status::unavailable("later")),
+                    false => Ok(request.into_inner()),
+                };
+                Ok::<_, Status>(tonic::Response::new(tokio_stream::iter([answer])))
+            };
+            grpc.server_streaming(method(late), request).await
         }
         "/test.Echo/Hang" => {
             let hang = move |_: tonic::Request<String>| {
@@ -248,6 +266,55 @@ async fn converse() -> Vec<String> {
         }
     }
     answers
+}
+
+/// A server's head says nothing of a failure that is in its trailers.
+#[test]
+fn failures_in_trailers_are_tried_again_and_judged() {
+    if !can_run() {
+        return;
+    }
+    let (network, script) = (Network::new(), Script::new());
+    let (client_pod, server, seen) = pair(&network, &script);
+    let mut rule = http_rule("echo");
+    rule.allow_l5d_request_headers = true;
+    let mut policy = outbound_http2("echo", rule);
+    if let Some(Kind::Http2(http2)) = policy.protocol.as_mut().and_then(|one| one.kind.as_mut()) {
+        http2.failure_accrual = Some(in_a_row(4));
+    }
+    script.set_outbound(service(), policy);
+    let retried = || {
+        let mut request = tonic::Request::new("hello".to_owned());
+        for (name, value) in [("l5d-retry-grpc", "unavailable"), ("l5d-retry-limit", "3")] {
+            request
+                .metadata_mut()
+                .insert(name, MetadataValue::from_static(value));
+        }
+        unary("/test.Echo/Late", request)
+    };
+    eventually("the policy allows retries", || {
+        seen.late.store(0, SeqCst);
+        seen.late_failures.store(3, SeqCst);
+        let answer = client_pod.namespace.block_on(retried);
+        answer
+            .is_ok_and(|answer| answer.get_ref() == "hello")
+            .then(|| assert_eq!(seen.late.load(SeqCst), 4))
+    });
+    let unavailable = [("direction", "inbound"), ("grpc_status", "14")];
+    eventually("each try is counted as it ended", || {
+        (server.metric("response_total", &unavailable)? >= 3.0).then_some(())
+    });
+
+    seen.late.store(0, SeqCst);
+    seen.late_failures.store(u32::MAX, SeqCst);
+    eventually("the server rests", || {
+        let late = || unary("/test.Echo/Late", tonic::Request::new(String::new()));
+        let error = client_pod.namespace.block_on(late).expect_err("it fails");
+        error.message().contains("no endpoint became ready").then_some(())
+    });
+    // What succeeded began the count anew; each of the client's two workers counts for itself.
+    let asked = seen.late.load(SeqCst);
+    assert!((4..=8).contains(&asked), "asked {asked} times");
 }
 
 #[test]

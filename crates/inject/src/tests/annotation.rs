@@ -172,7 +172,7 @@ fn user_and_logs() {
             - init.args[8] = "--outbound-ports-to-ignore"
             - init.args[9] = "4567-4568"
             - init.args[10] = "--ipv6=false"
-            - proxy.env[LINKERD2_PROXY_LOG].value = "warn,heddle=info,linkerd=info,hickory=error"
+            - proxy.env[LINKERD2_PROXY_LOG].value = "warn,heddle=info,linkerd=info,hickory=error,h2=error"
             - proxy.env[LINKERD2_PROXY_LOG_FORMAT].value = "plain"
             - proxy.securityContext.runAsUser = 2102
             + init.args[5] = "1337"

@@ -118,7 +118,7 @@ fn a_plain_pod_becomes_meshed() {
                 - name: LINKERD2_PROXY_CORES_MIN
                   value: '1'
                 - name: LINKERD2_PROXY_LOG
-                  value: warn,heddle=info,linkerd=info,hickory=error
+                  value: warn,heddle=info,linkerd=info,hickory=error,h2=error
                 - name: LINKERD2_PROXY_LOG_FORMAT
                   value: plain
                 - name: LINKERD2_PROXY_DESTINATION_SVC_ADDR
@@ -436,7 +436,7 @@ fn defaults_spelled_out_and_read_back() {
             ephemeral-storage:
               request: null
               limit: null
-          logLevel: warn,heddle=info,linkerd=info,hickory=error
+          logLevel: warn,heddle=info,linkerd=info,hickory=error,h2=error
           logFormat: plain
           logHTTPHeaders: off
           accessLog: null
