@@ -14,6 +14,8 @@ mod cert_manager;
 mod cni;
 #[path = "cluster/crash.rs"]
 mod crash;
+#[path = "cluster/jobs.rs"]
+mod jobs;
 #[path = "cluster/reference.rs"]
 mod reference;
 #[path = "cluster/stage.rs"]

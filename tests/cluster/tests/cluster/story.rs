@@ -9,7 +9,7 @@ use heddle_tests_cluster::{
 use heddle_tests_harness::audit::{AuditLog, Write};
 use serde_json::Value;
 
-use crate::{ask, stage::Stage};
+use crate::{ask, jobs, stage::Stage};
 
 const MINUTES: Duration = Duration::from_secs(240);
 
@@ -45,6 +45,7 @@ async fn a_commit_becomes_a_running_mesh() -> Result<()> {
     plan_is_what_run_does(&stage).await?;
     edits_by_hand_are_repaired(&stage).await?;
     denied_is_denied(&stage).await?;
+    jobs::complete(&stage).await?;
     ask::the_control_plane(&stage)?;
     ask::the_proxies(&stage)?;
     Ok(())

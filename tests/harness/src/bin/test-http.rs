@@ -84,6 +84,9 @@ struct Load {
 struct Get {
     #[command(flatten)]
     target: Target,
+    /// Where to send an empty POST afterwards, as a Job tells its proxy that it may end.
+    #[arg(long)]
+    then_post: Option<Uri>,
 }
 
 #[derive(clap::Args, Clone)]
@@ -109,8 +112,12 @@ async fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Serve(arguments) => serve(arguments).await,
         Command::Load(arguments) => load(arguments).await,
-        Command::Get(Get { target }) => {
-            let answer = Sender::new(target).send().await?;
+        Command::Get(Get { target, then_post }) => {
+            let answer = Sender::new(target.clone()).send().await?;
+            if let Some(url) = then_post {
+                let body = Some(String::new());
+                Sender::new(Target { url, body, ..target }).send().await?;
+            }
             #[expect(clippy::print_stdout, reason = "the answer is this command's output")]
             {
                 println!("{}", String::from_utf8_lossy(&answer));
