@@ -1,8 +1,8 @@
 //! Heddle's benchmarks: each drives the programs that users run, beside a peer in the same run, and prints the ratio
 //! with its spread.
 //!
-//! In go release binaries and, for `proxy`, network namespaces that it makes itself; out comes a table on stderr and,
-//! with `--json FILE`, an array of records ([`record::Record`]). Figures are for people to read; only
+//! In go release binaries and, for `proxy`, network namespaces that it makes itself; out comes a table on stderr and
+//! a file with an array of records ([`record::Record`]). Figures are for people to read; only
 //! `instructions` judges them, because it counts and does not measure.
 
 mod control;
@@ -30,58 +30,25 @@ use clap::{Parser, Subcommand};
 struct Args {
     #[command(subcommand)]
     bench: Bench,
+    /// Where to write the records with all samples; `target/bench/NAME.json` when not given.
+    #[arg(long, global = true)]
+    json: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
 enum Bench {
     /// The sidecar pair against no proxy, the least that one could do, and its peers.
-    Proxy {
-        #[command(flatten)]
-        options: proxy::Options,
-        /// Where to write the records.
-        #[arg(long)]
-        json: Option<PathBuf>,
-    },
+    Proxy(proxy::Options),
     /// From commit to applied objects, against a real API server.
-    Reconcile {
-        #[command(flatten)]
-        options: reconcile::Options,
-        /// Where to write the records.
-        #[arg(long)]
-        json: Option<PathBuf>,
-    },
+    Reconcile(reconcile::Options),
     /// Certificates per CPU second, a restart of 5,000 proxies, and hung reviews.
-    Identity {
-        #[command(flatten)]
-        options: identity::Options,
-        /// Where to write the records.
-        #[arg(long)]
-        json: Option<PathBuf>,
-    },
+    Identity(identity::Options),
     /// Streams of simulated proxies, against a real API server.
-    Fanout {
-        #[command(flatten)]
-        options: fanout::Options,
-        /// Where to write the records.
-        #[arg(long)]
-        json: Option<PathBuf>,
-    },
+    Fanout(fanout::Options),
     /// Admissions at a fixed rate, and a burst, against a real API server.
-    Injector {
-        #[command(flatten)]
-        options: injector::Options,
-        /// Where to write the records.
-        #[arg(long)]
-        json: Option<PathBuf>,
-    },
+    Injector(injector::Options),
     /// A pair of proxies under load while the control plane is gone.
-    Outage {
-        #[command(flatten)]
-        options: outage::Options,
-        /// Where to write the records.
-        #[arg(long)]
-        json: Option<PathBuf>,
-    },
+    Outage(outage::Options),
     /// Requests at a fixed rate, started by `outage` in the client's namespace.
     #[command(hide = true)]
     SteadyLoad(outage::LoadOptions),
@@ -107,13 +74,14 @@ fn main() -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let (records, json) = match Args::parse().bench {
-            Bench::Proxy { options, json } => (proxy::run(options)?, json),
-            Bench::Reconcile { options, json } => (reconcile::run(options).await?, json),
-            Bench::Identity { options, json } => (identity::run(options).await?, json),
-            Bench::Injector { options, json } => (injector::run(options).await?, json),
-            Bench::Fanout { options, json } => (fanout::run(options).await?, json),
-            Bench::Outage { options, json } => (outage::run(options).await?, json),
+        let Args { bench, json } = Args::parse();
+        let (name, records) = match bench {
+            Bench::Proxy(options) => ("proxy", proxy::run(options)?),
+            Bench::Reconcile(options) => ("reconcile", reconcile::run(options).await?),
+            Bench::Identity(options) => ("identity", identity::run(options).await?),
+            Bench::Injector(options) => ("injector", injector::run(options).await?),
+            Bench::Fanout(options) => ("fanout", fanout::run(options).await?),
+            Bench::Outage(options) => ("outage", outage::run(options).await?),
             Bench::SteadyLoad(options) => return outage::run_load(&options).await,
             Bench::Instructions(options) => return instructions::run(&options),
             Bench::App(options) => return proxy::run_app(options).await,
@@ -124,13 +92,16 @@ fn main() -> anyhow::Result<()> {
                 return Ok(());
             }
         };
-        for record in &records {
-            eprintln!("{record}");
-        }
-        if let Some(path) = json {
-            let text = serde_json::to_string_pretty(&records)?;
-            std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-        }
+        eprint!("{}", record::table(&records));
+        let path = json.unwrap_or_else(|| format!("target/bench/{name}.json").into());
+        let write = || {
+            if let Some(dir) = path.parent() {
+                std::fs::create_dir_all(dir)?;
+            }
+            std::fs::write(&path, serde_json::to_string_pretty(&records)? + "\n")
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))?;
+        eprintln!("All samples are in {}.", path.display());
         Ok(())
     })
 }

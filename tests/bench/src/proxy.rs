@@ -16,7 +16,7 @@ mod peers;
 pub(crate) mod sidecar;
 mod usage;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Instant};
 
 use crate::record::Record;
 use arms::{Arm, Arms, Programs};
@@ -86,10 +86,14 @@ pub(crate) fn run(options: Options) -> anyhow::Result<Vec<Record>> {
     let needed: Vec<Arm> = Arm::ALL.into_iter().filter(needed).collect();
     let mut arms = Arms::start(programs, &needed)?;
     let mut records = Vec::new();
+    let mut took = Vec::new();
     for case in cases {
+        let began = Instant::now();
         eprintln!("{case:?}:");
         records.extend(case.run(&mut arms, Effort { blocks, seconds })?);
         arms.check_alive()?;
+        took.push(format!("{case:?} {:.0} s", began.elapsed().as_secs_f64()));
     }
+    eprintln!("{} blocks took: {}", blocks, took.join(", "));
     Ok(records)
 }

@@ -1,7 +1,5 @@
 //! What a benchmark reports, and how sure it is.
 
-use std::fmt;
-
 use rand::Rng as _;
 use serde::Serialize;
 
@@ -18,6 +16,9 @@ pub(crate) struct Record {
     pub(crate) ci_low: f64,
     pub(crate) ci_high: f64,
     pub(crate) n: usize,
+    /// Block by block.
+    samples: Vec<f64>,
+    peer_samples: Vec<f64>,
 }
 
 impl Record {
@@ -40,6 +41,8 @@ impl Record {
             ci_low,
             ci_high,
             n: samples.len(),
+            samples: samples.to_vec(),
+            peer_samples: Vec::new(),
         }
     }
 
@@ -69,14 +72,20 @@ impl Record {
             ci_low,
             ci_high,
             n: ratios.len(),
+            samples: samples.to_vec(),
+            peer_samples: peer_samples.to_vec(),
         }
     }
 }
 
-impl fmt::Display for Record {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            bench,
+/// The records for people, a line each.
+pub(crate) fn table(records: &[Record]) -> String {
+    let widest = |of: fn(&Record) -> usize| records.iter().map(of).max().unwrap_or_default();
+    let metrics = widest(|record| record.metric.len());
+    let peers = widest(|record| record.peer.as_deref().map_or(0, str::len));
+    let mut text = String::new();
+    for record in records {
+        let Record {
             metric,
             unit,
             value,
@@ -86,13 +95,51 @@ impl fmt::Display for Record {
             ci_low,
             ci_high,
             n,
-        } = self;
-        write!(f, "{bench:<10} {metric:<36} {value:>14.6} {unit}")?;
-        if let (Some(peer), Some(peer_value), Some(ratio)) = (peer, peer_value, ratio) {
-            write!(f, "  {peer} {peer_value:.6}  ratio {ratio:.3}")?;
+            ..
+        } = record;
+        let value = with_unit(*value, unit);
+        text += &format!("{metric:<metrics$}  {value:>12}");
+        match (peer, peer_value, ratio) {
+            (Some(peer), Some(peer_value), Some(ratio)) => {
+                let peer_value = with_unit(*peer_value, unit);
+                text += &format!(
+                    "  {peer:<peers$}  {peer_value:>12}  ratio {ratio:.2} [{ci_low:.2}, {ci_high:.2}]"
+                );
+            }
+            _ if *n > 1 => {
+                text += &format!("  [{}, {}]", with_unit(*ci_low, unit), with_unit(*ci_high, unit));
+            }
+            _ => {}
         }
-        write!(f, "  [{ci_low:.4}, {ci_high:.4}] n={n}")
+        text += &format!("  n={n}\n");
     }
+    text
+}
+
+/// A figure as people read it: four digits and a prefix.
+fn with_unit(value: f64, unit: &str) -> String {
+    let (scale, prefix) = match (unit, value.abs()) {
+        ("1" | "GiB/s", _) => (1.0, ""),
+        (_, 0.0) => (1.0, ""),
+        ("s", size) if size < 1e-3 => (1e-6, "u"),
+        ("s", size) if size < 1.0 => (1e-3, "m"),
+        ("B", size) if size >= 1e6 => (1e6, "M"),
+        ("B", size) if size >= 1e4 => (1e3, "k"),
+        _ => (1.0, ""),
+    };
+    let value = value / scale;
+    let digits = match value.abs() {
+        size if size >= 1000.0 => 0,
+        size if size >= 100.0 => 1,
+        size if size >= 10.0 => 2,
+        _ => 3,
+    };
+    let unit = match unit {
+        "1" => String::new(),
+        "1/s" => " /s".to_owned(),
+        unit => format!(" {prefix}{unit}"),
+    };
+    format!("{value:.digits$}{unit}")
 }
 
 /// The middle sample; NaN when there is none.
@@ -140,6 +187,21 @@ mod tests {
             (Some(0.5), 0.5, 0.5)
         );
         assert_eq!((record.value, record.peer_value), (3.0, Some(6.0)));
+    }
+
+    #[test]
+    fn figures_have_prefixes_that_fit() {
+        let shown = [
+            (0.000_146, "s"),
+            (1.5, "s"),
+            (39.3e6, "B"),
+            (44_715.2, "1/s"),
+            (0.84, "1"),
+        ];
+        assert_eq!(
+            shown.map(|(value, unit)| with_unit(value, unit)),
+            ["146.0 us", "1.500 s", "39.30 MB", "44715 /s", "0.840"]
+        );
     }
 
     #[test]

@@ -64,10 +64,15 @@ pub(super) fn haproxy(pair: &Pair, dir: &Path, h2: bool) -> anyhow::Result<Vec<P
     );
     let to_peer =
         format!("ssl crt {files}/client.pem sni str({SERVER_IDENTITY}) verifyhost {SERVER_IDENTITY} {tls}");
-    let common = "global\n  maxconn 7900\n  nbthread 1\ndefaults\n  timeout connect 5s\n  timeout client 600s\n  timeout server 600s\n  http-reuse always\n  option splice-auto\n";
+    let common = "global\n  maxconn 7900\n  nbthread 1\ndefaults\n  timeout connect 5s\n  timeout client 600s\n  timeout server 600s\n  http-reuse always\n";
     let (mut client, mut server) = (common.to_owned(), common.to_owned());
     for (way, mode) in [(Way::Http, "http"), (Way::Bytes, "tcp"), (Way::Plain, "tcp")] {
         let Some(port) = port(arm, way) else { continue };
+        // Always, where haproxy would only guess that much will come.
+        let splice = match way {
+            Way::Plain => "  option splice-request\n  option splice-response\n",
+            _ => "",
+        };
         let peer = format!("{}:{}", Pair::SERVER_IP, port + 100);
         let alpn = if way == Way::Http { alpn } else { "" };
         let (target, app) = match way {
@@ -75,8 +80,9 @@ pub(super) fn haproxy(pair: &Pair, dir: &Path, h2: bool) -> anyhow::Result<Vec<P
             Way::Http => (format!("{peer} {to_peer} {alpn}"), Some(DIRECT_HTTP)),
             Way::Bytes => (format!("{peer} {to_peer}"), Some(DIRECT_BYTES)),
         };
-        client +=
-            &format!("listen in{port}\n  mode {mode}\n  bind 127.0.0.1:{port}\n  server peer {target}\n");
+        client += &format!(
+            "listen in{port}\n  mode {mode}\n{splice}  bind 127.0.0.1:{port}\n  server peer {target}\n"
+        );
         if let Some(app) = app {
             server += &format!(
                 "listen in{port}\n  mode {mode}\n  bind {peer} ssl crt {files}/server.pem {tls} {alpn}\n  server app 127.0.0.1:{app}\n"
