@@ -38,7 +38,7 @@ use crate::{
     webhook::{
         Presence, Webhook,
         metrics::HttpMetrics,
-        review::{self, Answer, Request, ReviewError},
+        review::{Answer, Request, ReviewError},
         server::{Review, Server},
     },
 };
@@ -117,7 +117,7 @@ impl Review for Validator {
     async fn answer(&self, body: &[u8]) -> Result<Vec<u8>, ReviewError> {
         let request = Request::read(body)?;
         let verdict = match request.operation.as_str() {
-            "CREATE" | "UPDATE" => self.judge(&request, body),
+            "CREATE" | "UPDATE" => self.judge(&request),
             // There is nothing to judge in what goes away.
             _ => Verdict::default(),
         };
@@ -152,47 +152,51 @@ impl Review for Validator {
 }
 
 impl Validator {
-    fn judge(&self, request: &Request, body: &[u8]) -> Verdict {
+    fn judge(&self, request: &Request<'_>) -> Verdict {
         let (group, kind) = (request.kind.group.as_str(), request.kind.kind.as_str());
         match (group, kind) {
-            ("policy.linkerd.io", "Server") => read(body, "Server", |server: PolicyServer| {
+            ("policy.linkerd.io", "Server") => read(request, "Server", |server: PolicyServer| {
                 let others = self.cluster.overlapping_servers(&server);
                 policy::server(&server, &others)
             }),
             ("policy.linkerd.io", "ServerAuthorization") => {
-                read(body, "ServerAuthorization", |object: ServerAuthorization| {
+                read(request, "ServerAuthorization", |object: ServerAuthorization| {
                     policy::server_authorization(&object)
                 })
             }
             ("policy.linkerd.io", "AuthorizationPolicy") => {
-                read(body, "AuthorizationPolicy", |object: AuthorizationPolicy| {
+                read(request, "AuthorizationPolicy", |object: AuthorizationPolicy| {
                     policy::authorization_policy(&object)
                 })
             }
-            ("policy.linkerd.io", "MeshTLSAuthentication") => {
-                read(body, "MeshTLSAuthentication", |object: MeshTLSAuthentication| {
-                    policy::mesh_tls_authentication(&object)
-                })
-            }
-            ("policy.linkerd.io", "NetworkAuthentication") => {
-                read(body, "NetworkAuthentication", |object: NetworkAuthentication| {
-                    policy::network_authentication(&object)
-                })
-            }
+            ("policy.linkerd.io", "MeshTLSAuthentication") => read(
+                request,
+                "MeshTLSAuthentication",
+                |object: MeshTLSAuthentication| policy::mesh_tls_authentication(&object),
+            ),
+            ("policy.linkerd.io", "NetworkAuthentication") => read(
+                request,
+                "NetworkAuthentication",
+                |object: NetworkAuthentication| policy::network_authentication(&object),
+            ),
             ("policy.linkerd.io", "HTTPLocalRateLimitPolicy") => read(
-                body,
+                request,
                 "HTTPLocalRateLimitPolicy",
                 |object: HttpLocalRateLimitPolicy| policy::rate_limit(&object),
             ),
-            ("policy.linkerd.io", "EgressNetwork") => read(body, "EgressNetwork", |object: EgressNetwork| {
-                policy::egress_network(&object)
-            }),
-            ("linkerd.io", "ServiceProfile") => read(body, "ServiceProfile", |object: Value| {
+            ("policy.linkerd.io", "EgressNetwork") => {
+                read(request, "EgressNetwork", |object: EgressNetwork| {
+                    policy::egress_network(&object)
+                })
+            }
+            ("linkerd.io", "ServiceProfile") => read(request, "ServiceProfile", |object: Value| {
                 profile::service_profile(&object)
             }),
-            ("", "Service") => read(body, "Service", |object: Service| service::service(&object)),
+            ("", "Service") => read(request, "Service", |object: Service| service::service(&object)),
             _ => match RouteKind::of(group, kind) {
-                Some(route) => read(body, route.name(), |object: Value| route::route(route, &object)),
+                Some(route) => read(request, route.name(), |object: Value| {
+                    route::route(route, &object)
+                }),
                 // As Linkerd: a configuration that asks about other kinds is a mistake.
                 None => Verdict::deny(format!(
                     "resource type {group}/{kind} is not supported by this webhook"
@@ -203,8 +207,12 @@ impl Validator {
 }
 
 /// An object that cannot be read is refused, as nothing would come of it.
-fn read<T: DeserializeOwned>(body: &[u8], kind: &'static str, judge: impl FnOnce(T) -> Verdict) -> Verdict {
-    match review::object(body, kind) {
+fn read<T: DeserializeOwned>(
+    request: &Request<'_>,
+    kind: &'static str,
+    judge: impl FnOnce(T) -> Verdict,
+) -> Verdict {
+    match request.object(kind) {
         Ok(object) => judge(object),
         Err(error) => Verdict::deny(report::chain(&error)),
     }

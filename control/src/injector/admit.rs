@@ -6,8 +6,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use heddle_inject::{Decision, Injection, Owner, SkipReason, decide, decide_service};
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use heddle_inject::{Decision, Injection, Owner, SeenPod, SkipReason, decide, decide_service};
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use kube::{
     Api, Client,
     runtime::reflector::{ObjectRef, Store},
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::webhook::{
     metrics::HttpMetrics,
-    review::{self, Answer, Audit, Request, ReviewError},
+    review::{Answer, Audit, Request, ReviewError},
     said,
     server::Review,
 };
@@ -60,8 +60,8 @@ impl Review for Admission {
         let core =
             request.kind.group.is_empty() && request.kind.version == "v1" && request.operation == "CREATE";
         let answer = match request.kind.kind.as_str() {
-            "Pod" if core => self.pod(&request, body).await?,
-            "Service" if core => self.service(&request, body).await?,
+            "Pod" if core => self.pod(&request).await?,
+            "Service" if core => self.service(&request).await?,
             kind => {
                 debug!(
                     kind,
@@ -84,8 +84,8 @@ impl Review for Admission {
 }
 
 impl Admission {
-    async fn pod(&self, request: &Request, body: &[u8]) -> Result<Answer, AdmitError> {
-        let pod: Pod = review::object(body, "Pod")?;
+    async fn pod(&self, request: &Request<'_>) -> Result<Answer, AdmitError> {
+        let SeenPod(pod) = request.object("Pod")?;
         let namespace = self.namespace(&request.namespace).await?;
         let owner = self.owners.of(&request.namespace, &pod).await;
         let owner_kind = owner_kind(owner.as_ref().map(|owner| owner.kind.as_str()));
@@ -124,7 +124,7 @@ impl Admission {
             .unwrap_or_else(|| request.name.clone());
         Ok(match decision {
             Decision::Inject(injection) => {
-                self.inject(request, &name, owner, &injection, &settings.trust_anchors_pem)
+                self.inject(request, &name, owner, *injection, &settings.trust_anchors_pem)
             }
             Decision::Skip(reason) => self.skip(request, &name, owner, &reason),
         })
@@ -132,10 +132,10 @@ impl Admission {
 
     fn inject(
         &self,
-        request: &Request,
+        request: &Request<'_>,
         pod: &str,
         owner: Option<Owner>,
-        injection: &Injection,
+        injection: Injection,
         anchors: &str,
     ) -> Answer {
         let stamp = injection.stamp();
@@ -144,14 +144,14 @@ impl Admission {
             "Linkerd sidecar proxy injected".to_owned()
         });
         Answer {
-            patch: Some(injection.patch(anchors)),
             warnings: injection.warnings().to_vec(),
+            patch: Some(injection.into_patch(anchors)),
             audit: audit(format!("injected, stamp {stamp}")),
             ..Answer::default()
         }
     }
 
-    fn skip(&self, request: &Request, pod: &str, owner: Option<Owner>, reason: &SkipReason) -> Answer {
+    fn skip(&self, request: &Request<'_>, pod: &str, owner: Option<Owner>, reason: &SkipReason) -> Answer {
         let mut warnings = Vec::new();
         let note = || format!("Linkerd sidecar proxy injection skipped: {reason}");
         if reason.is_surprising() {
@@ -171,7 +171,13 @@ impl Admission {
         }
     }
 
-    fn record(&self, request: &Request, owner: Option<Owner>, reason: Reason, note: impl FnOnce() -> String) {
+    fn record(
+        &self,
+        request: &Request<'_>,
+        owner: Option<Owner>,
+        reason: Reason,
+        note: impl FnOnce() -> String,
+    ) {
         // A dry run has no side effects, and a pod of its own does not exist yet.
         if let (Some(owner), false) = (owner, request.dry_run.unwrap_or(false)) {
             self.events.record(Happening {
@@ -183,8 +189,8 @@ impl Admission {
         }
     }
 
-    async fn service(&self, request: &Request, body: &[u8]) -> Result<Answer, AdmitError> {
-        let service: Service = review::object(body, "Service")?;
+    async fn service(&self, request: &Request<'_>) -> Result<Answer, AdmitError> {
+        let service: Service = request.object("Service")?;
         let namespace = self.namespace(&request.namespace).await?;
         let settings = self.settings.load();
         let patch = decide_service(
@@ -193,7 +199,7 @@ impl Admission {
             &service,
         );
         Ok(Answer {
-            patch,
+            patch: patch.map(|patch| serde_json::to_vec(&patch).expect("a patch has text keys")),
             ..Answer::default()
         })
     }

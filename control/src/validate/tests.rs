@@ -30,7 +30,7 @@ fn judge_in(validator: &Validator, api_version: &str, kind: &str, object: &Value
         },
     });
     let body = serde_json::to_vec(&review).expect("JSON");
-    validator.judge(&Request::read(&body).expect("a review"), &body)
+    validator.judge(&Request::read(&body).expect("a review"))
 }
 
 fn judge(api_version: &str, kind: &str, spec: &Value) -> Verdict {

@@ -1,22 +1,25 @@
 //! AdmissionReview v1: what the API server asks, and the answer; no decisions here.
 
-use json_patch::Patch;
+use std::collections::BTreeMap;
+
 use serde::{
-    Deserialize,
+    Deserialize, Serialize,
     de::{DeserializeOwned, IgnoredAny},
 };
-use serde_json::json;
+use serde_json::value::RawValue;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
 /// The API server cuts longer warnings, and drops all of them beyond 4096 bytes.
 const WARNING_BYTES_MAX: usize = 256;
 const WARNINGS_MAX: usize = 8;
+/// An answer without its patch, mostly.
+const ANSWER_BYTES_EXPECTED: usize = 512;
 
-/// The question without the object.
+/// The question. Its object is read later: its type is not known before.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Request {
+pub(crate) struct Request<'a> {
     pub(crate) uid: String,
     pub(crate) kind: Kind,
     #[serde(default)]
@@ -26,6 +29,8 @@ pub(crate) struct Request {
     pub(crate) operation: String,
     #[serde(default)]
     pub(crate) dry_run: Option<bool>,
+    #[serde(borrow, default)]
+    object: Option<&'a RawValue>,
 }
 
 /// The object's type.
@@ -42,7 +47,8 @@ pub(crate) struct Kind {
 pub(crate) struct Answer {
     /// Why the object is refused; admitted without.
     pub(crate) denied: Option<String>,
-    pub(crate) patch: Option<Patch>,
+    /// A JSON patch, as text.
+    pub(crate) patch: Option<Vec<u8>>,
     pub(crate) warnings: Vec<String>,
     /// What goes into the API server's audit log.
     pub(crate) audit: Option<Audit>,
@@ -73,9 +79,9 @@ pub(crate) enum ReviewError {
     },
 }
 
-impl Request {
-    /// Reads the question, and leaves the object for later: its type is not known before.
-    pub(crate) fn read(body: &[u8]) -> Result<Self, ReviewError> {
+impl<'a> Request<'a> {
+    /// Reads the question.
+    pub(crate) fn read(body: &'a [u8]) -> Result<Self, ReviewError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Review<R> {
@@ -108,51 +114,83 @@ impl Request {
             },
         }
     }
-}
 
-/// Reads the object that the question is about.
-pub(crate) fn object<T: DeserializeOwned>(body: &[u8], kind: &'static str) -> Result<T, ReviewError> {
-    #[derive(Deserialize)]
-    struct Review<T> {
-        request: Inner<T>,
+    /// Reads the object that the question is about.
+    pub(crate) fn object<T: DeserializeOwned>(&self, kind: &'static str) -> Result<T, ReviewError> {
+        let text = self.object.map_or("null", RawValue::get);
+        serde_json::from_str(text).map_err(|source| ReviewError::Object { kind, source })
     }
-    #[derive(Deserialize)]
-    struct Inner<T> {
-        object: T,
-    }
-    let review: Review<T> =
-        serde_json::from_slice(body).map_err(|source| ReviewError::Object { kind, source })?;
-    Ok(review.request.object)
 }
 
 impl Answer {
     /// The answer as the API server reads it.
     pub(crate) fn to_json(&self, uid: &str) -> Vec<u8> {
         use base64::Engine as _;
-        let mut response = json!({"uid": uid, "allowed": self.denied.is_none()});
-        if let Some(denied) = &self.denied {
-            response["status"] = json!({"code": 422, "reason": "Invalid", "message": denied});
-        }
-        if let Some(patch) = &self.patch {
-            let text = serde_json::to_vec(patch).expect("a patch has text keys");
-            response["patchType"] = json!("JSONPatch");
-            response["patch"] = json!(base64::engine::general_purpose::STANDARD.encode(text));
-        }
-        if !self.warnings.is_empty() {
-            let warnings: Vec<_> = self
-                .warnings
-                .iter()
-                .take(WARNINGS_MAX)
-                .map(|text| cut(text))
-                .collect();
-            response["warnings"] = json!(warnings);
-        }
-        if let Some(Audit { key, text }) = &self.audit {
-            response["auditAnnotations"] = json!({*key: text});
-        }
-        let review = json!({"apiVersion": API_VERSION, "kind": KIND, "response": response});
-        serde_json::to_vec(&review).expect("a review has text keys")
+        let Self {
+            denied,
+            patch,
+            warnings,
+            audit,
+        } = self;
+        let encode = |patch| base64::engine::general_purpose::STANDARD.encode(patch);
+        let review = Review {
+            api_version: API_VERSION,
+            kind: KIND,
+            response: Response {
+                uid,
+                allowed: denied.is_none(),
+                status: denied.as_deref().map(|message| Status {
+                    code: 422,
+                    reason: "Invalid",
+                    message,
+                }),
+                patch_type: patch.as_ref().map(|_| "JSONPatch"),
+                patch: patch.as_ref().map(encode),
+                warnings: warnings.iter().take(WARNINGS_MAX).map(|text| cut(text)).collect(),
+                audit_annotations: audit
+                    .iter()
+                    .map(|Audit { key, text }| (*key, &text[..]))
+                    .collect(),
+            },
+        };
+        let patch_bytes = review.response.patch.as_ref().map_or(0, String::len);
+        let mut text = Vec::with_capacity(patch_bytes + ANSWER_BYTES_EXPECTED);
+        serde_json::to_writer(&mut text, &review).expect("a review has text keys");
+        text
     }
+}
+
+/// The review as it is written.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Review<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    response: Response<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Response<'a> {
+    uid: &'a str,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<&'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    audit_annotations: BTreeMap<&'static str, &'a str>,
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    code: u16,
+    reason: &'static str,
+    message: &'a str,
 }
 
 fn cut(text: &str) -> &str {

@@ -24,8 +24,8 @@ const NO_DETECT_TIMEOUT: &str = "365d";
 const DETECT_TIMEOUT: &str = "10s";
 const KEEPALIVE: &str = "10000ms";
 
-/// All of the proxy's environment; names that refer to others come after them.
-pub(crate) fn of(settings: &Settings, ports: &ContainerPorts, trust_anchors_pem: &str) -> Vec<EnvVar> {
+/// The proxy's environment, with what [`of_pod`] says still open; names that refer to others come after them.
+pub(crate) fn of(settings: &Settings) -> Vec<EnvVar> {
     let Settings {
         control_namespace,
         cluster_domain,
@@ -33,7 +33,7 @@ pub(crate) fn of(settings: &Settings, ports: &ContainerPorts, trust_anchors_pem:
         proxy: values,
         ..
     } = settings;
-    let mut vars = Env::default();
+    let mut vars = Env(Vec::with_capacity(VARIABLES_EXPECTED));
 
     vars.field("_pod_name", "metadata.name");
     vars.field("_pod_ns", "metadata.namespace");
@@ -128,7 +128,7 @@ pub(crate) fn of(settings: &Settings, ports: &ContainerPorts, trust_anchors_pem:
     );
     vars.set(env::IDENTITY_DIR, END_ENTITY_DIR.to_owned());
     vars.set(env::IDENTITY_TOKEN_FILE, format!("{TOKEN_DIR}/{TOKEN_FILE}"));
-    vars.set(env::IDENTITY_TRUST_ANCHORS, trust_anchors_pem.to_owned());
+    vars.set(env::IDENTITY_TRUST_ANCHORS, String::new());
 
     // Listeners.
     let p = &values.ports;
@@ -144,15 +144,9 @@ pub(crate) fn of(settings: &Settings, ports: &ContainerPorts, trust_anchors_pem:
 
     // The application's ports.
     vars.field(env::INBOUND_IPS, "status.podIPs");
-    let inbound = ports.with(&settings.pod_inbound_ports);
-    vars.set(
-        env::INBOUND_PORTS,
-        inbound.iter().map(u16::to_string).collect::<Vec<_>>().join(","),
-    );
-    vars.set(
-        env::INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION,
-        values.opaque_ports.to_string(),
-    );
+    for (name, value) in of_ports(settings, &ContainerPorts::default()) {
+        vars.set(name, value);
+    }
 
     // Times.
     let detect = |off: bool| if off { NO_DETECT_TIMEOUT } else { DETECT_TIMEOUT }.to_owned();
@@ -210,6 +204,39 @@ pub(crate) fn of(settings: &Settings, ports: &ContainerPorts, trust_anchors_pem:
         .cloned()
         .for_each(|var| vars.put(var));
     vars.0
+}
+
+/// Sets what a pod's own containers and the trust anchors decide; what the mesh adds or sets by name stays as it is.
+pub(crate) fn complete(
+    vars: &mut [EnvVar],
+    settings: &Settings,
+    ports: &ContainerPorts,
+    trust_anchors_pem: &str,
+) {
+    let [inbound, opaque] = of_ports(settings, ports);
+    let anchors = (env::IDENTITY_TRUST_ANCHORS, trust_anchors_pem.to_owned());
+    for (name, value) in [inbound, opaque, anchors] {
+        let additional = &settings.proxy.additional_env;
+        let open = vars.iter_mut().find(|var| var.name == name);
+        if let Some(var) = open.filter(|_| !additional.iter().any(|var| var.name == name)) {
+            var.value = Some(value);
+        }
+    }
+}
+
+/// What the application's ports decide.
+fn of_ports(settings: &Settings, ports: &ContainerPorts) -> [(&'static str, String); 2] {
+    let inbound = ports.with(&settings.pod_inbound_ports);
+    [
+        (
+            env::INBOUND_PORTS,
+            inbound.iter().map(u16::to_string).collect::<Vec<_>>().join(","),
+        ),
+        (
+            env::INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION,
+            settings.proxy.opaque_ports.to_string(),
+        ),
+    ]
 }
 
 /// Where spans go and what they say about the pod. Values with `$(…)` are filled in by the kubelet.
@@ -278,11 +305,14 @@ fn percent_encoded(value: &str) -> String {
     text
 }
 
-/// Variables in order; a name set again takes the first one's place, so that references to it still resolve.
-#[derive(Default)]
+/// Most pods have a few less.
+const VARIABLES_EXPECTED: usize = 64;
+
+/// Variables in order.
 struct Env(Vec<EnvVar>);
 
 impl Env {
+    /// A name that is there already takes the first one's place, so that references to it still resolve.
     fn put(&mut self, var: EnvVar) {
         match self.0.iter_mut().find(|known| known.name == var.name) {
             Some(known) => *known = var,
@@ -291,7 +321,7 @@ impl Env {
     }
 
     fn set(&mut self, name: &str, value: String) {
-        self.put(EnvVar {
+        self.0.push(EnvVar {
             name: name.to_owned(),
             value: Some(value),
             value_from: None,
@@ -307,7 +337,7 @@ impl Env {
             field_ref: Some(selector),
             ..EnvVarSource::default()
         };
-        self.put(EnvVar {
+        self.0.push(EnvVar {
             name: name.to_owned(),
             value: None,
             value_from: Some(source),

@@ -12,6 +12,7 @@ mod owner;
 mod patch;
 mod ports;
 mod quantity;
+mod seen;
 mod service;
 mod setting;
 mod settings;
@@ -32,6 +33,7 @@ pub use defaults::{
 pub use owner::Owner;
 pub use patch::{Injection, trust_root_sha256};
 pub use quantity::{Quantity, QuantityError};
+pub use seen::SeenPod;
 pub use service::decide_service;
 pub use setting::{AccessLog, InboundPolicy, LogFormat, LogHttpHeaders, PullPolicy, Timeout};
 pub use skip::SkipReason;
@@ -135,7 +137,7 @@ fn try_inject(
 
     settings.span_attributes = annotations::span_attributes(on_pod);
 
-    let stamp = ProxyStamp::of(&settings, &in_force);
+    let (sidecar, stamp) = ProxyStamp::of(&mut settings, &in_force);
     let mut warnings: Vec<String> = on_pod
         .into_iter()
         .flat_map(annotations::without_effect)
@@ -151,6 +153,7 @@ fn try_inject(
         labels: patch::labels(&settings, namespace.name, owner),
         annotations: pod_annotations(&settings, &ports, &stamp, namespace, pod),
         shape: patch::Shape::of(pod),
+        sidecar,
         settings,
         ports,
         stamp,

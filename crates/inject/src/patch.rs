@@ -4,20 +4,24 @@ use std::collections::BTreeMap;
 
 use heddle_mesh::{annotation, label};
 use json_patch::{
-    AddOperation, Patch, PatchOperation, ReplaceOperation,
+    Patch,
     jsonptr::{PointerBuf, Token},
 };
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 use serde::Serialize;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::{Owner, ProxyStamp, ports::ContainerPorts, settings::Settings, sidecar};
+use crate::{Owner, ProxyStamp, ports::ContainerPorts, settings::Settings, sidecar::Sidecar};
+
+/// A patch has about this many bytes: some variables, and the trust anchors.
+const PATCH_BYTES_EXPECTED: usize = 12 << 10;
 
 /// A pod's sidecar, fully decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Injection {
     pub(crate) settings: Settings,
+    /// Complete but for the pod's own ports and the trust anchors.
+    pub(crate) sidecar: Sidecar,
     pub(crate) ports: ContainerPorts,
     pub(crate) stamp: ProxyStamp,
     pub(crate) labels: BTreeMap<String, String>,
@@ -54,74 +58,89 @@ impl Shape {
 }
 
 impl Injection {
-    /// The JSON patch that makes the pod meshed. The same decision and anchors give the same bytes.
-    pub fn patch(&self, trust_anchors_pem: &str) -> Patch {
+    /// The JSON patch that makes the pod meshed, as text. The same decision and anchors give the same bytes.
+    pub fn into_patch(self, trust_anchors_pem: &str) -> Vec<u8> {
+        let Self {
+            settings,
+            mut sidecar,
+            ports,
+            stamp: _,
+            labels,
+            mut annotations,
+            shape,
+            warnings: _,
+        } = self;
+        sidecar.complete(&settings, &ports, trust_anchors_pem);
+        let Sidecar {
+            first,
+            proxy,
+            debug,
+            volumes,
+        } = &sidecar;
         let mut patch = Operations::default();
-        let (init, proxy) = self.containers(trust_anchors_pem);
 
-        let volumes = sidecar::volumes(&self.settings);
-        match &self.shape.volumes {
-            None => patch.add(&["spec", "volumes"], &volumes),
+        match &shape.volumes {
+            None => patch.add(&["spec", "volumes"], Part::Volumes(volumes)),
             Some(names) => {
-                for volume in &volumes {
+                for volume in volumes {
+                    let part = Part::Volume(volume);
                     // A template exported from an injected pod may carry our volumes without our containers.
                     match names.iter().position(|name| *name == volume.name) {
-                        Some(index) => patch.replace(&["spec", "volumes", &index.to_string()], volume),
-                        None => patch.add(&["spec", "volumes", "-"], volume),
+                        Some(index) => patch.replace(&["spec", "volumes", &index.to_string()], part),
+                        None => patch.add(&["spec", "volumes", "-"], part),
                     }
                 }
             }
         }
 
-        let native = self.settings.proxy.native_sidecar;
-        let mut first: Vec<&Container> = vec![&init];
+        let native = settings.proxy.native_sidecar;
+        let mut before = vec![first];
         if native {
-            first.push(&proxy);
+            before.push(proxy);
         }
-        if self.shape.init_containers {
-            for (index, container) in first.iter().enumerate() {
-                patch.add(&["spec", "initContainers", &index.to_string()], container);
+        if shape.init_containers {
+            for (index, container) in before.into_iter().enumerate() {
+                let path = ["spec", "initContainers", &index.to_string()];
+                patch.add(&path, Part::Container(container));
             }
         } else {
-            patch.add(&["spec", "initContainers"], &first);
+            patch.add(&["spec", "initContainers"], Part::Containers(before));
         }
         if !native {
             // The kubelet starts containers in order, and holds the next back until the hook of this one returns.
-            let place = if self.settings.proxy_is_first_container() {
-                "0"
-            } else {
-                "-"
+            let place = match settings.proxy_is_first_container() {
+                true => "0",
+                false => "-",
             };
-            if self.shape.containers {
-                patch.add(&["spec", "containers", place], &proxy);
-            } else {
-                patch.add(&["spec", "containers"], &[&proxy]);
-            }
+            patch.container(shape.containers, place, proxy);
         }
-        if let Some(debug) = sidecar::debug(&self.settings) {
-            if native && !self.shape.containers {
-                patch.add(&["spec", "containers"], &[&debug]);
-            } else {
-                patch.add(&["spec", "containers", "-"], &debug);
-            }
+        if let Some(debug) = debug {
+            patch.container(!native || shape.containers, "-", debug);
         }
 
-        let mut annotations = self.annotations.clone();
         annotations.insert(
             annotation::TRUST_ROOT_SHA256.to_owned(),
             trust_root_sha256(trust_anchors_pem),
         );
-        patch.merge("annotations", self.shape.annotations, &annotations);
-        patch.merge("labels", self.shape.labels, &self.labels);
-        Patch(patch.0)
+        patch.merge("annotations", shape.annotations, &annotations);
+        patch.merge("labels", shape.labels, &labels);
+        let mut text = Vec::with_capacity(PATCH_BYTES_EXPECTED);
+        serde_json::to_writer(&mut text, &patch.0)
+            .expect("Kubernetes objects have text keys and no fallible serializers");
+        text
+    }
+
+    /// The same patch, for applying it.
+    pub fn patch(&self, trust_anchors_pem: &str) -> Patch {
+        let text = self.clone().into_patch(trust_anchors_pem);
+        serde_json::from_slice(&text).expect("what is written is a patch")
     }
 
     /// The init container that comes first and the proxy's, with the given trust anchors.
     pub fn containers(&self, trust_anchors_pem: &str) -> (Container, Container) {
-        (
-            sidecar::first(&self.settings),
-            sidecar::proxy(&self.settings, &self.ports, trust_anchors_pem),
-        )
+        let mut sidecar = self.sidecar.clone();
+        sidecar.complete(&self.settings, &self.ports, trust_anchors_pem);
+        (sidecar.first, sidecar.proxy)
     }
 
     /// Fingerprint of the sidecar that this decision makes.
@@ -163,39 +182,57 @@ pub(crate) fn labels(
     labels
 }
 
+/// A patch's operations, in order.
 #[derive(Default)]
-struct Operations(Vec<PatchOperation>);
+struct Operations<'a>(Vec<Operation<'a>>);
 
-impl Operations {
-    fn add(&mut self, path: &[&str], value: &(impl Serialize + ?Sized)) {
-        self.0.push(PatchOperation::Add(AddOperation {
-            path: pointer(path),
-            value: json(value),
-        }));
+#[derive(Serialize)]
+struct Operation<'a> {
+    op: &'static str,
+    path: PointerBuf,
+    value: Part<'a>,
+}
+
+/// What an operation puts into the pod.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Part<'a> {
+    Container(&'a Container),
+    Containers(Vec<&'a Container>),
+    Volume(&'a Volume),
+    Volumes(&'a [Volume]),
+    Entry(&'a str),
+    Entries(&'a BTreeMap<String, String>),
+}
+
+impl<'a> Operations<'a> {
+    fn add(&mut self, path: &[&str], value: Part<'a>) {
+        self.push("add", path, value);
     }
 
-    fn replace(&mut self, path: &[&str], value: &impl Serialize) {
-        self.0.push(PatchOperation::Replace(ReplaceOperation {
-            path: pointer(path),
-            value: json(value),
-        }));
+    fn replace(&mut self, path: &[&str], value: Part<'a>) {
+        self.push("replace", path, value);
     }
 
-    fn merge(&mut self, map: &str, exists: bool, entries: &BTreeMap<String, String>) {
+    fn push(&mut self, op: &'static str, path: &[&str], value: Part<'a>) {
+        let path = PointerBuf::from_tokens(path.iter().map(|token| Token::new(*token)));
+        self.0.push(Operation { op, path, value });
+    }
+
+    /// Adds one to the containers that are there, or the first.
+    fn container(&mut self, exist: bool, place: &str, container: &'a Container) {
+        match exist {
+            true => self.add(&["spec", "containers", place], Part::Container(container)),
+            false => self.add(&["spec", "containers"], Part::Containers(vec![container])),
+        }
+    }
+
+    fn merge(&mut self, map: &str, exists: bool, entries: &'a BTreeMap<String, String>) {
         if !exists {
-            return self.add(&["metadata", map], entries);
+            return self.add(&["metadata", map], Part::Entries(entries));
         }
         for (key, value) in entries {
-            self.add(&["metadata", map, key], value);
+            self.add(&["metadata", map, key], Part::Entry(value));
         }
     }
-}
-
-fn pointer(path: &[&str]) -> PointerBuf {
-    PointerBuf::from_tokens(path.iter().map(|token| Token::new(*token)))
-}
-
-/// Kubernetes objects and maps with text keys always become JSON.
-fn json(value: &(impl Serialize + ?Sized)) -> Value {
-    serde_json::to_value(value).expect("Kubernetes objects have text keys and no fallible serializers")
 }

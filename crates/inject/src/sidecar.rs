@@ -43,8 +43,37 @@ const NOBODY: i64 = 65_534;
 /// A token lives a day, as Linkerd's; the kubelet renews it at four fifths.
 const TOKEN_SECONDS: i64 = 86_400;
 
+/// What a pod is given, apart from what its own containers and the trust anchors decide.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sidecar {
+    /// The init container that comes before the proxy.
+    pub(crate) first: Container,
+    /// The proxy, to be completed by [`environment::complete`].
+    pub(crate) proxy: Container,
+    /// The container with tools, where it is asked for.
+    pub(crate) debug: Option<Container>,
+    pub(crate) volumes: Vec<Volume>,
+}
+
+impl Sidecar {
+    pub(crate) fn of(settings: &Settings) -> Self {
+        Self {
+            first: first(settings),
+            proxy: proxy(settings),
+            debug: debug(settings),
+            volumes: volumes(settings),
+        }
+    }
+
+    /// Makes it the sidecar of a pod.
+    pub(crate) fn complete(&mut self, settings: &Settings, ports: &ContainerPorts, trust_anchors_pem: &str) {
+        let vars = self.proxy.env.as_mut().expect("a proxy has an environment");
+        environment::complete(vars, settings, ports, trust_anchors_pem);
+    }
+}
+
 /// The init container that comes before the proxy: it redirects the pod's traffic, or checks that a CNI plugin did.
-pub(crate) fn first(settings: &Settings) -> Container {
+fn first(settings: &Settings) -> Container {
     match &settings.validator {
         None => init(settings),
         Some(values) => validator(settings, values),
@@ -93,7 +122,7 @@ fn validator(settings: &Settings, values: &NetworkValidator) -> Container {
 }
 
 /// The container with tools, where it is asked for. It has no probes: its image may be any.
-pub(crate) fn debug(settings: &Settings) -> Option<Container> {
+fn debug(settings: &Settings) -> Option<Container> {
     let DebugImage {
         name,
         version,
@@ -179,7 +208,7 @@ fn init(settings: &Settings) -> Container {
 }
 
 /// The proxy.
-pub(crate) fn proxy(settings: &Settings, ports: &ContainerPorts, trust_anchors_pem: &str) -> Container {
+fn proxy(settings: &Settings) -> Container {
     let values = &settings.proxy;
     let named = |name: &str, number: u16| ContainerPort {
         container_port: number.into(),
@@ -198,7 +227,7 @@ pub(crate) fn proxy(settings: &Settings, ports: &ContainerPorts, trust_anchors_p
     }
     Container {
         name: port::PROXY_CONTAINER.to_owned(),
-        env: Some(environment::of(settings, ports, trust_anchors_pem)),
+        env: Some(environment::of(settings)),
         lifecycle: if native { None } else { classic_lifecycle(settings) },
         liveness_probe: Some(Probe {
             initial_delay_seconds: Some(10),
@@ -233,7 +262,7 @@ pub(crate) fn proxy(settings: &Settings, ports: &ContainerPorts, trust_anchors_p
 }
 
 /// The volumes that the proxy mounts.
-pub(crate) fn volumes(settings: &Settings) -> Vec<Volume> {
+fn volumes(settings: &Settings) -> Vec<Volume> {
     let token = ServiceAccountTokenProjection {
         audience: Some(heddle_mesh::IDENTITY_TOKEN_AUDIENCE.to_owned()),
         expiration_seconds: Some(TOKEN_SECONDS),

@@ -11,7 +11,10 @@ use std::fmt;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::{annotations::InForce, ports::ContainerPorts, settings::Settings, sidecar};
+use crate::{annotations::InForce, settings::Settings, sidecar::Sidecar};
+
+/// A sidecar's spec as text has about this many bytes.
+const TEXT_BYTES_EXPECTED: usize = 8 << 10;
 
 /// Hex SHA-256 of everything that decides a sidecar's spec, apart from trust anchors and the pod's own ports.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -29,31 +32,44 @@ impl ProxyStamp {
         Self(text.to_owned())
     }
 
-    pub(crate) fn of(settings: &Settings, in_force: &[InForce]) -> Self {
+    /// The sidecar that the settings make, and its stamp.
+    pub(crate) fn of(settings: &mut Settings, in_force: &[InForce]) -> (Sidecar, Self) {
         // An opaque-ports annotation may name container ports: its text counts, what the names mean in this pod does
         // not. Whether the pod or its namespace carries an annotation makes no difference to the sidecar.
-        let mut neutral = settings.clone();
-        if in_force
+        let annotated = in_force
             .iter()
-            .any(|set| set.name == heddle_mesh::annotation::OPAQUE_PORTS)
-        {
-            neutral.proxy.opaque_ports = heddle_mesh::PortSet::default();
+            .any(|set| set.name == heddle_mesh::annotation::OPAQUE_PORTS);
+        let named = annotated.then(|| std::mem::take(&mut settings.proxy.opaque_ports));
+        let sidecar = Sidecar::of(settings);
+        let stamp = Self::of_neutral(&sidecar, settings, in_force);
+        if let Some(named) = named {
+            settings.proxy.opaque_ports = named;
         }
+        (sidecar, stamp)
+    }
+
+    fn of_neutral(sidecar: &Sidecar, settings: &Settings, in_force: &[InForce]) -> Self {
+        let Sidecar {
+            first,
+            proxy,
+            debug,
+            volumes,
+        } = sidecar;
         let mut annotations: Vec<_> = in_force.iter().map(|set| (set.name, set.value.trim())).collect();
         annotations.sort_by_key(|(name, _)| *name);
-        let none = ContainerPorts::default();
         // Serialized straight to text: the order of a JSON map's keys would depend on how serde_json was built, and
         // the injector and the reconciler are different programs.
         let parts = (
-            sidecar::first(&neutral),
-            sidecar::proxy(&neutral, &none, ""),
-            sidecar::debug(&neutral),
-            sidecar::volumes(&neutral),
-            &neutral.proxy.opaque_ports,
+            first,
+            proxy,
+            debug,
+            volumes,
+            &settings.proxy.opaque_ports,
             annotations,
         );
-        let text = serde_json::to_string(&parts).expect("Kubernetes objects have no fallible serializers");
-        Self(hex::encode(Sha256::digest(text.as_bytes())))
+        let mut text = Vec::with_capacity(TEXT_BYTES_EXPECTED);
+        serde_json::to_writer(&mut text, &parts).expect("Kubernetes objects have no fallible serializers");
+        Self(hex::encode(Sha256::digest(&text)))
     }
 }
 

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
-use crate::{Decision, Injection, Namespace, Owner, ProxyDefaults, SkipReason, decide};
+use crate::{Decision, Injection, Namespace, Owner, ProxyDefaults, SeenPod, SkipReason, decide};
 
 type Map = BTreeMap<String, String>;
 
@@ -48,16 +48,21 @@ fn decide_in(namespace: &[(&str, &str)], pod: &Pod) -> Decision {
 
 fn decide_with(defaults: &ProxyDefaults, namespace: &[(&str, &str)], pod: &Pod) -> Decision {
     let (annotations, labels) = (map(namespace), Map::new());
-    decide(
-        defaults,
-        &Namespace {
-            name: "payments",
-            annotations: &annotations,
-            labels: &labels,
-        },
-        pod,
-        None,
-    )
+    let namespace = Namespace {
+        name: "payments",
+        annotations: &annotations,
+        labels: &labels,
+    };
+    let decision = decide(defaults, &namespace, pod, None);
+    let seen: SeenPod = serde_json::to_value(pod)
+        .and_then(serde_json::from_value)
+        .expect("a pod");
+    assert_eq!(
+        decide(defaults, &namespace, &seen.0, None),
+        decision,
+        "what admission reads of a pod is enough for every story"
+    );
+    decision
 }
 
 fn injected(decision: Decision) -> Injection {
