@@ -204,6 +204,9 @@ struct Settings {
         default_value = "transport-header"
     )]
     outbound_transport_mode: TransportMode,
+    /// Let endpoints of a client's own zone weigh ten times as much for it as others
+    #[arg(long, env = "HEDDLE_EXT_ENDPOINT_ZONE_WEIGHTS")]
+    ext_endpoint_zone_weights: bool,
     /// Whether proxies carry IPv6 traffic; if not, IPv6 addresses are nobody's endpoints
     #[arg(
         long,
@@ -336,6 +339,7 @@ impl Plan {
             probe_networks,
             default_opaque_ports,
             outbound_transport_mode,
+            ext_endpoint_zone_weights,
             enable_ipv6,
         } = self.settings.clone();
         Config {
@@ -349,6 +353,7 @@ impl Plan {
             opaque_ports: default_opaque_ports,
             probe_networks,
             transport_header: outbound_transport_mode == TransportMode::TransportHeader,
+            zone_weights: ext_endpoint_zone_weights,
             ipv6: enable_ipv6,
             ..Config::default()
         }
@@ -452,6 +457,7 @@ mod tests {
             "--default-opaque-ports=25,9000-9001",
             "--global-egress-network-namespace=egress",
             "--allow-l5d-request-headers",
+            "--ext-endpoint-zone-weights",
         ];
         let plan = Cli::parse_from(flags).destination.into_plan();
         let common = Common {
@@ -473,7 +479,7 @@ mod tests {
             (config.cluster_domain.as_str(), config.control_namespace.as_str()),
             ("c.test", "mesh")
         );
-        assert!(config.transport_header);
+        assert!(config.transport_header && config.zone_weights);
         for wrong in [
             "--default-policy=open",
             "--cluster-networks=10.0.0.0/33",

@@ -12,6 +12,9 @@ use crate::discover::{WorkloadKind, WorkloadName};
 /// The default weight of an endpoint; Linkerd's.
 pub const DEFAULT_WEIGHT: u32 = 10_000;
 
+/// How much more an endpoint of the client's own zone weighs where zones count: as in Linkerd.
+const OWN_ZONE: u32 = 10;
+
 /// Labels of a metric, in order of their names.
 pub type Labels = BTreeMap<String, String>;
 
@@ -27,6 +30,8 @@ pub struct Endpoints {
     pub labels: Labels,
     /// Whether a client may use the endpoints on its own node only (`internalTrafficPolicy: Local`).
     pub local_only: bool,
+    /// Whether endpoints of the client's own zone weigh more than others.
+    pub zone_weights: bool,
     /// The endpoints by address.
     pub addresses: Addresses,
 }
@@ -57,6 +62,8 @@ pub struct Place {
     pub zone: Option<Arc<str>>,
     /// Zones whose clients should use it, from topology hints; empty means all.
     pub for_zones: Vec<Arc<str>>,
+    /// Nodes whose clients should use it, from topology hints; empty means all.
+    pub for_nodes: Vec<Arc<str>>,
 }
 
 /// What the proxy of an endpoint proves with its certificate.
@@ -114,31 +121,52 @@ impl Endpoints {
             exists: false,
             labels,
             local_only: false,
+            zone_weights: false,
             addresses: BTreeMap::new(),
         }
     }
 
     /// The endpoints that a client may use.
     ///
-    /// Topology hints hold only when every endpoint has some, and when the client's zone is hinted at by at least one:
-    /// kube-proxy falls back to all endpoints in these cases, so that a stale hint never leaves a client without any.
+    /// Topology hints hold only when every endpoint has some, and when the client's node, or else its zone, is hinted at
+    /// by at least one: kube-proxy falls back in these cases, so that a stale hint never leaves a client without any.
     pub fn seen_from(&self, client: &ClientLocation) -> Cow<'_, Addresses> {
         if self.local_only {
             let here = |endpoint: &Endpoint| client.node.is_some() && endpoint.place.node == client.node;
             return Cow::Owned(self.filtered(here));
         }
-        let Some(zone) = &client.zone else {
-            return Cow::Borrowed(&self.addresses);
-        };
-        let all_hinted = self
+        let by_node = self.hinted(client.node.as_ref(), |place| &place.for_nodes);
+        let hinted = by_node.or_else(|| self.hinted(client.zone.as_ref(), |place| &place.for_zones));
+        hinted.map_or(Cow::Borrowed(&self.addresses), Cow::Owned)
+    }
+
+    /// Whether clients of a node are told something of their own: their zone alone does not say what they may use.
+    pub fn differs_on(&self, node: &Arc<str>) -> bool {
+        // Mostly there are no hints, and hints hold only where all have some: the first tells.
+        let mut places = self.addresses.values().map(|endpoint| &endpoint.place);
+        let hinted = places.next().filter(|place| !place.for_nodes.is_empty());
+        let hints = |place: &Arc<Place>| place.for_nodes.contains(node);
+        self.local_only || hinted.is_some_and(|first| hints(first) || places.any(hints))
+    }
+
+    /// The endpoints that are hinted at for `here`, where the hints hold.
+    fn hinted(&self, here: Option<&Arc<str>>, hints: impl Fn(&Place) -> &Vec<Arc<str>>) -> Option<Addresses> {
+        let here = here?;
+        let complete = self
             .addresses
             .values()
-            .all(|endpoint| !endpoint.place.for_zones.is_empty());
-        let ours = |endpoint: &Endpoint| endpoint.place.for_zones.contains(zone);
-        if all_hinted && self.addresses.values().any(|endpoint| ours(endpoint)) {
-            return Cow::Owned(self.filtered(ours));
+            .all(|endpoint| !hints(&endpoint.place).is_empty());
+        let ours = |endpoint: &Endpoint| hints(&endpoint.place).contains(here);
+        (complete && self.addresses.values().any(|endpoint| ours(endpoint))).then(|| self.filtered(ours))
+    }
+
+    /// Share of a client's traffic that goes to one of the endpoints, relative to the others'.
+    pub fn weight_for(&self, endpoint: &Endpoint, client: &ClientLocation) -> u32 {
+        let near = client.zone.is_some() && endpoint.place.zone == client.zone;
+        match self.zone_weights && near {
+            true => endpoint.weight.saturating_mul(OWN_ZONE),
+            false => endpoint.weight,
         }
-        Cow::Borrowed(&self.addresses)
     }
 
     fn filtered(&self, keep: impl Fn(&Endpoint) -> bool) -> Addresses {
@@ -229,8 +257,17 @@ mod tests {
                 node: Some(node.into()),
                 zone: Some(zone.into()),
                 for_zones: for_zones.iter().map(|zone| Arc::from(*zone)).collect(),
+                for_nodes: Vec::new(),
             }),
         })
+    }
+
+    fn on_node(endpoint: &Arc<Endpoint>, for_nodes: &[&str]) -> Arc<Endpoint> {
+        let mut endpoint = endpoint.as_ref().clone();
+        let mut place = endpoint.place.as_ref().clone();
+        place.for_nodes = for_nodes.iter().map(|node| Arc::from(*node)).collect();
+        endpoint.place = Arc::new(place);
+        Arc::new(endpoint)
     }
 
     fn endpoints(local_only: bool, list: &[(&str, Arc<Endpoint>)]) -> Endpoints {
@@ -242,6 +279,7 @@ mod tests {
             exists: true,
             labels: Labels::new(),
             local_only,
+            zone_weights: false,
             addresses,
         }
     }
@@ -292,6 +330,49 @@ mod tests {
             2,
             "an endpoint without hints disables them"
         );
+    }
+
+    #[test]
+    fn hints_for_nodes_come_before_those_for_zones_and_hold_only_when_complete_and_matching() {
+        let (one, two) = (endpoint("n1", "a", &["a"]), endpoint("n2", "a", &["a"]));
+        let far = on_node(&endpoint("n3", "b", &["b"]), &["n3"]);
+        let all = endpoints(
+            false,
+            &[
+                ("10.0.0.1:80", on_node(&one, &["n1"])),
+                ("10.0.0.2:80", on_node(&two, &["n2"])),
+                ("10.0.0.3:80", far.clone()),
+            ],
+        );
+        assert_eq!(addrs(&all.seen_from(&client("n2", "a"))), ["10.0.0.2:80"]);
+        let near = ["10.0.0.1:80", "10.0.0.2:80"];
+        assert_eq!(
+            addrs(&all.seen_from(&client("n9", "a"))),
+            near,
+            "a node without endpoints goes by its zone"
+        );
+        assert_eq!(all.seen_from(&client("n9", "c")).len(), 3);
+        assert!(all.differs_on(&"n2".into()) && !all.differs_on(&"n9".into()));
+        let partial = endpoints(
+            false,
+            &[
+                ("10.0.0.1:80", one),
+                ("10.0.0.2:80", on_node(&two, &["n2"])),
+                ("10.0.0.3:80", far),
+            ],
+        );
+        assert_eq!(addrs(&partial.seen_from(&client("n2", "a"))), near);
+    }
+
+    #[test]
+    fn endpoints_of_the_clients_own_zone_weigh_more_where_zones_count() {
+        let here = endpoint("n1", "a", &[]);
+        let mut all = endpoints(false, &[("10.0.0.1:80", here.clone())]);
+        assert_eq!(all.weight_for(&here, &client("n2", "a")), DEFAULT_WEIGHT);
+        all.zone_weights = true;
+        assert_eq!(all.weight_for(&here, &client("n2", "a")), DEFAULT_WEIGHT * 10);
+        assert_eq!(all.weight_for(&here, &client("n2", "b")), DEFAULT_WEIGHT);
+        assert_eq!(all.weight_for(&here, &ClientLocation::default()), DEFAULT_WEIGHT);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct Config {
     pub allow_l5d_request_headers: bool,
     /// Whether meshed endpoints are reached at their proxy's own port with a transport header.
     pub transport_header: bool,
+    /// Whether endpoints of a client's own zone weigh more for it than others.
+    pub zone_weights: bool,
     /// Whether proxies carry IPv6 traffic. If not, IPv6 addresses are nobody's endpoints.
     pub ipv6: bool,
 }
@@ -61,6 +63,7 @@ impl Default for Config {
             global_egress_namespace: "linkerd-egress".to_owned(),
             allow_l5d_request_headers: false,
             transport_header: true,
+            zone_weights: false,
             ipv6: false,
         }
     }

@@ -88,6 +88,7 @@ pub(crate) fn compute(
         exists: true,
         labels,
         local_only: facts.local_only,
+        zone_weights: config.zone_weights,
         addresses: found.chosen(),
     }
 }

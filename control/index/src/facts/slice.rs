@@ -108,15 +108,22 @@ fn draining(endpoint: &Endpoint) -> Option<bool> {
 }
 
 fn endpoint(endpoint: &Endpoint, namespace: &str, pools: &Pools) -> Option<SliceEndpoint> {
-    let hints = endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_ref());
+    let hints = endpoint.hints.as_ref();
+    let zones = hints.and_then(|hints| hints.for_zones.as_ref());
+    let nodes = hints.and_then(|hints| hints.for_nodes.as_ref());
     let share = |name: &str| pools.names.share(name);
     let place = Place {
         node: endpoint.node_name.as_deref().map(share),
         zone: endpoint.zone.as_deref().map(share),
-        for_zones: hints
+        for_zones: zones
             .into_iter()
             .flatten()
             .map(|zone| share(&zone.name))
+            .collect(),
+        for_nodes: nodes
+            .into_iter()
+            .flatten()
+            .map(|node| share(&node.name))
             .collect(),
     };
     Some(SliceEndpoint {

@@ -51,6 +51,7 @@ fn a_meshed_pod_is_told_with_identity_hint_and_labels() {
             node: Some("node-a".into()),
             zone: Some("zone-a".into()),
             for_zones: vec![],
+            for_nodes: vec![],
         }),
     };
     assert_eq!(*only(&cluster, 80), expected);
@@ -361,6 +362,21 @@ fn a_relist_is_one_change_and_forgets_what_is_gone() {
     assert_eq!(watch.borrow_and_update().addresses.len(), 1);
     cluster.reset::<Slice>(&[mk_slice("ns", "web", &[("web-1", "10.1.0.2")])]);
     assert!(!watch.has_changed().expect("open"));
+}
+
+#[test]
+fn topology_hints_of_slices_name_zones_and_nodes() {
+    let cluster = web();
+    let mut slice = mk_slice("ns", "web", &[("web-0", "10.1.0.1")]);
+    let hints = j!({"forZones": [{"name": "zone-a"}, {"name": "zone-b"}], "forNodes": [{"name": "node-a"}]});
+    for endpoint in slice.endpoints.iter_mut().flatten() {
+        endpoint.hints = serde_json::from_value(hints.clone()).expect("hints");
+    }
+    cluster.apply(&slice);
+    let place = only(&cluster, 80).place.clone();
+    let names = |list: &[Arc<str>]| -> Vec<String> { list.iter().map(ToString::to_string).collect() };
+    assert_eq!(names(&place.for_zones), ["zone-a", "zone-b"]);
+    assert_eq!(names(&place.for_nodes), ["node-a"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Endpoints and profiles as messages.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use heddle_control_core::{
     endpoints::{Addresses, ClientLocation, Diff, Endpoint, Endpoints, PeerIdentity, Protocol},
@@ -27,9 +27,10 @@ pub(super) fn class(
     after: &Endpoints,
     client: &ClientLocation,
 ) -> ClientLocation {
-    let by_node = after.local_only || before.is_some_and(|before| before.local_only);
+    let by_node =
+        |node: &Arc<str>| after.differs_on(node) || before.is_some_and(|before| before.differs_on(node));
     ClientLocation {
-        node: client.node.clone().filter(|_| by_node),
+        node: client.node.clone().filter(by_node),
         zone: client.zone.clone(),
     }
 }
@@ -63,7 +64,10 @@ fn steps(endpoints: &Endpoints, diff: &Diff, client: &ClientLocation) -> Vec<pro
         update(Kind::Add(proto::WeightedAddrSet {
             addrs: chunk
                 .iter()
-                .map(|(addr, endpoint)| weighted_addr(*addr, endpoint, client))
+                .map(|(addr, endpoint)| proto::WeightedAddr {
+                    weight: endpoints.weight_for(endpoint, client),
+                    ..weighted_addr(*addr, endpoint, client)
+                })
                 .collect(),
             metric_labels: endpoints.labels.clone().into_iter().collect(),
         }))
@@ -255,7 +259,7 @@ fn response_match(condition: &ResponseMatch) -> proto::ResponseMatch {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
+    use std::{collections::BTreeMap, fmt::Write as _};
 
     use expect_test::{Expect, expect};
     use heddle_control_core::endpoints::{DEFAULT_WEIGHT, Labels, Place, ProtocolHint};
@@ -294,6 +298,7 @@ mod tests {
             exists,
             labels: Labels::new(),
             local_only,
+            zone_weights: false,
             addresses,
         }
     }
@@ -377,6 +382,30 @@ mod tests {
             +["10.0.0.3:80"]
         "#]],
         );
+    }
+
+    #[test]
+    fn clients_share_messages_unless_their_node_decides_what_they_may_use() {
+        let client = ClientLocation {
+            node: Some("here".into()),
+            zone: Some("z".into()),
+        };
+        let mut all = endpoints(true, false, &[("10.0.0.1:80", "here")]);
+        assert_eq!(class(None, &all, &client).node, None);
+        for endpoint in all.addresses.values_mut() {
+            let mut hinted = endpoint.as_ref().clone();
+            hinted.place = Arc::new(Place {
+                for_nodes: vec!["here".into()],
+                ..Place::default()
+            });
+            *endpoint = Arc::new(hinted);
+        }
+        assert_eq!(class(None, &all, &client), client);
+        let other = ClientLocation {
+            node: Some("there".into()),
+            ..client
+        };
+        assert_eq!(class(None, &all, &other).node, None);
     }
 
     #[test]
