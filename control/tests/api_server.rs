@@ -19,6 +19,7 @@ mod api_server {
     mod inbound_routes;
     mod outbound;
     mod outbound_settings;
+    mod revocation;
     mod status;
     mod without_crds;
 }

@@ -59,30 +59,46 @@ impl Program {
         kubeconfig: &Path,
         flags: &[&str],
     ) -> anyhow::Result<Self> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_heddle-control"));
+        command.arg(subcommand);
+        Self::launch(subcommand, command, kubeconfig, flags).await
+    }
+
+    /// The identity service; its program is built beside this one.
+    pub(crate) async fn identity(kubeconfig: &Path, flags: &[&str]) -> anyhow::Result<Self> {
+        let path = Path::new(env!("CARGO_BIN_EXE_heddle-control")).with_file_name("heddle-identity");
+        anyhow::ensure!(
+            path.exists(),
+            "there is no {}: build it with `cargo build -p heddle-identity`, or run `cargo xtask test`",
+            path.display()
+        );
+        Self::launch("identity", Command::new(path), kubeconfig, flags).await
+    }
+
+    async fn launch(
+        name: &str,
+        mut command: Command,
+        kubeconfig: &Path,
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
         let (admin, grpc) = (free_addr()?, free_addr()?);
-        let child = Command::new(env!("CARGO_BIN_EXE_heddle-control"))
-            .args([
-                subcommand,
-                "--loopback-addr",
-                &grpc.to_string(),
-                "--admin-addr",
-                &admin.to_string(),
-            ])
-            .arg("--kubeconfig")
-            .arg(kubeconfig)
+        let child = command
+            .args(["--loopback-addr", &grpc.to_string()])
+            .args(["--admin-addr", &admin.to_string()])
             .args(["--log-level", "info,heddle_control=debug"])
             .args(flags)
+            .env("KUBECONFIG", kubeconfig)
             .stdout(Stdio::null())
             .spawn()
-            .context("failed to start heddle-control")?;
+            .with_context(|| format!("failed to start {name}"))?;
         let program = Self { child, admin, grpc };
-        wait::until_ok(format!("{subcommand} to be ready"), LIMIT, || async {
+        wait::until_ok(format!("{name} to be ready"), LIMIT, || async {
             let reply = program.admin("/ready").await?;
             anyhow::ensure!(reply.starts_with("HTTP/1.1 200"), "{reply}");
             Ok::<_, anyhow::Error>(())
         })
         .await?;
-        wait::until_ok(format!("{subcommand} to listen"), LIMIT, || {
+        wait::until_ok(format!("{name} to listen"), LIMIT, || {
             tokio::net::TcpStream::connect(grpc)
         })
         .await?;
@@ -136,7 +152,7 @@ impl Program {
     }
 }
 
-fn free_addr() -> anyhow::Result<SocketAddr> {
+pub(crate) fn free_addr() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
