@@ -29,7 +29,7 @@ use tokio::time::sleep;
 use self::{
     call::{Call, Connector, Messages},
     fleet::{Fleet, STREAMS, Services},
-    world::{NAMESPACE, Size, World},
+    world::{ENDPOINTS_PER_SERVICE, NAMESPACE, Size, World},
 };
 use crate::{
     plane::Plane,
@@ -156,6 +156,7 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<Vec<Record>> {
             .pods
             .or(options.proxies.iter().copied().max())
             .unwrap_or_default(),
+        endpoints: ENDPOINTS_PER_SERVICE,
     };
     let plane = Plane::start(cluster, LOOPBACK, &options.binaries).await?;
     let empty = Resident::of(&plane).await?;
@@ -172,22 +173,35 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<Vec<Record>> {
         }
     }
 
-    eprintln!("Writing {size:?}");
-    let world = World::build(cluster.client().await?, size).await?;
-    let mut plane = Plane::start(cluster, LOOPBACK, &options.binaries).await?;
-    let connector = Connector::new(&plane.files)?;
-    let services = Services {
-        destination: plane.destination.addr,
-        policy: plane.policy.addr,
+    // As many services and streams with half the endpoints and pods: what is more after that belongs to endpoints and
+    // their pods.
+    let small = Size {
+        pods: size.pods / 2,
+        endpoints: ENDPOINTS_PER_SERVICE / 2,
+        ..size
     };
-    let watched = watch_all(&connector, services, size).await?;
-    let full = Resident::of(&plane).await?;
-    drop(watched);
-    if !options.keep {
-        let endpoints = (size.services * 20) as f64;
-        let per_10k = (full.destination - empty.destination) * 10_000.0 / endpoints;
-        records.push(alone("endpoints_10k_bytes", "B", &[per_10k]));
-        let pods = (full.policy - empty.policy) * 10_000.0 / size.pods as f64;
+    let half = match options.keep {
+        true => None,
+        false => Some(Followed::start(cluster, options, small).await?.resident),
+    };
+    let Followed {
+        world,
+        mut plane,
+        connector,
+        services,
+        resident: full,
+    } = Followed::start(cluster, options, size).await?;
+    if let Some(half) = half {
+        let per_10k = |bytes: f64, number: usize| bytes * 10_000.0 / number as f64;
+        let (all, more) = (
+            size.services * size.endpoints,
+            size.services * (size.endpoints - small.endpoints),
+        );
+        let grown = per_10k(full.destination - half.destination, more);
+        records.push(alone("endpoints_10k_bytes", "B", &[grown]));
+        let from_nothing = per_10k(full.destination - empty.destination, all);
+        records.push(alone("endpoints_10k_from_nothing_bytes", "B", &[from_nothing]));
+        let pods = per_10k(full.policy - empty.policy, size.pods);
         records.push(alone("policy_pods_10k_bytes", "B", &[pods]));
     }
     for proxies in &options.proxies {
@@ -203,6 +217,39 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<Vec<Record>> {
         records.extend(round.run(&mut plane, options.changes).await?);
     }
     Ok(records)
+}
+
+/// A control plane that has just started in a cluster, after every service was followed once.
+struct Followed {
+    world: World,
+    plane: Plane,
+    connector: Connector,
+    services: Services,
+    /// While they were followed.
+    resident: Resident,
+}
+
+impl Followed {
+    async fn start(cluster: &Cluster, options: &Options, size: Size) -> Result<Self> {
+        eprintln!("Writing {size:?}");
+        let world = World::build(cluster.client().await?, size).await?;
+        let plane = Plane::start(cluster, LOOPBACK, &options.binaries).await?;
+        let connector = Connector::new(&plane.files)?;
+        let services = Services {
+            destination: plane.destination.addr,
+            policy: plane.policy.addr,
+        };
+        let watched = watch_all(&connector, services, size).await?;
+        let resident = Resident::of(&plane).await?;
+        drop(watched);
+        Ok(Self {
+            world,
+            plane,
+            connector,
+            services,
+            resident,
+        })
+    }
 }
 
 /// Follows every service once, so that all endpoints are in use.

@@ -155,7 +155,7 @@ fn backends<M>(store: &Store, key: &ObjectKey, parent: &Parent, facts: &RouteFac
     }
 }
 
-/// Linkerd asks for no ReferenceGrant: a backend in another namespace is as good as one in the route's.
+/// Linkerd asks for no ReferenceGrant: a backend in another namespace is as good as one in the route's (docs/conformance).
 fn unresolved(
     store: &Store,
     key: &ObjectKey,

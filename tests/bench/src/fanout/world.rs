@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 pub(crate) const NAMESPACE: &str = "bench";
 const NODES: usize = 100;
 const ZONES: usize = 3;
-const ENDPOINTS_PER_SERVICE: usize = 20;
+pub(crate) const ENDPOINTS_PER_SERVICE: usize = 20;
 /// Requests to the API server at a time.
 const WRITERS: usize = 16;
 
@@ -28,6 +28,8 @@ pub(crate) struct Size {
     pub(crate) services: usize,
     /// Pods, each with a simulated proxy.
     pub(crate) pods: usize,
+    /// Of each service: at most [`ENDPOINTS_PER_SERVICE`].
+    pub(crate) endpoints: usize,
 }
 
 /// The cluster's services by number: their addresses.
@@ -55,7 +57,11 @@ pub(crate) fn zone(node: usize) -> String {
 impl World {
     /// Writes all objects that are not there yet.
     pub(crate) async fn build(client: Client, size: Size) -> Result<Self> {
-        let Size { services, pods } = size;
+        let Size {
+            services,
+            pods,
+            endpoints,
+        } = size;
         let metadata = json!({"name": NAMESPACE});
         create::<Namespace>(&Api::all(client.clone()), json!({"metadata": metadata})).await?;
         let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
@@ -94,7 +100,7 @@ impl World {
             .await?;
         let world = Self { client, service_ips };
         stream::iter((0..services).map(Ok::<_, anyhow::Error>))
-            .try_for_each_concurrent(WRITERS, |number| world.slice(number, ENDPOINTS_PER_SERVICE, pods))
+            .try_for_each_concurrent(WRITERS, |number| world.slice(number, endpoints, pods))
             .await?;
         Ok(world)
     }
