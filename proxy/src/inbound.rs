@@ -88,7 +88,7 @@ impl InboundError {
     }
 }
 
-/// Serves one connection.
+/// Serves one connection. Its task holds little; what a stage needs is on the heap while it lasts.
 pub(crate) async fn accept(worker: Rc<Worker>, accepted: Accepted) {
     let (client, addr) = (accepted.client, accepted.orig_dst);
     if let Err(error) = serve(&worker, accepted).await {
@@ -134,13 +134,12 @@ async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), InboundErr
         }
         false => Box::pin(accept_app(worker, tcp, client, orig_dst)).await?,
     };
-    // On the heap, so that connections of bytes need not have room for it.
     match carries {
         Carries::Http(version) => {
             Box::pin(http::serve(worker.clone(), known, drain, version)).await;
             Ok(())
         }
-        Carries::Bytes => tcp::serve(worker, known, drain).await,
+        Carries::Bytes => Box::pin(tcp::serve(worker, known, drain)).await,
     }
 }
 
@@ -150,7 +149,7 @@ async fn accept_app(
     tcp: TcpStream,
     client: SocketAddr,
     orig_dst: SocketAddr,
-) -> Result<(Known, Carries), InboundError> {
+) -> Result<(Box<Known>, Carries), InboundError> {
     not_ourselves(worker, orig_dst)?;
     let port = worker.inbound.port(worker, orig_dst)?;
     port.settled().await;
@@ -205,7 +204,7 @@ async fn accept_direct(
     tcp: TcpStream,
     client: SocketAddr,
     orig_dst: SocketAddr,
-) -> Result<(Known, Carries, Option<NameAddr>), InboundError> {
+) -> Result<(Box<Known>, Carries, Option<NameAddr>), InboundError> {
     let mut tcp = Prefixed::new(tcp);
     let hello = |bytes: &[u8]| match client_hello::parse(bytes) {
         Hello::Tls(name) => Some(name),
@@ -303,7 +302,7 @@ fn meshed(
     port: Rc<Port>,
     tls: TlsStream<Wire>,
     client: SocketAddr,
-) -> Result<Known, InboundError> {
+) -> Result<Box<Known>, InboundError> {
     let (tcp, session) = tls.get_ref();
     let guard = worker
         .tls
@@ -316,29 +315,34 @@ fn meshed(
         tls: ClientTls::Established(identity),
     };
     let open = port.source(&client.tls, "").open();
-    Ok(Known {
+    Ok(Box::new(Known {
         io: Io::new(Socket::Server(Box::new(tls)), open).guarded(guard),
         client,
         peer,
         no_tls_reason: "",
         port,
-    })
+    }))
 }
 
-fn plain(port: Rc<Port>, tcp: Prefixed<TcpStream>, client: SocketAddr, no_tls_reason: &'static str) -> Known {
+fn plain(
+    port: Rc<Port>,
+    tcp: Prefixed<TcpStream>,
+    client: SocketAddr,
+    no_tls_reason: &'static str,
+) -> Box<Known> {
     let peer = client;
     let client = Client {
         addr: peer.ip(),
         tls: ClientTls::None,
     };
     let open = port.source(&client.tls, no_tls_reason).open();
-    Known {
+    Box::new(Known {
         io: Io::new(Socket::Plain(tcp), open),
         client,
         peer,
         no_tls_reason,
         port,
-    }
+    })
 }
 
 async fn detect(worker: &Worker, known: &mut Known, timeout: Duration) -> Result<Carries, InboundError> {

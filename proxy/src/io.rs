@@ -5,11 +5,12 @@ mod pool;
 mod wire;
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -42,6 +43,15 @@ impl<S> Prefixed<S> {
             ahead: BytesMut::new(),
             inner,
         }
+    }
+
+    /// The stream, which gives out these bytes once more before all else.
+    #[must_use]
+    pub(crate) fn reading_again(mut self, bytes: &[u8]) -> Self {
+        if !bytes.is_empty() {
+            self.ahead = [bytes, &self.ahead].concat().as_slice().into();
+        }
+        self
     }
 
     /// The stream, without what was read ahead and not given out.
@@ -77,13 +87,26 @@ impl<S: AsyncRead + Unpin> Prefixed<S> {
             if self.ahead.len() >= bytes_max {
                 return Ok(Ahead::Undecided);
             }
-            self.ahead.reserve(1024);
-            match tokio::time::timeout_at(deadline, self.inner.read_buf(&mut self.ahead)).await {
+            match tokio::time::timeout_at(deadline, self.read_ahead()).await {
                 Err(_) | Ok(Ok(0)) => return Ok(Ahead::Undecided),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error),
             }
         }
+    }
+
+    /// Reads ahead once; 0 is the end. Holds no memory while it waits. Cancel-safe.
+    pub(crate) async fn read_ahead(&mut self) -> io::Result<usize> {
+        poll_fn(|cx| {
+            let mut buffer = pool::take(pool::Size::Small);
+            let mut read = ReadBuf::new(&mut buffer);
+            let polled = Pin::new(&mut self.inner).poll_read(cx, &mut read);
+            let count = read.filled().len();
+            self.ahead.extend_from_slice(read.filled());
+            pool::give_back(buffer);
+            polled.map_ok(|()| count)
+        })
+        .await
     }
 
     /// Reads exactly `count` bytes and gives them out.
@@ -216,23 +239,39 @@ pub(crate) struct Io {
     _permit: Option<Permit>,
     /// Has the connection end when the peer's certificate is revoked.
     _guard: Option<Guard>,
-    read_count: ReadCount,
+    traffic: Traffic,
     /// Whether an error was seen; it becomes the close's label.
     failed: bool,
 }
 
-/// How many bytes a connection has given out so far.
+/// What has passed through a connection, for who watches over it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ReadCount(Arc<AtomicU64>);
+pub(crate) struct Traffic(Arc<Passed>);
 
-impl ReadCount {
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Relaxed)
+#[derive(Debug, Default)]
+struct Passed {
+    read: AtomicU64,
+    unflushed: AtomicBool,
+}
+
+impl Traffic {
+    /// How many bytes the connection has given out so far.
+    pub(crate) fn read(&self) -> u64 {
+        self.0.read.load(Relaxed)
+    }
+
+    /// Whether all that it was given, or that somebody tried to give it, has left it.
+    pub(crate) fn is_flushed(&self) -> bool {
+        !self.0.unflushed.load(Relaxed)
     }
 
     /// One task reads a connection, so that no addition is lost.
-    fn add(&self, count: usize) {
-        self.0.store(self.0.load(Relaxed) + count as u64, Relaxed);
+    fn add_read(&self, count: usize) {
+        self.0.read.store(self.read() + count as u64, Relaxed);
+    }
+
+    fn set_flushed(&self, flushed: bool) {
+        self.0.unflushed.store(!flushed, Relaxed);
     }
 }
 
@@ -243,7 +282,7 @@ impl Io {
             open,
             _permit: None,
             _guard: None,
-            read_count: ReadCount::default(),
+            traffic: Traffic::default(),
             failed: false,
         }
     }
@@ -262,8 +301,8 @@ impl Io {
         self
     }
 
-    pub(crate) fn bytes_read(&self) -> ReadCount {
-        self.read_count.clone()
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.traffic.clone()
     }
 
     /// Whether TLS ends here: the client is another proxy.
@@ -330,7 +369,7 @@ impl Io {
         match &result {
             Poll::Ready(Ok(count)) if interest.is_readable() => {
                 self.open.read(*count);
-                self.read_count.add(*count);
+                self.traffic.add_read(*count);
             }
             Poll::Ready(Ok(count)) => self.open.wrote(*count),
             // A kernel that cannot splice is no failure of the connection's: its bytes are copied.
@@ -357,7 +396,7 @@ impl AsyncRead for Io {
         let result = Pin::new(&mut this.inner).poll_read(cx, buf);
         let count = buf.filled().len() - before;
         this.open.read(count);
-        this.read_count.add(count);
+        this.traffic.add_read(count);
         this.note(&result);
         result
     }
@@ -366,6 +405,7 @@ impl AsyncRead for Io {
 impl AsyncWrite for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.traffic.set_flushed(false);
         let result = Pin::new(&mut this.inner).poll_write(cx, buf);
         if let Poll::Ready(Ok(count)) = result {
             this.open.wrote(count);
@@ -380,6 +420,7 @@ impl AsyncWrite for Io {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.traffic.set_flushed(false);
         let result = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
         if let Poll::Ready(Ok(count)) = result {
             this.open.wrote(count);
@@ -393,10 +434,15 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_flush(cx);
+        this.traffic.set_flushed(matches!(result, Poll::Ready(Ok(()))));
+        result
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+        let this = self.get_mut();
+        this.traffic.set_flushed(false);
+        Pin::new(&mut this.inner).poll_shutdown(cx)
     }
 }

@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn connections_are_small() {
         let (inbound, outbound) = (future_bytes(inbound::accept), future_bytes(outbound::accept));
-        assert!(inbound <= 2_000, "an inbound connection takes {inbound} bytes");
-        assert!(outbound <= 2_000, "an outbound connection takes {outbound} bytes");
+        assert!(inbound <= 600, "an inbound connection takes {inbound} bytes");
+        assert!(outbound <= 600, "an outbound connection takes {outbound} bytes");
     }
 }

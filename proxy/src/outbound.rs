@@ -13,10 +13,10 @@ mod target;
 mod through;
 mod upgrade;
 
-use std::rc::Rc;
+use std::{net::SocketAddr, rc::Rc};
 
 use heddle_proxy_policy::{ClientPolicy, Meta, outbound::Protocol};
-use tokio::time::Instant;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tracing::debug;
 
 use crate::{
@@ -56,7 +56,7 @@ impl OutboundError {
     }
 }
 
-/// Serves one connection.
+/// Serves one connection. Its task holds little; what a stage needs is on the heap while it lasts.
 pub(crate) async fn accept(worker: Rc<Worker>, accepted: Accepted) {
     let addr = accepted.orig_dst;
     if let Err(error) = serve(&worker, accepted).await {
@@ -74,7 +74,28 @@ enum Carries {
     Tls(Option<String>),
 }
 
+/// A connection that it is known of where it goes.
+struct Known {
+    io: Io,
+    target: Rc<Target>,
+    client: SocketAddr,
+    drain: drain::Watch,
+    _place: OwnedSemaphorePermit,
+}
+
 async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), OutboundError> {
+    let (known, carries) = Box::pin(look_up(worker, accepted)).await?;
+    match carries {
+        Carries::Http(version) => {
+            Box::pin(http::serve(worker.clone(), known, version)).await;
+            Ok(())
+        }
+        Carries::Bytes => Box::pin(opaque::serve(worker, known, None)).await,
+        Carries::Tls(name) => Box::pin(opaque::serve(worker, known, name)).await,
+    }
+}
+
+async fn look_up(worker: &Rc<Worker>, accepted: Accepted) -> Result<(Box<Known>, Carries), OutboundError> {
     let Accepted {
         tcp,
         client,
@@ -86,30 +107,30 @@ async fn serve(worker: &Rc<Worker>, accepted: Accepted) -> Result<(), OutboundEr
         return Err(OutboundError::Loop);
     }
     let target = worker.outbound.target(worker, orig_dst.into())?;
-    let mut io = Io::new(Socket::Plain(Prefixed::new(tcp)), target.source().open());
-    let carries = match target.known().await {
+    let io = Io::new(Socket::Plain(Prefixed::new(tcp)), target.source().open());
+    let mut known = Box::new(Known {
+        io,
+        target,
+        client,
+        drain,
+        _place,
+    });
+    let io = &mut known.io;
+    let carries = match known.target.known().await {
         Outbound::Policy(policy) => match told(worker, &policy) {
-            Protocol::Detect { timeout, .. } => detect(worker, &policy.parent, &mut io, *timeout).await?,
+            Protocol::Detect { timeout, .. } => detect(worker, &policy.parent, io, *timeout).await?,
             Protocol::Http1(_) => Carries::Http(HttpVersion::Http1),
             Protocol::Http2(_) | Protocol::Grpc(_) => Carries::Http(HttpVersion::Http2),
             Protocol::Opaque(_) => Carries::Bytes,
-            Protocol::Tls(_) => server_name(&mut io, worker.config.outbound.detect_timeout).await?,
+            Protocol::Tls(_) => server_name(io, worker.config.outbound.detect_timeout).await?,
         },
         // HTTP clients are told what is wrong.
         _ => {
             let parent = Meta::default_named("unknown");
-            detect(worker, &parent, &mut io, worker.config.outbound.detect_timeout).await?
+            detect(worker, &parent, io, worker.config.outbound.detect_timeout).await?
         }
     };
-    // On the heap, so that connections of bytes need not have room for it.
-    match carries {
-        Carries::Http(version) => {
-            Box::pin(http::serve(worker.clone(), target, drain, io, version, client)).await;
-            Ok(())
-        }
-        Carries::Bytes => opaque::serve(worker, &target, drain, io, client.ip(), None).await,
-        Carries::Tls(name) => opaque::serve(worker, &target, drain, io, client.ip(), name.as_deref()).await,
-    }
+    Ok((known, carries))
 }
 
 async fn server_name(io: &mut Io, timeout: std::time::Duration) -> Result<Carries, OutboundError> {

@@ -26,6 +26,8 @@ use crate::{
 
 /// Idle connections and unused backends are looked for this often.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// A block of this size has pages of its own. Nothing is written to it.
+const LARGE_BLOCK_BYTES: usize = 2 << 20;
 
 /// What a worker is made of.
 #[derive(Clone)]
@@ -98,6 +100,12 @@ impl Worker {
     }
 }
 
+/// The allocator returns what has been free for a second to the system, but looks for it only when a large block comes or
+/// goes: after the last of many connections nothing else would.
+fn give_back_memory() {
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGE_BLOCK_BYTES)));
+}
+
 /// Runs a worker until its connections have ended after a drain. Blocks the thread.
 pub(crate) fn run(parts: Parts, listeners: listen::Listeners) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -143,6 +151,7 @@ pub(crate) fn run(parts: Parts, listeners: listen::Listeners) {
                 tick.tick().await;
                 sweeping.sweep();
                 crate::io::trim();
+                give_back_memory();
             }
         });
         let ending = worker.clone();

@@ -17,6 +17,7 @@ use super::{
     grpc_status,
     incoming::Incoming,
     replay::{Kept, Replay, ReplayBody},
+    serve::Busy,
 };
 use crate::{
     balance::{InFlight, Verdict},
@@ -293,6 +294,8 @@ pub(crate) struct ResponseBody {
     idle: Option<Box<Idle>>,
     /// Who else looks at the request; mostly nobody.
     observed: Option<Box<Observed>>,
+    /// The client's connection is busy with the request until then.
+    busy: Option<Busy>,
 }
 
 #[derive(Debug)]
@@ -342,7 +345,15 @@ impl ResponseBody {
             deadline: None,
             idle: None,
             observed: None,
+            busy: None,
         }
+    }
+
+    /// Holds that as long as there is more of the body.
+    #[must_use]
+    pub(super) fn holding(mut self, busy: Busy) -> Self {
+        self.busy = Some(busy);
+        self
     }
 
     /// Tells `tracker` of the end. A body that has ended already tells it at once.

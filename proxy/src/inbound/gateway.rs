@@ -18,7 +18,7 @@ use crate::{
 
 pub(super) async fn serve(
     worker: &Rc<Worker>,
-    known: Known,
+    known: Box<Known>,
     drain: drain::Watch,
     carries: Carries,
     name: NameAddr,
@@ -29,7 +29,7 @@ pub(super) async fn serve(
         peer,
         no_tls_reason,
         port,
-    } = known;
+    } = *known;
     let Some(id) = client.tls.identity() else {
         return Err(InboundError::NoIdentity);
     };

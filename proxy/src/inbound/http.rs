@@ -69,14 +69,14 @@ pub(super) struct Handles {
     allowed: Arc<Counter>,
 }
 
-pub(super) async fn serve(worker: Rc<Worker>, known: Known, drain: drain::Watch, version: HttpVersion) {
+pub(super) async fn serve(worker: Rc<Worker>, known: Box<Known>, drain: drain::Watch, version: HttpVersion) {
     let Known {
         io,
         client,
         peer,
         no_tls_reason,
         port,
-    } = known;
+    } = *known;
     let connection = Rc::new(Connection::new(
         worker.clone(),
         port,

@@ -13,27 +13,27 @@ use crate::{
 
 pub(super) async fn serve(
     worker: &Rc<Worker>,
-    known: Known,
+    mut known: Box<Known>,
     drain: drain::Watch,
 ) -> Result<(), InboundError> {
     let Known {
-        mut io,
+        io,
         client,
         peer: _,
         no_tls_reason,
         port,
-    } = known;
+    } = &mut *known;
     let judge = Judge {
         worker,
-        port: &port,
-        client: &client,
+        port,
+        client,
         no_tls_reason,
     };
-    let permit = judge.permit(&io)?;
+    let permit = judge.permit(io)?;
     let mut app = Box::pin(port.app().connect(&permit)).await?;
     let result = tokio::select! {
-        copied = copy(&mut io, &mut app) => copied.map_err(InboundError::from),
-        () = judge.until_forbidden() => Err(judge.terminate(&io)),
+        copied = copy(io, &mut app) => copied.map_err(InboundError::from),
+        () = judge.until_forbidden() => Err(judge.terminate(io)),
     };
     drop(drain);
     result

@@ -17,8 +17,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::{
-    Target, attempt::Attempt, counters::RouteCounters, mirror::Copies, overrides::Asked, sticky::Chosen,
-    target::Policy,
+    Known, Target, attempt::Attempt, counters::RouteCounters, mirror::Copies, overrides::Asked,
+    sticky::Chosen, target::Policy,
 };
 use crate::{
     balance::{Answer, Balancer, Endpoint, Picked, Terms, Verdict},
@@ -32,7 +32,6 @@ use crate::{
         serve::{self, HttpVersion},
         strict,
     },
-    io::Io,
     metrics::{
         http::End,
         labels::Labels,
@@ -98,14 +97,14 @@ pub(super) struct Errand<'p> {
     pub(super) until: Option<Instant>,
 }
 
-pub(super) async fn serve(
-    worker: Rc<Worker>,
-    target: Rc<Target>,
-    drain: drain::Watch,
-    io: Io,
-    version: HttpVersion,
-    addr: SocketAddr,
-) {
+pub(super) async fn serve(worker: Rc<Worker>, known: Box<Known>, version: HttpVersion) {
+    let Known {
+        io,
+        target,
+        client: addr,
+        drain,
+        _place,
+    } = *known;
     let ingress = worker.config.outbound.ingress;
     let client = Rc::new(Client::new(worker.clone(), target, addr, ingress, drain.clone()));
     let handle = move |request| {

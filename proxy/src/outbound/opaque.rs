@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use heddle_proxy_policy::outbound::{Affinity, OpaqueVerdict, Protocol};
 use tokio::time::Instant;
 
-use super::{OutboundError, Target, sticky};
+use super::{Known, OutboundError, Target, sticky};
 use crate::{
     balance::{Balancer, InFlight, Layer, Terms, Wish},
     http::ProxyError,
@@ -14,18 +14,16 @@ use crate::{
     worker::Worker,
 };
 
+/// Bytes have no good moment to stop: they end by themselves, or with the grace period.
 pub(super) async fn serve(
     worker: &Worker,
-    target: &Target,
-    drain: drain::Watch,
-    mut io: Io,
-    client: IpAddr,
-    server_name: Option<&str>,
+    mut known: Box<Known>,
+    server_name: Option<String>,
 ) -> Result<(), OutboundError> {
-    let carried = carry(worker, target, &mut io, client, server_name).await;
-    // Bytes have no good moment to stop: they end by themselves, or with the grace period.
-    drop(drain);
-    carried
+    let Known {
+        io, target, client, ..
+    } = &mut *known;
+    carry(worker, target, io, client.ip(), server_name.as_deref()).await
 }
 
 /// Connects to an endpoint and copies both ways.

@@ -1,5 +1,7 @@
 //! What an idle process holds, and what each idle connection adds to it. The kernel's own memory is not counted.
 
+use std::time::Duration;
+
 use super::super::{
     arms::{Arm, Arms, Way},
     client::Hold,
@@ -8,6 +10,8 @@ use super::super::{
 use crate::record::Record;
 
 const FEW: usize = 1_000;
+/// Connections are idle when nothing has passed for so long.
+const IDLE_TIME: Duration = Duration::from_secs(5);
 /// Where the limit of open files allows so many.
 const MANY: usize = 10_000;
 
@@ -67,6 +71,7 @@ pub(super) fn run(arms: &Arms, here: &[Arm]) -> anyhow::Result<Vec<Record>> {
                 };
                 let before = memory()?;
                 let held = Hold::new(netns, address, count, http)?;
+                std::thread::park_timeout(IDLE_TIME);
                 // Of the two sides the one that each costs more.
                 let each = memory()?
                     .iter()
