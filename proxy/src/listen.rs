@@ -95,6 +95,8 @@ fn bind(addr: SocketAddr) -> Result<std::net::TcpListener, BindError> {
         if addr.is_ipv6() {
             socket.set_only_v6(false)?;
         }
+        // What is accepted has the listener's options (tcp(7)): they are not set once for each connection.
+        set_options(&SockRef::from(&socket));
         socket.bind(&addr.into())?;
         socket.listen(BACKLOG)?;
         Ok(socket.into())
@@ -131,7 +133,6 @@ async fn accept_all(
     };
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let accepted = |tcp: TcpStream, client: SocketAddr, place: OwnedSemaphorePermit| {
-        set_options(&tcp);
         // Without a redirection the client wanted the very address that it reached.
         if let Some(orig_dst) = orig_dst(&tcp).or_else(|| tcp.local_addr().ok()) {
             let (client, orig_dst) = (canonical(client), canonical(orig_dst));
@@ -213,6 +214,21 @@ fn canonical(addr: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::KEEPALIVE;
+
+    /// Set on the listener, they must be each connection's: without them every second write would wait for an
+    /// acknowledgement.
+    #[tokio::test]
+    async fn accepted_connections_have_the_listeners_options() {
+        let listener = bind(([127, 0, 0, 1], 0).into()).expect("a port is free");
+        let listener = TcpListener::from_std(listener).expect("it is bound");
+        let addr = listener.local_addr().expect("it is bound");
+        let (client, accepted) = tokio::join!(TcpStream::connect(addr), listener.accept());
+        let (tcp, _client) = (accepted.expect("it was made").0, client.expect("it listens"));
+        let socket = SockRef::from(&tcp);
+        assert!(tcp.nodelay().expect("an option") && socket.keepalive().expect("an option"));
+        assert_eq!(socket.tcp_keepalive_time().expect("an option"), KEEPALIVE);
+    }
 
     fn future_bytes<F: Future>(_: fn(Rc<Worker>, Accepted) -> F) -> usize {
         size_of::<F>()

@@ -38,7 +38,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const NEAR_PATIENCE: Duration = Duration::from_secs(1);
 /// Data that the peer has not acknowledged for so long means that it is gone.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(15);
-const KEEPALIVE: Duration = Duration::from_secs(10);
+pub(crate) const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Idle HTTP/1 connections of one worker to one address, and how long each is kept. The time is Linkerd's.
 const IDLE_MAX: usize = 1_024;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -199,7 +199,7 @@ impl Upstream {
         };
         let patience = if *near { NEAR_PATIENCE } else { Duration::ZERO };
         let tcp = connect_tcp(addr, *connect_timeout, patience).await?;
-        set_options(&tcp);
+        set_options(&SockRef::from(&tcp));
         let Some(TargetTls { peer, header }) = tls else {
             return Ok(Io::new(Socket::Plain(Prefixed::new(tcp)), self.tcp.open()).holding(permit));
         };
@@ -440,9 +440,8 @@ async fn connect_tcp(
 }
 
 /// Options of all connections between proxies and applications.
-pub(crate) fn set_options(tcp: &TcpStream) {
-    let socket = SockRef::from(tcp);
+pub(crate) fn set_options(socket: &SockRef<'_>) {
     // A kernel that refuses one of these still carries bytes.
-    let _ = tcp.set_nodelay(true);
+    let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE));
 }

@@ -20,8 +20,22 @@ pub fn peer_spiffe_id(certs: &[CertificateDer<'_>]) -> Option<SpiffeId> {
 /// are not one SPIFFE ID, or one of another service account: a peer whose name is in doubt has no name. The chain must have been verified before (rustls has when a handshake is done).
 pub fn peer_identity(certs: &[CertificateDer<'_>]) -> Option<Identity> {
     let (_, cert) = X509Certificate::from_der(certs.first()?).ok()?;
-    let names = cert.subject_alternative_name().ok()??;
-    let mut dns = names.value.general_names.iter().filter_map(|name| match name {
+    identity(&cert.subject_alternative_name().ok()??.value.general_names)
+}
+
+/// Who the peer is: [`peer_identity`], or for a certificate without any DNS name [`peer_spiffe_id`].
+pub fn peer_id(certs: &[CertificateDer<'_>]) -> Option<PeerId> {
+    let (_, cert) = X509Certificate::from_der(certs.first()?).ok()?;
+    let names = &cert.subject_alternative_name().ok()??.value.general_names;
+    let is_dns = |name: &GeneralName<'_>| matches!(name, GeneralName::DNSName(_));
+    match names.iter().any(is_dns) {
+        true => identity(names).map(PeerId::Dns),
+        false => uris(names).ok()?.map(PeerId::Spiffe),
+    }
+}
+
+fn identity(names: &[GeneralName<'_>]) -> Option<Identity> {
+    let mut dns = names.iter().filter_map(|name| match name {
         GeneralName::DNSName(name) => Some(*name),
         _ => None,
     });
@@ -30,7 +44,7 @@ pub fn peer_identity(certs: &[CertificateDer<'_>]) -> Option<Identity> {
         _ => return None,
     };
     // Other authorities give other IDs to workloads (SPIRE, say); two names of the mesh's own forms must agree.
-    let spiffe = uris(&names.value.general_names).ok()?;
+    let spiffe = uris(names).ok()?;
     let accounts = (
         spiffe.and_then(|id| id.service_account()),
         identity.service_account(),
@@ -38,17 +52,6 @@ pub fn peer_identity(certs: &[CertificateDer<'_>]) -> Option<Identity> {
     match accounts {
         (Some(of_uri), Some(of_name)) if of_uri != of_name => None,
         _ => Some(identity),
-    }
-}
-
-/// Who the peer is: [`peer_identity`], or for a certificate without any DNS name [`peer_spiffe_id`].
-pub fn peer_id(certs: &[CertificateDer<'_>]) -> Option<PeerId> {
-    let (_, cert) = X509Certificate::from_der(certs.first()?).ok()?;
-    let names = cert.subject_alternative_name().ok()??;
-    let is_dns = |name: &GeneralName<'_>| matches!(name, GeneralName::DNSName(_));
-    match names.value.general_names.iter().any(is_dns) {
-        true => peer_identity(certs).map(PeerId::Dns),
-        false => uris(&names.value.general_names).ok()?.map(PeerId::Spiffe),
     }
 }
 
