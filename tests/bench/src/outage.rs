@@ -49,7 +49,7 @@ const NAMESPACE: &str = "bench";
 const PORT: u16 = 8080;
 const ONE: &str = Pair::SERVER_IP;
 const TWO: &str = "10.77.0.3";
-/// Load before the outage and after everything is current.
+/// Load before the outage and after everything is current, unless the outage itself is short.
 const CALM: Duration = Duration::from_secs(5);
 /// Far longer than being current again may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -85,14 +85,15 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<Vec<Record>> {
     };
     pods.start(&client, &plane, &options.binaries).await?;
 
+    let outage = Duration::from_secs(options.seconds);
+    let calm = CALM.min(outage / 2);
     let load = pods.load(&format!("{service}:80"), options)?;
     load.wait_for("one", 100).await?;
-    sleep(CALM).await;
+    sleep(calm).await;
     for program in plane.programs() {
         program.kill()?;
     }
     eprintln!("The control plane is gone for {} s", options.seconds);
-    let outage = Duration::from_secs(options.seconds);
     sleep(outage / 2).await;
     slice(&client, TWO).await?;
     sleep(outage / 2).await;
@@ -118,7 +119,7 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<Vec<Record>> {
         sleep(Duration::from_millis(20)).await;
     }
     let current = begun.elapsed().as_secs_f64();
-    sleep(CALM).await;
+    sleep(calm).await;
     let counts = load.finish()?;
     eprintln!(
         "{} requests, {} failed{}; current {first:.2} s after the start of the control plane, all streams {current:.2} s",

@@ -59,6 +59,11 @@ pub const BUILD_PACKAGES: &[Package] = &[
     ),
     program("gcc", "cc", "linking Rust programs"),
     program("tcpdump", "tcpdump", "looking at pods' traffic"),
+    program(
+        "nginx-light",
+        "nginx",
+        "the application while the control plane is gone",
+    ),
     Package {
         name: "ca-certificates",
         purpose: "fetching modules",
