@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use heddle_tests_harness::wait::{self, Look};
 use serde_yaml::Value;
+use similar::TextDiff;
 
 use crate::{heddle::Heddle, kubectl::Kubectl};
 
@@ -127,23 +128,34 @@ pub fn compare(report: &Path, kept: &Path) -> Result<()> {
         return fs::write(kept, text).with_context(|| format!("failed to write {}", kept.display()));
     }
     let expected = fs::read_to_string(kept).with_context(|| format!("failed to read {}", kept.display()))?;
+    let (found, expected) = (shown(&text)?, shown(&expected)?);
     ensure!(
-        shown(&text)? == shown(&expected)?,
-        "{} differs from {}: run again with UPDATE_EXPECT=1 if it should",
+        found == expected,
+        "{} differs from {}: run again with UPDATE_EXPECT=1 if it should\n{}",
         report.display(),
-        kept.display()
+        kept.display(),
+        TextDiff::from_lines(&expected, &found).unified_diff()
     );
     Ok(())
 }
 
-/// A report without what every run changes.
-fn shown(report: &str) -> Result<Value> {
+/// A report without what every run changes: its date, and the order of the profiles, which the suite keeps in a map.
+fn shown(report: &str) -> Result<String> {
     let mut report: Value = serde_yaml::from_str(report).context("a conformance report is YAML")?;
     let fields = report
         .as_mapping_mut()
         .context("a conformance report has fields")?;
     fields.remove("date");
-    Ok(report)
+    fields
+        .get_mut("profiles")
+        .and_then(Value::as_sequence_mut)
+        .context("a conformance report has profiles")?
+        .sort_by(|one, other| name(one).cmp(&name(other)));
+    serde_yaml::to_string(&report).context("a conformance report can be written")
+}
+
+fn name(profile: &Value) -> Option<&str> {
+    profile.get("name").and_then(Value::as_str)
 }
 
 #[cfg(test)]
@@ -151,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_feature_shows_and_another_day_does_not() {
+    fn a_lost_feature_shows_and_another_day_or_order_does_not() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             let path = folder.path().join(name);
@@ -160,17 +172,18 @@ mod tests {
         };
         let kept = file(
             "kept",
-            "date: yesterday\nprofiles: [{extended: {supportedFeatures: [A, B]}}]\n",
+            "date: yesterday\nprofiles: [{name: HTTP, extended: {supportedFeatures: [A, B]}}, {name: GRPC}]\n",
         );
         let same = file(
             "same",
-            "date: today\nprofiles: [{extended: {supportedFeatures: [A, B]}}]\n",
+            "date: today\nprofiles: [{name: GRPC}, {name: HTTP, extended: {supportedFeatures: [A, B]}}]\n",
         );
         let less = file(
             "less",
-            "date: today\nprofiles: [{extended: {supportedFeatures: [A]}}]\n",
+            "date: today\nprofiles: [{name: HTTP, extended: {supportedFeatures: [A]}}, {name: GRPC}]\n",
         );
-        assert!(compare(&same, &kept).is_ok());
-        assert!(compare(&less, &kept).is_err());
+        compare(&same, &kept).unwrap();
+        let error = compare(&less, &kept).unwrap_err().to_string();
+        assert!(error.contains("-    - B\n"), "{error}");
     }
 }
