@@ -7,13 +7,9 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use heddle_mesh::{Identity, ServiceAccountRef, TrustDomain};
+use heddle_mesh::{IDENTITY_TOKEN_AUDIENCE, Identity, ServiceAccountRef, TrustDomain};
+use heddle_tests_harness::token;
 use heddle_tls::{CertifyLoop, ClientAuth, ControlChannel, Store, connect::ChannelOptions, roots};
-use k8s_openapi::api::{
-    authentication::v1::{TokenRequest, TokenRequestSpec},
-    core::v1::ServiceAccount,
-};
-use kube::{Api, Client, api::PostParams};
 use linkerd2_proxy_api::destination::{GetDestination, Update, destination_client::DestinationClient};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::json;
@@ -65,22 +61,6 @@ fn identity(namespace: &str, name: &str) -> anyhow::Result<Identity> {
         "linkerd",
         &TrustDomain::default(),
     )?)
-}
-
-/// A token of a service account for the identity service.
-async fn token(client: &Client, namespace: &str, account: &str) -> anyhow::Result<String> {
-    let request = TokenRequest {
-        spec: Some(TokenRequestSpec {
-            audiences: Some(vec![heddle_mesh::IDENTITY_TOKEN_AUDIENCE.to_owned()]),
-            ..TokenRequestSpec::default()
-        }),
-        ..TokenRequest::default()
-    };
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let made = accounts
-        .create_token_request(account, &PostParams::default(), &request)
-        .await?;
-    made.status.and_then(|status| status.token).context("no token")
 }
 
 /// A proxy's connection to the destination service.
@@ -149,7 +129,10 @@ async fn a_revoked_client_is_cut_off_and_refused_and_others_are_not() -> anyhow:
         writer
             .apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}))
             .await?;
-        std::fs::write(files.path(account), token(&client, namespace, account).await?)?;
+        std::fs::write(
+            files.path(account),
+            token::request(&client, namespace, account, IDENTITY_TOKEN_AUDIENCE).await?,
+        )?;
     }
     web_service(&writer).await?;
 

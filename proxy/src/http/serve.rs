@@ -39,6 +39,7 @@ const FRAME_BYTES_MAX: u32 = 64 * 1024;
 /// A meshed peer that does not answer pings is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HttpVersion {

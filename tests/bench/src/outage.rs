@@ -14,9 +14,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use heddle_mesh::IDENTITY_TOKEN_AUDIENCE;
 use heddle_tests_harness::{
     cluster::{Cluster, ClusterOptions, Mode},
     progress::Progress,
+    token,
 };
 use kube::Client;
 use serde_json::{Value, json};
@@ -253,7 +255,10 @@ impl Pods {
         ] {
             sidecar::redirect(netns, init, "8086", "8086")?;
             let token = dir.join(format!("token-{pod}"));
-            std::fs::write(&token, plane::token(client, NAMESPACE, pod).await?)?;
+            std::fs::write(
+                &token,
+                token::request(client, NAMESPACE, pod, IDENTITY_TOKEN_AUDIENCE).await?,
+            )?;
             std::fs::set_permissions(&token, PermissionsExt::from_mode(0o644))?;
             let sidecar = Sidecar {
                 dir: &dir,

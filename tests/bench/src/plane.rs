@@ -9,14 +9,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use heddle_tests_harness::{cluster::Cluster, crds, wait};
-use k8s_openapi::api::{
-    authentication::v1::{TokenRequest, TokenRequestSpec},
-    core::v1::ServiceAccount,
-};
+use heddle_mesh::IDENTITY_TOKEN_AUDIENCE;
+use heddle_tests_harness::{cluster::Cluster, crds, token, wait};
 use kube::{
     Api, Client,
-    api::{DynamicObject, Patch, PatchParams, PostParams},
+    api::{DynamicObject, Patch, PatchParams},
     core::{ApiResource, GroupVersionKind},
 };
 use rcgen::{
@@ -30,7 +27,6 @@ use crate::proxy::{cpu_seconds, resident_bytes};
 /// Until a program is ready: it lists the whole cluster first.
 const READY_LIMIT: Duration = Duration::from_secs(120);
 const CONTROL_NAMESPACE: &str = "linkerd";
-const AUDIENCE: &str = "identity.l5d.io";
 
 /// A running control plane; its processes are killed when dropped.
 pub(crate) struct Plane {
@@ -245,7 +241,13 @@ impl Files {
         std::fs::write(dir.path().join("issuer/ca.crt"), root.pem())?;
         std::fs::write(dir.path().join("ca-bundle.crt"), root.pem())?;
         std::fs::write(dir.path().join("values"), "")?;
-        let token = token(client, CONTROL_NAMESPACE, "linkerd-destination").await?;
+        let token = token::request(
+            client,
+            CONTROL_NAMESPACE,
+            "linkerd-destination",
+            IDENTITY_TOKEN_AUDIENCE,
+        )
+        .await?;
         std::fs::write(dir.path().join("token"), token)?;
         let issuer = Issuer::from_ca_cert_pem(&cert.pem(), key)?;
         Ok(Self {
@@ -353,23 +355,6 @@ pub(crate) async fn apply(client: &Client, object: Value) -> Result<()> {
         .await
         .with_context(|| format!("failed to apply {kind} {name}"))?;
     Ok(())
-}
-
-/// A token of a service account for the identity service.
-pub(crate) async fn token(client: &Client, namespace: &str, account: &str) -> Result<String> {
-    let request = TokenRequest {
-        spec: Some(TokenRequestSpec {
-            audiences: Some(vec![AUDIENCE.to_owned()]),
-            ..TokenRequestSpec::default()
-        }),
-        ..TokenRequest::default()
-    };
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let answer = accounts
-        .create_token_request(account, &PostParams::default(), &request)
-        .await?;
-    let token = answer.status.and_then(|status| status.token);
-    token.context("a token request is answered with a token")
 }
 
 fn free_addr(ip: IpAddr) -> Result<SocketAddr> {

@@ -21,6 +21,7 @@ pub mod host;
 pub mod image;
 pub mod netns;
 pub mod progress;
+pub mod token;
 pub mod tools;
 pub mod wait;
 
