@@ -7,11 +7,10 @@
 
 use std::{collections::HashMap, fmt, num::NonZeroU32, sync::Mutex, time::Duration};
 
-use aws_lc_rs::digest;
 use heddle_mesh::Identity;
 use tokio::time::Instant;
 
-use crate::token::{Account, Token};
+use crate::token::{Account, Token, half_digest};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// A pod needs one certificate in many hours, and one more at each start of its proxy; a crash loop starts it some
@@ -63,8 +62,15 @@ struct Table {
     sweep_after: Instant,
 }
 
-/// Half a SHA-256: tokens are not kept, and keys have one size.
-type Key = [u8; 16];
+/// Half a SHA-256 of a name or a token: tokens are not kept, and keys have one size.
+type Key = (Kind, [u8; 16]);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Token,
+    Pod,
+    Identity,
+}
 
 impl Limiter {
     /// Counts to `rates`.
@@ -89,7 +95,7 @@ impl Limiter {
     /// # Errors
     /// It has.
     pub fn admit(&self, token: &Token, now: Instant) -> Result<(), Limited> {
-        let key = key(b"token", token.digest());
+        let key = (Kind::Token, *token.digest());
         let per_minute = self.rates.pod;
         self.lock().check(&key, per_minute, now).map_err(|wait| Limited {
             of: Whose::Token,
@@ -110,12 +116,12 @@ impl Limiter {
         now: Instant,
     ) -> Result<(), Limited> {
         let Rates { pod, identity: all } = self.rates;
-        let token = key(b"token", token.digest());
+        let token = (Kind::Token, *token.digest());
         let of_pod = account
             .pod
             .as_ref()
-            .map(|bound| key(b"pod", bound.uid.as_bytes()));
-        let of_all = key(b"identity", identity.as_str().as_bytes());
+            .map(|bound| (Kind::Pod, half_digest(bound.uid.as_bytes())));
+        let of_all = (Kind::Identity, half_digest(identity.as_str().as_bytes()));
         let mut table = self.lock();
         let limited = |of, per_minute, wait| Limited {
             of,
@@ -177,18 +183,6 @@ impl Table {
             self.whole_at.insert(key, now + step);
         }
     }
-}
-
-fn key(kind: &[u8], name: &[u8]) -> Key {
-    let mut context = digest::Context::new(&digest::SHA256);
-    context.update(kind);
-    context.update(&[0]);
-    context.update(name);
-    *context
-        .finish()
-        .as_ref()
-        .first_chunk()
-        .expect("SHA-256 has 32 bytes, more than the 16 of a key")
 }
 
 fn whole_secs(wait: Duration) -> u64 {

@@ -6,20 +6,17 @@
 //! its last leaf is over. A broken file keeps the last good revocations: what is revoked must not become good by a slip.
 
 use std::{
-    convert::Infallible,
     path::PathBuf,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use aws_lc_rs::digest;
 use heddle_daemon::report;
-use heddle_tls::revocation::{LISTS_PATH, LISTS_SERVICE, Revocations, RevocationsError};
+use heddle_tls::revocation::{LISTS_PATH, Revocations, RevocationsError};
 use http::{Method, Request, Response, StatusCode, header};
-use tonic::{body::Body, server::NamedService};
-use tower_service::Service;
+use tonic::body::Body;
 use tracing::{info, warn};
 
 use crate::{
@@ -223,7 +220,7 @@ impl ListService {
         Self(published)
     }
 
-    fn answer(&self, request: &Request<Body>) -> Response<Body> {
+    pub(crate) fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
         let plain = |status| {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = status;
@@ -253,23 +250,5 @@ impl ListService {
             headers.insert(header::ETAG, etag);
         }
         response
-    }
-}
-
-impl NamedService for ListService {
-    const NAME: &'static str = LISTS_SERVICE;
-}
-
-impl Service<Request<Body>> for ListService {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        std::future::ready(Ok(self.answer(&request)))
     }
 }

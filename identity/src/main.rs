@@ -20,6 +20,7 @@ use heddle_identity::{
     lists::{ListKeeper, ListService},
     metrics::Metrics,
     own::Own,
+    served::Served,
     service::{Service, Settings},
     token::Reviews,
     watch::Keeper,
@@ -32,7 +33,6 @@ use heddle_tls::{
 };
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
-use tonic::service::Routes;
 use tracing::{error, warn};
 
 /// The service account that the identity service runs as; part of its own identity.
@@ -40,9 +40,13 @@ const SERVICE_ACCOUNT: &str = "linkerd-identity";
 const DRAIN_GRACE: Duration = Duration::from_secs(10);
 const ROOTS_RETRY: Duration = Duration::from_secs(2);
 const ROOTS_WAIT: Duration = Duration::from_secs(15);
-/// Proxies come once in many hours and hold no streams.
+/// Proxies come once in many hours and hold no streams: a connection is 50 kB for nothing once it has had its answer. All of
+/// these together are less than the smallest limit of memory in the profiles.
+const CONNECTIONS_MAX: usize = 3072;
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(15 * 60);
 const STREAMS_MAX: u32 = 128;
+/// More than the wait for a turn and the review together, and than what proxies wait.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Signs certificates for the service accounts of meshed pods.
 #[derive(Debug, Parser)]
@@ -225,17 +229,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let service = Service::new(settings, issuer, reviews, metrics, events)
         .revoked(revoked)
         .into_server();
-    let mut routes = Routes::new(service);
-    if let Some(lists) = &lists {
-        routes = routes.add_service(ListService::new(lists.published()));
-    }
+    let published = lists.as_ref().map(|lists| ListService::new(lists.published()));
     let lists = lists.map(|lists| tokio::spawn(lists.run()));
     let limits = Limits {
+        connections_max: CONNECTIONS_MAX,
         streams_max: STREAMS_MAX,
+        request_timeout: Some(REQUEST_TIMEOUT),
         connection_age_max: Some(CONNECTION_AGE_MAX),
         ..Limits::default()
     };
-    let server = Server::new(routes).limits(limits);
+    let server = Server::only(Served::new(service, published)).limits(limits);
     let listener = serve::bind(listen_addr)
         .await
         .context("failed to start the gRPC service")?;

@@ -8,17 +8,21 @@
 //! tokens that are bound to no pod, such as those of `kubectl create token`.
 
 mod api;
+mod review;
 
-use std::{collections::BTreeMap, fmt, future::Future, time::Duration};
+use std::{fmt, future::Future, time::Duration};
 
 use aws_lc_rs::digest;
 use heddle_mesh::{IDENTITY_TOKEN_AUDIENCE, IdentityError, ServiceAccountRef};
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
+use hyper::body::Bytes;
 use kube::Config;
 use tokio::time::timeout;
 
 pub use self::api::ApiError;
-use self::api::Connections;
+use self::{
+    api::Connections,
+    review::{Extra, Verdict},
+};
 
 /// A token is one or two kilobytes.
 pub const TOKEN_BYTES_MAX: usize = 64 * 1024;
@@ -30,8 +34,6 @@ const FIRST_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// An overloaded API server may want more time than that, and gets as much as a second.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(1);
-const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
-const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
 /// A bearer token as received. It is never printed.
 pub struct Token {
@@ -138,10 +140,7 @@ impl Token {
             _ if !bytes.iter().all(u8::is_ascii_graphic) => Err(InvalidToken::Malformed),
             _ => Ok(Self {
                 text: String::from_utf8_lossy(bytes).into_owned(),
-                digest: *digest::digest(&digest::SHA256, bytes)
-                    .as_ref()
-                    .first_chunk()
-                    .expect("SHA-256 has 32 bytes, more than 16"),
+                digest: half_digest(bytes),
             }),
         }
     }
@@ -180,9 +179,9 @@ impl Reviews {
 impl Reviews {
     /// Asks, and once more when an answer may yet be had: an API server that rolls or is overloaded is back in a moment,
     /// and a proxy that starts now has nothing to fall back on.
-    async fn review(&self, review: &TokenReview) -> Result<Option<TokenReviewStatus>, TokenError> {
-        let least = match timeout(FIRST_TIMEOUT, self.api.ask(review, false)).await {
-            Ok(Ok(status)) => return Ok(status),
+    async fn review(&self, question: &Bytes) -> Result<Option<Verdict>, TokenError> {
+        let least = match timeout(FIRST_TIMEOUT, self.api.ask(question, false)).await {
+            Ok(Ok(verdict)) => return Ok(verdict),
             Ok(Err(error)) => match error.passes_after() {
                 Some(wait) => wait.clamp(RETRY_AFTER / 2, RETRY_AFTER_MAX),
                 None => return Err(TokenError::Review(error)),
@@ -193,7 +192,7 @@ impl Reviews {
             tokio::time::sleep(least + RETRY_AFTER.mul_f64(rand::random_range(0.0..0.5))).await;
         }
         self.api
-            .ask(review, true)
+            .ask(question, true)
             .await
             .map_err(|error| match error.passes_after() {
                 Some(_) => TokenError::Unavailable(error),
@@ -204,16 +203,11 @@ impl Reviews {
 
 impl Authenticate for Reviews {
     async fn authenticate(&self, token: &Token) -> Result<Account, TokenError> {
-        let review = TokenReview {
-            spec: TokenReviewSpec {
-                audiences: Some(vec![IDENTITY_TOKEN_AUDIENCE.to_owned()]),
-                token: token.secret().to_owned(),
-            },
-            ..TokenReview::default()
-        };
-        let status = timeout(REVIEW_TIMEOUT, self.review(&review));
-        let status = status.await.unwrap_or(Err(TokenError::Timeout))?;
-        let account = judge(status.ok_or(TokenError::NoStatus)?)?;
+        let question =
+            review::question(token).map_err(|error| TokenError::Review(ApiError::Question(error)))?;
+        let verdict = timeout(REVIEW_TIMEOUT, self.review(&question));
+        let verdict = verdict.await.unwrap_or(Err(TokenError::Timeout))?;
+        let account = judge(verdict.ok_or(TokenError::NoStatus)?)?;
         if self.require_pod && account.pod.is_none() {
             return Err(TokenError::NotBound);
         }
@@ -222,13 +216,13 @@ impl Authenticate for Reviews {
 }
 
 /// Reads the API's verdict. It must say "authenticated", confirm the audience, and name a service account.
-fn judge(status: TokenReviewStatus) -> Result<Account, TokenError> {
-    let TokenReviewStatus {
+fn judge(verdict: Verdict) -> Result<Account, TokenError> {
+    let Verdict {
         audiences,
         authenticated,
         error,
         user,
-    } = status;
+    } = verdict;
     if authenticated != Some(true) {
         return Err(TokenError::Refused { reason: error });
     }
@@ -251,9 +245,10 @@ fn judge(status: TokenReviewStatus) -> Result<Account, TokenError> {
 }
 
 /// The pod that the review names: by name and UID, each once, or not at all.
-fn bound_pod(mut extra: BTreeMap<String, Vec<String>>) -> Result<Option<BoundPod>, TokenError> {
-    let mut values = |key| extra.remove(key).unwrap_or_default();
-    match (values(POD_NAME).as_mut_slice(), values(POD_UID).as_mut_slice()) {
+fn bound_pod(extra: Extra) -> Result<Option<BoundPod>, TokenError> {
+    let Extra { pod_name, pod_uid } = extra;
+    let (mut names, mut uids) = (pod_name.unwrap_or_default(), pod_uid.unwrap_or_default());
+    match (names.as_mut_slice(), uids.as_mut_slice()) {
         ([], []) => Ok(None),
         ([name], [uid]) if !name.is_empty() && !uid.is_empty() => Ok(Some(BoundPod {
             name: std::mem::take(name),
@@ -261,6 +256,14 @@ fn bound_pod(mut extra: BTreeMap<String, Vec<String>>) -> Result<Option<BoundPod
         })),
         _ => Err(TokenError::PodInDoubt),
     }
+}
+
+/// Half a SHA-256: what stands for a text that is not to be kept.
+pub(crate) fn half_digest(text: &[u8]) -> [u8; 16] {
+    *digest::digest(&digest::SHA256, text)
+        .as_ref()
+        .first_chunk()
+        .expect("SHA-256 has 32 bytes, more than 16")
 }
 
 impl fmt::Debug for Token {

@@ -16,6 +16,7 @@ use heddle_identity::{
     lists::{ListKeeper, ListService},
     metrics::Metrics,
     own::Own,
+    served::Served,
     service::{Service, Settings},
     token::{Account, Authenticate, Token, TokenError},
     watch::Keeper,
@@ -38,7 +39,6 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tonic::service::Routes;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -159,9 +159,9 @@ impl Mesh {
         let list_service = ListService::new(lists.published());
         mesh.tasks.spawn(lists.run());
         let service = Service::new(settings, issuer, Tokens, metrics, events).revoked(revoked);
-        let routes = Routes::new(service.into_server()).add_service(list_service);
+        let served = Served::new(service.into_server(), Some(list_service));
         mesh.tasks
-            .spawn(Server::new(routes).serve_tls(listener, store, watch));
+            .spawn(Server::only(served).serve_tls(listener, store, watch));
         mesh
     }
 

@@ -14,6 +14,7 @@ pub mod connect;
 pub mod leaf;
 pub mod metrics;
 pub mod peer;
+pub mod pieces;
 pub mod revocation;
 pub mod roots;
 pub mod serve;

@@ -1,13 +1,25 @@
 //! Serves gRPC over mesh TLS: every request's extensions tell who calls ([`Peer`]).
 //!
 //! Bounded on every side: connections, time of a handshake, streams, header bytes, time without a sign of life, and
-//! time to drain.
+//! time to drain. When there are as many connections as may be, one that nothing is asked on goes for each that comes.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+mod places;
 
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
 use heddle_daemon::report::chain;
 use heddle_mesh::Identity;
-use http::Request;
+use http::{Request, Response};
+use http_body::{Frame, SizeHint};
 use hyper::{
     body::Incoming,
     rt::{Read, Write},
@@ -16,21 +28,32 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
+    io::Interest,
     net::{TcpListener, TcpSocket, TcpStream},
     sync::Semaphore,
     task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
-use tonic::service::Routes;
-use tower::ServiceExt;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tonic::{Status, body::Body, service::Routes};
+use tower::{Service, ServiceExt};
 use tracing::{Instrument, debug, debug_span, info, warn};
 
-use crate::{PeerLeaf, Store, peer_identity};
+use self::places::{Busy, Place, Places};
+use crate::{
+    PeerLeaf, Store, peer_identity,
+    pieces::{Pieces, Unvectored},
+};
 
 /// Connections that wait to be accepted; the kernel has its own bound. A cluster that restarts comes all at once, and who
 /// finds the queue full comes back after a second at the soonest.
 const BACKLOG: u32 = 8192;
+
+/// Handshakes at a time, in the order in which connections came: when thousands come at once, the first are done before they
+/// have given up, and only these take memory.
+const HANDSHAKES_MAX: usize = 128;
+/// One that takes longer waits for its peer; it goes on, and another begins.
+const HANDSHAKE_TURN: Duration = Duration::from_millis(250);
 
 /// Who is at the other end of a request's connection; in the request's extensions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,12 +69,14 @@ pub struct Peer {
 /// The bounds of a server.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at a time; more wait in the kernel's queue.
+    /// Connections at a time; more wait in the kernel's queue until one without a request has been cut.
     pub connections_max: usize,
     /// For a TLS handshake.
     pub handshake_timeout: Duration,
     /// Streams at a time of one connection.
     pub streams_max: u32,
+    /// A request is given up after this; `None` where streams may live for ever.
+    pub request_timeout: Option<Duration>,
     /// Bytes of a request's headers.
     pub header_bytes_max: u32,
     /// A silent peer is asked after this …
@@ -70,6 +95,7 @@ impl Default for Limits {
             connections_max: 20_000,
             handshake_timeout: Duration::from_secs(10),
             streams_max: 4096,
+            request_timeout: None,
             header_bytes_max: 16 * 1024,
             keep_alive_interval: Duration::from_secs(20),
             keep_alive_timeout: Duration::from_secs(20),
@@ -94,9 +120,28 @@ pub struct BindError {
 
 /// gRPC services with their bounds.
 #[derive(Clone, Debug)]
-pub struct Server {
-    routes: Routes,
+pub struct Server<S = Routes> {
+    service: S,
     limits: Limits,
+}
+
+/// What can be served: whatever happens, it answers.
+pub trait Serve:
+    Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> Serve for S where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
 }
 
 /// Listens on `addr`.
@@ -119,8 +164,15 @@ pub async fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
 impl Server {
     /// Serves `routes` within the default bounds.
     pub fn new(routes: Routes) -> Self {
+        Self::only(routes.prepare())
+    }
+}
+
+impl<S: Serve> Server<S> {
+    /// Serves `service` alone, without a router, within the default bounds.
+    pub fn only(service: S) -> Self {
         Self {
-            routes: routes.prepare(),
+            service,
             limits: Limits::default(),
         }
     }
@@ -156,40 +208,38 @@ impl Server {
     async fn accept(self, listener: TcpListener, store: Option<Store>, drain: drain::Watch) {
         let tls = store.is_some();
         info!(addr = ?listener.local_addr().ok(), tls, "Serving gRPC");
-        let places = Arc::new(Semaphore::new(
-            self.limits.connections_max.clamp(1, Semaphore::MAX_PERMITS),
-        ));
+        let places = Places::new(self.limits.connections_max, self.limits.request_timeout);
+        let turns = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         let server = Arc::new(self);
         let mut connections = JoinSet::new();
         let signaled = drain.clone().signaled();
         let mut signaled = std::pin::pin!(signaled);
+        let mut waiting = None;
         let _release = loop {
-            let next = async {
-                let place = Arc::clone(&places)
-                    .acquire_owned()
-                    .await
-                    .expect("the semaphore is never closed");
-                (place, listener.accept().await)
-            };
-            let (place, accepted) = tokio::select! {
+            tokio::select! {
                 release = signaled.as_mut() => break release,
-                // Reaps ended connections. A place that was taken is given back; an accept is cancel-safe.
-                Some(_) = connections.join_next() => continue,
-                next = next => next,
-            };
-            match accepted {
-                Ok((stream, addr)) => {
-                    let (server, store, drain) = (Arc::clone(&server), store.clone(), drain.clone());
+                // Reaps ended connections.
+                Some(_) = connections.join_next() => {}
+                accepted = listener.accept(), if waiting.is_none() => match accepted {
+                    Ok(accepted) => waiting = Some(accepted),
+                    Err(error) => {
+                        // Out of file descriptors, most likely: they come back when connections end.
+                        warn!(%error, "Failed to accept a connection");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+                place = places.take(), if waiting.is_some() => {
+                    let Some((stream, addr)) = waiting.take() else { continue };
+                    let (server, turns) = (Arc::clone(&server), Arc::clone(&turns));
+                    let (store, drain) = (store.clone(), drain.clone());
                     let connection = async move {
-                        server.connection(stream, addr, store, drain).await;
-                        drop(place);
+                        let tls = store.map(|store| (store, turns));
+                        tokio::select! {
+                            () = server.connection(stream, addr, tls, drain, &place) => {}
+                            () = place.needed() => debug!("Cut a connection: another one needs its place"),
+                        }
                     };
                     connections.spawn(connection.instrument(debug_span!("accept", peer = %addr)));
-                }
-                Err(error) => {
-                    // Out of file descriptors, most likely: they come back when connections end.
-                    warn!(%error, "Failed to accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         };
@@ -201,21 +251,22 @@ impl Server {
         &self,
         stream: TcpStream,
         addr: SocketAddr,
-        store: Option<Store>,
+        tls: Option<(Store, Arc<Semaphore>)>,
         drain: drain::Watch,
+        place: &Place,
     ) {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "Failed to set TCP_NODELAY");
         }
-        let Some(store) = store else {
+        let Some((store, turns)) = tls else {
             let peer = Peer {
                 addr,
                 identity: None,
                 tls: false,
             };
-            return self.http(TokioIo::new(stream), peer, drain).await;
+            return Box::pin(self.http(TokioIo::new(stream), peer, drain, place)).await;
         };
-        let accept = TlsAcceptor::from(store.server_config()).accept(stream);
+        let accept = handshake(stream, &store, &turns);
         match timeout(self.limits.handshake_timeout, accept).await {
             Ok(Ok(stream)) => {
                 let certs = stream.get_ref().1.peer_certificates();
@@ -226,7 +277,7 @@ impl Server {
                     tls: true,
                 };
                 tokio::select! {
-                    () = self.http(TokioIo::new(stream), peer, drain) => {}
+                    () = Box::pin(self.http(TokioIo::new(stream), peer, drain, place)) => {}
                     () = store.until_revoked(leaf) => debug!("Cut a connection: the peer's certificate was revoked"),
                 }
             }
@@ -235,21 +286,18 @@ impl Server {
         }
     }
 
-    async fn http<IO>(&self, io: IO, peer: Peer, drain: drain::Watch)
+    async fn http<IO>(&self, io: IO, peer: Peer, drain: drain::Watch, place: &Place)
     where
         IO: Read + Write + Send + Unpin + 'static,
     {
-        let Self { routes, limits } = self;
+        let Self { service, limits } = self;
+        let request_timeout = limits.request_timeout;
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
-            let routes = routes.clone();
+            let (service, busy) = (service.clone(), place.busy());
             async move {
-                Ok::<_, Infallible>(
-                    routes
-                        .oneshot(request)
-                        .await
-                        .unwrap_or_else(|never| match never {}),
-                )
+                let answer = answer(service, request, request_timeout).await;
+                Ok::<_, Infallible>(answer.map(|body| Pieces::new(Answer { body, _busy: busy })))
             }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
@@ -258,7 +306,7 @@ impl Server {
             .max_header_list_size(limits.header_bytes_max)
             .keep_alive_interval(limits.keep_alive_interval)
             .keep_alive_timeout(limits.keep_alive_timeout)
-            .serve_connection(io, service);
+            .serve_connection(Unvectored(io), service);
         let mut connection = std::pin::pin!(connection);
         let aged = async {
             match limits.connection_age_max {
@@ -300,5 +348,61 @@ impl Server {
             Ok(()) => debug!("Connection ended"),
             Err(error) => debug!(error = %chain(&error), "Connection failed"),
         }
+    }
+}
+
+/// Takes its turn, once there is something to read; nothing is made before.
+async fn handshake(stream: TcpStream, store: &Store, turns: &Semaphore) -> io::Result<TlsStream<TcpStream>> {
+    stream.readable().await?;
+    let turn = turns.acquire().await.map_err(io::Error::other)?;
+    // Who has given up meanwhile costs no handshake.
+    if stream.ready(Interest::READABLE).await?.is_read_closed() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut handshake = Box::pin(TlsAcceptor::from(store.server_config()).accept(stream));
+    match timeout(HANDSHAKE_TURN, handshake.as_mut()).await {
+        Ok(done) => done,
+        Err(_) => {
+            drop(turn);
+            handshake.await
+        }
+    }
+}
+
+async fn answer<S: Serve>(service: S, request: Request<Incoming>, limit: Option<Duration>) -> Response<Body> {
+    let answer = service.oneshot(request);
+    let answered = match limit {
+        Some(limit) => timeout(limit, answer).await,
+        None => Ok(answer.await),
+    };
+    match answered {
+        Ok(answered) => answered.unwrap_or_else(|never| match never {}),
+        Err(_) => Status::deadline_exceeded("the request took too long").into_http(),
+    }
+}
+
+/// An answer's body. Until it has been taken, its connection's place is not another's.
+struct Answer {
+    body: Body,
+    _busy: Busy,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

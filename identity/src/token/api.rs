@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use heddle_tls::pieces::{Pieces, Unvectored};
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -17,14 +18,11 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use k8s_openapi::{
-    api::authentication::v1::{TokenReview, TokenReviewStatus},
-    apimachinery::pkg::apis::meta::v1::Status,
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::{Config, client::ConfigExt as _};
-use serde::Deserialize;
 use tower::{BoxError, Layer as _, Service, ServiceExt as _, util::BoxCloneSyncService};
 
+use super::review::{Verdict, verdict};
 use crate::turn;
 
 const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
@@ -67,6 +65,9 @@ pub enum ApiError {
     /// It was not reached, or the connection ended.
     #[error("the API server was not reached")]
     Connection(#[source] BoxError),
+    /// The question cannot be written.
+    #[error("failed to write the TokenReview")]
+    Question(#[source] serde_json::Error),
     /// What it answered is no review.
     #[error("the API server's answer is not a TokenReview")]
     Answer(#[source] serde_json::Error),
@@ -82,7 +83,7 @@ impl ApiError {
                 (*status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()).then_some(*retry_after)
             }
             Self::Connection(_) => Some(Duration::ZERO),
-            Self::Answer(_) => None,
+            Self::Question(_) | Self::Answer(_) => None,
         }
     }
 }
@@ -100,11 +101,7 @@ impl Connections {
     }
 
     /// Asks on the first connection that has room; `again` on the last, which seldom is the one that failed.
-    pub(super) async fn ask(
-        &self,
-        review: &TokenReview,
-        again: bool,
-    ) -> Result<Option<TokenReviewStatus>, ApiError> {
+    pub(super) async fn ask(&self, question: &Bytes, again: bool) -> Result<Option<Verdict>, ApiError> {
         let Self(connections) = self;
         let has_room = |connection: &&Connection| connection.in_flight.load(Ordering::Relaxed) < STREAMS_MAX;
         let found = match again {
@@ -113,7 +110,7 @@ impl Connections {
         };
         // Turns keep reviews within what all connections have room for.
         let connection = found.unwrap_or(&connections[0]);
-        connection.ask(review).await
+        connection.ask(question.clone()).await
     }
 }
 
@@ -125,24 +122,17 @@ impl Connection {
         }
     }
 
-    async fn ask(&self, review: &TokenReview) -> Result<Option<TokenReviewStatus>, ApiError> {
-        /// The rest of the object repeats the question.
-        #[derive(Deserialize)]
-        struct Reviewed {
-            status: Option<TokenReviewStatus>,
-        }
-        let body = serde_json::to_vec(review).map_err(ApiError::Answer)?;
+    async fn ask(&self, question: Bytes) -> Result<Option<Verdict>, ApiError> {
         let request = Request::post(PATH)
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "application/json")
-            .body(Full::from(body))
+            .body(Full::from(question))
             .map_err(|error| ApiError::Connection(error.into()))?;
         let _place = Place::take(&self.in_flight);
         let answer = self.http.clone().oneshot(request).await;
         let (parts, body) = answer.map_err(ApiError::Connection)?.into_parts();
         if parts.status.is_success() {
-            let reviewed: Reviewed = serde_json::from_slice(&body).map_err(ApiError::Answer)?;
-            return Ok(reviewed.status);
+            return verdict(&body).map_err(ApiError::Answer);
         }
         let said: Status = serde_json::from_slice(&body).unwrap_or_default();
         let asked = parts
@@ -188,13 +178,15 @@ fn connect(config: &Config) -> kube::Result<Http> {
             HttpsConnector::from((tcp, tls))
         }
     };
-    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new())
+    let https = https.map_response(Unvectored);
+    let client: Client<_, Pieces<Full<Bytes>>> = Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .build(https);
+    let client = client.map_request(|request: Request<Full<Bytes>>| request.map(Pieces::new));
     let whole = client.map_err(BoxError::from).and_then(whole);
     let headers = config.extra_headers_layer()?.layer(whole);
     let base = config.base_uri_layer();

@@ -6,7 +6,7 @@ use std::sync::{
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Bytes;
-use k8s_openapi::api::authentication::v1::UserInfo;
+use k8s_openapi::api::authentication::v1::{TokenReviewStatus, UserInfo};
 use serde_json::json;
 use tokio::time::Instant;
 use tower::{BoxError, util::BoxCloneSyncService};
@@ -131,6 +131,12 @@ fn mk_status(authenticated: bool, audience: &str, username: &str) -> TokenReview
     }
 }
 
+/// Judges what the API server would write.
+fn judge(status: TokenReviewStatus) -> Result<Account, TokenError> {
+    let answer = serde_json::to_vec(&json!({"spec": {"token": "t"}, "status": status})).expect("JSON");
+    super::judge(review::verdict(&answer).expect("a review").expect("a verdict"))
+}
+
 #[test]
 fn a_service_account_with_our_audience_is_authenticated() {
     let account = judge(mk_status(
@@ -151,6 +157,9 @@ fn a_service_account_with_our_audience_is_authenticated() {
         }
     );
 }
+
+const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
 #[test]
 fn a_pod_is_named_whole_or_not_at_all() {

@@ -30,6 +30,7 @@ const LIMITS: Limits = Limits {
     connections_max: 16,
     handshake_timeout: Duration::from_secs(5),
     streams_max: 16,
+    request_timeout: None,
     header_bytes_max: 16 * 1024,
     keep_alive_interval: Duration::from_secs(20),
     keep_alive_timeout: Duration::from_secs(20),

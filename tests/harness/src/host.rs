@@ -55,15 +55,10 @@ pub const BUILD_PACKAGES: &[Package] = &[
     program(
         "nginx-light",
         "nginx",
-        "comparing what proxies make of odd requests",
+        "comparing what proxies make of odd requests, and answering behind proxies",
     ),
     program("gcc", "cc", "linking Rust programs"),
     program("tcpdump", "tcpdump", "looking at pods' traffic"),
-    program(
-        "nginx-light",
-        "nginx",
-        "the application while the control plane is gone",
-    ),
     Package {
         name: "ca-certificates",
         purpose: "fetching modules",

@@ -7,7 +7,7 @@ use heddle_tls::{
 };
 use linkerd2_proxy_api::identity::{CertifyRequest, identity_client::IdentityClient};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     time::timeout,
 };
@@ -302,7 +302,7 @@ async fn connections_at_a_time_are_bounded() {
         connections_max: 1,
         ..Limits::default()
     };
-    let server = Running::start(Some(mk_certified("server", &ca)), limits).await;
+    let mut server = Running::start(Some(mk_certified("server", &ca)), limits).await;
     let store = mk_certified("web", &ca);
     let impatient = ChannelOptions {
         connect_timeout: Duration::from_millis(200),
@@ -310,14 +310,69 @@ async fn connections_at_a_time_are_bounded() {
         ..options()
     };
     let mut first = client(server.addr, "server", &store, ClientAuth::Leaf, impatient.clone());
-    ask(&mut first).await.expect("answers");
+    let asking = tokio::spawn(async move { (ask_with(&mut first, b"wait").await, first) });
+    let asked = server.waiting.wait_for(|waiting| *waiting == 1);
+    timeout(DEADLINE, asked).await.expect("in time").expect("serves");
     let mut second = client(server.addr, "server", &store, ClientAuth::Leaf, impatient);
     assert_eq!(
         ask(&mut second).await.expect_err("no place").code(),
         Code::Unavailable
     );
-    drop(first);
-    let served = async { while ask(&mut second).await.is_err() {} };
-    timeout(DEADLINE, served).await.expect("a place is free again");
+    // As soon as the first has its answer its connection is in the way, and it makes another when it needs one.
+    server.gate.send_replace(true);
+    let (answer, mut first) = asking.await.expect("the task ends");
+    answer.expect("answers");
+    for waiting in [&mut second, &mut first] {
+        let served = async { while ask(waiting).await.is_err() {} };
+        timeout(DEADLINE, served).await.expect("a place is free again");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn connections_that_ask_for_nothing_keep_nobody_out() {
+    let ca = mk_ca("root");
+    let limits = Limits {
+        connections_max: 4,
+        ..Limits::default()
+    };
+    let server = Running::start(Some(mk_certified("server", &ca)), limits).await;
+    let mut flood = Vec::new();
+    for number in 0..6 {
+        let mut stream = TcpStream::connect(server.addr).await.expect("connects");
+        if number % 2 == 0 {
+            // The head of a handshake of 512 bytes, of which no more comes.
+            stream.write_all(&[22, 3, 1, 2, 0, 1]).await.expect("writes");
+        }
+        flood.push(stream);
+    }
+    let store = mk_certified("web", &ca);
+    let patient = ChannelOptions {
+        connect_timeout: DEADLINE,
+        wait_timeout: DEADLINE,
+        ..options()
+    };
+    let mut web = client(server.addr, "server", &store, ClientAuth::Leaf, patient);
+    ask(&mut web).await.expect("answers");
+    for mut stream in flood.drain(..3) {
+        let read = timeout(DEADLINE, stream.read(&mut [0])).await.expect("in time");
+        assert!(matches!(read, Ok(0) | Err(_)), "the first ones were cut");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_without_end_is_given_up() {
+    let ca = mk_ca("root");
+    let limits = Limits {
+        request_timeout: Some(Duration::from_millis(100)),
+        ..Limits::default()
+    };
+    let server = Running::start(Some(mk_certified("server", &ca)), limits).await;
+    let store = mk_certified("web", &ca);
+    let mut web = client(server.addr, "server", &store, ClientAuth::Leaf, options());
+    let status = ask_with(&mut web, b"wait").await.expect_err("no answer");
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    ask(&mut web).await.expect("the connection serves on");
     server.stop().await;
 }
