@@ -48,7 +48,7 @@ pub struct Endpoint {
     /// Labels that the workload's replicas share: owner, service account and so on.
     pub labels: Arc<Labels>,
     /// The workload behind the address; its name is a label, too.
-    pub workload: Option<WorkloadName>,
+    pub workload: Option<Arc<WorkloadName>>,
     /// Where it is; most of a node's endpoints share it.
     pub place: Arc<Place>,
 }
@@ -186,7 +186,7 @@ impl Endpoint {
     /// The labels that a client's metrics carry for this endpoint.
     pub fn labels_for(&self, client: &ClientLocation) -> Labels {
         let mut labels = self.labels.as_ref().clone();
-        if let Some(WorkloadName { kind, name, .. }) = &self.workload {
+        if let Some(WorkloadName { kind, name, .. }) = self.workload.as_deref() {
             let kind = match kind {
                 WorkloadKind::Pod => "pod",
                 WorkloadKind::ExternalWorkload => "external_workload",
@@ -252,7 +252,7 @@ mod tests {
             identity: None,
             hint: ProtocolHint::default(),
             labels: Arc::new(Labels::new()),
-            workload: Some(WorkloadName::pod("ns", "web-0")),
+            workload: Some(WorkloadName::pod("ns", "web-0").into()),
             place: Arc::new(Place {
                 node: Some(node.into()),
                 zone: Some(zone.into()),

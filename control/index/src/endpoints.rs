@@ -99,7 +99,7 @@ pub(crate) fn workloads_at<'a>(
     service: &'a ObjectKey,
     hostname: &'a str,
     ip: IpAddr,
-) -> impl Iterator<Item = &'a WorkloadName> {
+) -> impl Iterator<Item = &'a Arc<WorkloadName>> {
     let endpoints = store.slices_of(service).flat_map(|slice| &slice.endpoints);
     endpoints
         .filter(move |endpoint| endpoint.hostname.as_deref() == Some(hostname) && endpoint.ips.contains(&ip))
@@ -159,7 +159,7 @@ impl<'a> Candidates<'a> {
 pub(crate) fn of_workload(
     store: &Store,
     config: &Config,
-    name: &WorkloadName,
+    name: &Arc<WorkloadName>,
     found: Found<'_>,
     port: u16,
 ) -> Option<Endpoint> {
@@ -169,7 +169,7 @@ pub(crate) fn of_workload(
     }
 }
 
-fn of_pod(store: &Store, config: &Config, name: &WorkloadName, pod: &PodFacts, port: u16) -> Endpoint {
+fn of_pod(store: &Store, config: &Config, name: &Arc<WorkloadName>, pod: &PodFacts, port: u16) -> Endpoint {
     let template = &pod.template;
     let proxy = template
         .proxy
@@ -197,7 +197,7 @@ fn of_pod(store: &Store, config: &Config, name: &WorkloadName, pod: &PodFacts, p
 fn of_external(
     store: &Store,
     config: &Config,
-    name: &WorkloadName,
+    name: &Arc<WorkloadName>,
     external: &ExternalWorkloadFacts,
     port: u16,
 ) -> Option<Endpoint> {

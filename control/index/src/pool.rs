@@ -5,7 +5,7 @@
 use std::{borrow::Borrow, hash::Hash, sync::Arc};
 
 use ahash::AHashSet;
-use heddle_control_core::endpoints::Place;
+use heddle_control_core::{discover::WorkloadName, endpoints::Place};
 use heddle_mesh::Identity;
 use parking_lot::Mutex;
 
@@ -21,6 +21,8 @@ pub struct Pools {
     pub(crate) names: Pool<str>,
     pub(crate) templates: Pool<PodTemplate>,
     pub(crate) places: Pool<Place>,
+    /// A pod is in its own address, and in every slice that names it.
+    pub(crate) workloads: Pool<WorkloadName>,
     pub(crate) identities: Pool<Identity>,
 }
 

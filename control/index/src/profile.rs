@@ -30,7 +30,7 @@ fn of_addr(store: &Store, config: &Config, client_namespace: &str, addr: SocketA
         return of_service(store, config, client_namespace, key, facts, port);
     }
     if let Some((key, pod, inside)) = store.pod_at_host_port(addr) {
-        let name = key.workload(WorkloadKind::Pod);
+        let name = store.pools.workloads.share(key.workload(WorkloadKind::Pod));
         return of_workload(store, config, &name, Found::Pod(pod), inside);
     }
     if let Some((name, found)) = store.workload_at(ip) {
@@ -42,7 +42,7 @@ fn of_addr(store: &Store, config: &Config, client_namespace: &str, addr: SocketA
 fn of_workload(
     store: &Store,
     config: &Config,
-    name: &WorkloadName,
+    name: &Arc<WorkloadName>,
     found: Found<'_>,
     addr: SocketAddr,
 ) -> Profile {

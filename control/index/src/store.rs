@@ -1,6 +1,7 @@
 //! The tables of facts, and what is derived of them to find things fast.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, hash_map::Entry},
     hash::Hash,
     net::{IpAddr, SocketAddr},
@@ -57,12 +58,12 @@ pub struct Store {
     pub(crate) told: BTreeMap<(Subject, ObjectKey), Told>,
 
     /// Pods before external workloads; addresses may be used anew before the old owner's end is known.
-    pub(crate) workloads_by_ip: Links<IpAddr, WorkloadName>,
+    pub(crate) workloads_by_ip: Links<IpAddr, Arc<WorkloadName>>,
     pub(crate) pods_by_host_port: Links<SocketAddr, ObjectKey>,
     pub(crate) services_by_ip: Links<IpAddr, ObjectKey>,
     slices_by_service: Links<ObjectKey, Arc<str>>,
     /// The slices whose endpoints name a workload.
-    slices_by_workload: Links<WorkloadName, ObjectKey>,
+    slices_by_workload: Links<Arc<WorkloadName>, ObjectKey>,
     /// The routes of each parent.
     attached: AHashMap<(ParentKind, ObjectKey), Vec<Attached>>,
 }
@@ -78,7 +79,10 @@ impl<K, V> Default for Links<K, V> {
 }
 
 impl<K: Eq + Hash, V: Ord + Clone> Links<K, V> {
-    pub(crate) fn get(&self, key: &K) -> impl Iterator<Item = &V> {
+    pub(crate) fn get<Q: Eq + Hash>(&self, key: &Q) -> impl Iterator<Item = &V>
+    where
+        K: Borrow<Q>,
+    {
         self.0.get(key).map(Box::as_ref).unwrap_or_default().iter()
     }
 
@@ -255,7 +259,7 @@ impl Store {
     }
 
     /// The workload that has an address.
-    pub(crate) fn workload_at(&self, ip: IpAddr) -> Option<(&WorkloadName, Found<'_>)> {
+    pub(crate) fn workload_at(&self, ip: IpAddr) -> Option<(&Arc<WorkloadName>, Found<'_>)> {
         let mut names = self.workloads_by_ip.get(&ip);
         names.find_map(|name| Some((name, self.workload(name)?)))
     }

@@ -73,7 +73,7 @@ impl Tracked for ExternalWorkload {
         dirty: &mut Dirty,
     ) {
         let name = key.workload(WorkloadKind::ExternalWorkload);
-        super::workload::touch(&facts.ips, store, &name, added, dirty);
+        super::workload::touch(&facts.ips, store, name, added, dirty);
     }
 }
 

@@ -100,7 +100,7 @@ impl Tracked for Pod {
 
     fn touch(store: &mut Store, key: &ObjectKey, facts: &PodFacts, added: bool, dirty: &mut Dirty) {
         let name = key.workload(WorkloadKind::Pod);
-        super::workload::touch(&facts.ips, store, &name, added, dirty);
+        super::workload::touch(&facts.ips, store, name, added, dirty);
         for (addr, _) in &facts.host_ports {
             store.pods_by_host_port.link(*addr, key, added);
             dirty.profile_ip(addr.ip());

@@ -40,7 +40,7 @@ pub(crate) struct SliceEndpoint {
     pub(crate) hostname: Option<Arc<str>>,
     pub(crate) place: Arc<Place>,
     /// The workload behind the address, when it is one.
-    pub(crate) workload: Option<WorkloadName>,
+    pub(crate) workload: Option<Arc<WorkloadName>>,
 }
 
 impl Tracked for EndpointSlice {
@@ -142,16 +142,16 @@ fn endpoint(endpoint: &Endpoint, namespace: &str, pools: &Pools) -> Option<Slice
     })
 }
 
-fn workload(target: &ObjectReference, namespace: &str, pools: &Pools) -> Option<WorkloadName> {
+fn workload(target: &ObjectReference, namespace: &str, pools: &Pools) -> Option<Arc<WorkloadName>> {
     let kind = match target.kind.as_deref()? {
         "Pod" => WorkloadKind::Pod,
         "ExternalWorkload" => WorkloadKind::ExternalWorkload,
         _ => return None,
     };
     let namespace = target.namespace.as_deref().unwrap_or(namespace);
-    Some(WorkloadName {
+    Some(pools.workloads.share(WorkloadName {
         kind,
         namespace: pools.names.share(namespace),
         name: target.name.as_deref()?.into(),
-    })
+    }))
 }

@@ -50,13 +50,14 @@ impl WorkloadFacts {
 }
 
 /// See [`Tracked::touch`](super::Tracked::touch); `ips` are the workload's own addresses.
-pub(super) fn touch(ips: &[IpAddr], store: &mut Store, name: &WorkloadName, added: bool, dirty: &mut Dirty) {
+pub(super) fn touch(ips: &[IpAddr], store: &mut Store, name: WorkloadName, added: bool, dirty: &mut Dirty) {
+    let name = store.pools.workloads.share(name);
     for ip in ips {
-        store.workloads_by_ip.link(*ip, name, added);
+        store.workloads_by_ip.link(*ip, &name, added);
         dirty.profile_ip(*ip);
     }
-    for service in store.services_of(name) {
+    for service in store.services_of(&name) {
         dirty.service_endpoints(service);
     }
-    dirty.workload_inbound(name.clone());
+    dirty.workload_inbound(name.as_ref().clone());
 }

@@ -46,7 +46,7 @@ fn a_meshed_pod_is_told_with_identity_hint_and_labels() {
             ("serviceaccount", "web-0"),
             ("control_plane_ns", "linkerd"),
         ])),
-        workload: Some(WorkloadName::pod("ns", "web-0")),
+        workload: Some(WorkloadName::pod("ns", "web-0").into()),
         place: Arc::new(Place {
             node: Some("node-a".into()),
             zone: Some("zone-a".into()),

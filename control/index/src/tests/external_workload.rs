@@ -158,7 +158,7 @@ fn clients_meet_it_with_what_its_mesh_tls_says() {
     };
     assert!(expected.is_uri());
     assert_eq!(endpoint.identity, Some(PeerIdentity::External(expected.into())));
-    assert_eq!(endpoint.workload, Some(WorkloadName::external("ns", "vm")));
+    assert_eq!(endpoint.workload, Some(WorkloadName::external("ns", "vm").into()));
     let hint = |protocol, port| ProtocolHint {
         protocol,
         opaque_transport: Some(port),

@@ -89,7 +89,7 @@ fn a_reused_address_is_the_running_pods() {
     cluster.apply(&mk_pod("other", "new", "10.1.0.1"));
     let profile = cluster.profile_of(addr("10.1.0.1:80"));
     let (_, endpoint) = profile.endpoint.as_ref().expect("an endpoint");
-    assert_eq!(endpoint.workload, Some(WorkloadName::pod("other", "new")));
+    assert_eq!(endpoint.workload, Some(WorkloadName::pod("other", "new").into()));
 }
 
 #[test]
