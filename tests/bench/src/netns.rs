@@ -93,10 +93,12 @@ impl Netns {
         let netns = Self { name };
         ip(&["-n", &netns.name, "link", "set", "lo", "up"])?;
         // bbr paces its sends, which distorts what is measured on a veth pair. Nothing is lost there, so reno serves as
-        // well as cubic, and every kernel lets a namespace choose it. Many short runs need many ports.
+        // well as cubic, and every kernel lets a namespace choose it. Many short runs need many ports, and closed
+        // connections must not keep them for a minute: to find the last free ones takes longer than a handshake.
         for setting in [
             "net.ipv4.tcp_congestion_control=reno",
             "net.ipv4.ip_local_port_range=10240 65000",
+            "net.ipv4.tcp_max_tw_buckets=1024",
         ] {
             netns.run(&["sysctl", "-qw", setting])?;
         }

@@ -7,6 +7,7 @@
 
 mod app;
 pub(crate) mod arms;
+mod awake;
 mod cases;
 pub(crate) mod client;
 mod limit;

@@ -3,6 +3,7 @@
 use super::{
     super::{
         arms::{Arm, Arms, Way},
+        awake::Awake,
         client::{self, Pulled},
         load,
     },
@@ -21,6 +22,9 @@ struct Sample {
     /// Seconds, one request at a time.
     p50: f64,
     p99: f64,
+    /// The same with processors that do not halt.
+    awake_p50: f64,
+    awake_p99: f64,
 }
 
 pub(super) fn requests(arms: &Arms, here: &[Arm], effort: Effort) -> anyhow::Result<Vec<Record>> {
@@ -33,17 +37,26 @@ pub(super) fn requests(arms: &Arms, here: &[Arm], effort: Effort) -> anyhow::Res
         let loaded = load::closed(arms, arm, CONNECTIONS, seconds)?;
         let cpu = (arms.cpu_seconds(arm)? - before) / loaded.seconds;
         let alone = load::closed(arms, arm, 1, seconds.div_ceil(2))?;
+        let awake = {
+            let _awake = Awake::keep()?;
+            load::closed(arms, arm, 1, seconds.div_ceil(2))?
+        };
         eprintln!(
-            "block {block}/{blocks} {arm:<14} {:>7.0} requests/s, {cpu:.2} CPU, alone p50 {:.0} us, p99 {:.0} us",
+            "block {block}/{blocks} {arm:<14} {:>7.0} requests/s, {cpu:.2} CPU, alone p50 {:.0} us, p99 {:.0} us, \
+             awake {:.0} and {:.0} us",
             loaded.rate,
             alone.p50 * 1e6,
-            alone.p99 * 1e6
+            alone.p99 * 1e6,
+            awake.p50 * 1e6,
+            awake.p99 * 1e6
         );
         Ok(Sample {
             rate: loaded.rate,
             cpu,
             p50: alone.p50,
             p99: alone.p99,
+            awake_p50: awake.p50,
+            awake_p99: awake.p99,
         })
     })?;
     let per_core = |arm| samples.column(arm, |sample| sample.rate / sample.cpu);
@@ -52,6 +65,10 @@ pub(super) fn requests(arms: &Arms, here: &[Arm], effort: Effort) -> anyhow::Res
     records.extend(samples.beside("added_p50_unloaded", "s", false, added));
     let added = |arm| samples.added(arm, |sample| sample.p99);
     records.extend(samples.beside("added_p99_unloaded", "s", false, added));
+    let added = |arm| samples.added(arm, |sample| sample.awake_p50);
+    records.extend(samples.beside("added_p50_unloaded_awake", "s", false, added));
+    let added = |arm| samples.added(arm, |sample| sample.awake_p99);
+    records.extend(samples.beside("added_p99_unloaded_awake", "s", false, added));
     for &arm in here {
         let rates = samples.column(arm, |sample| sample.rate);
         let metric = format!("http1_requests_per_second_{arm}");
