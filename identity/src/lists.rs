@@ -14,7 +14,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use aws_lc_rs::digest;
 use heddle_daemon::report;
-use heddle_tls::revocation::{LISTS_PATH, Revocations, RevocationsError};
+use heddle_tls::revocation::{Revocations, RevocationsError};
 use http::{Method, Request, Response, StatusCode, header};
 use tonic::body::Body;
 use tracing::{info, warn};
@@ -210,7 +210,7 @@ impl ListKeeper {
     }
 }
 
-/// Answers `GET` of [`LISTS_PATH`] beside the gRPC service, to anybody: lists are signed and no secret.
+/// Answers `GET` of [`LISTS_PATH`](heddle_tls::revocation::LISTS_PATH) beside the gRPC service, to anybody: lists are signed and no secret.
 #[derive(Clone, Debug)]
 pub struct ListService(Published);
 
@@ -220,15 +220,13 @@ impl ListService {
         Self(published)
     }
 
+    /// Of a request to the path of the lists.
     pub(crate) fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
         let plain = |status| {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = status;
             response
         };
-        if request.uri().path() != LISTS_PATH {
-            return plain(StatusCode::NOT_FOUND);
-        }
         if request.method() != Method::GET {
             return plain(StatusCode::METHOD_NOT_ALLOWED);
         }

@@ -238,7 +238,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
         connection_age_max: Some(CONNECTION_AGE_MAX),
         ..Limits::default()
     };
-    let server = Server::only(Served::new(service, published)).limits(limits);
+    let server = Server::only(Served::new(service, published))
+        .short_answers()
+        .limits(limits);
     let listener = serve::bind(listen_addr)
         .await
         .context("failed to start the gRPC service")?;

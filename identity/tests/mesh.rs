@@ -160,8 +160,11 @@ impl Mesh {
         mesh.tasks.spawn(lists.run());
         let service = Service::new(settings, issuer, Tokens, metrics, events).revoked(revoked);
         let served = Served::new(service.into_server(), Some(list_service));
-        mesh.tasks
-            .spawn(Server::only(served).serve_tls(listener, store, watch));
+        mesh.tasks.spawn(
+            Server::only(served)
+                .short_answers()
+                .serve_tls(listener, store, watch),
+        );
         mesh
     }
 

@@ -29,12 +29,17 @@ enum Name {
 
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
     let Arguments { name, rest } = arguments;
+    // What the programs are held against, the example of a package, must be built alike.
+    let example = match name {
+        Name::Proxy => Some(("heddle-proxy", "floor")),
+        Name::Identity => Some(("heddle-identity", "bound")),
+        Name::Reconcile | Name::Injector | Name::Fanout | Name::Outage => None,
+    };
     let (name, packages): (&str, &[&str]) = match name {
         Name::Proxy => {
             packages::ensure(host::BENCH_PACKAGES, Progress::Shown)?;
             ("proxy", &["heddle-proxy", "heddle-proxy-init"])
         }
-        // With the bound, which must be built alike, as `proxy` with its floor.
         Name::Identity => ("identity", &["heddle-identity"]),
         Name::Reconcile => ("reconcile", &["heddle-reconciler"]),
         Name::Injector => ("injector", &["heddle-control"]),
@@ -56,13 +61,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     lint::cargo(&build)?;
     // By itself: with an example, Cargo gives the programs the features that only tests have, and they are no longer those
     // that users run (the proxy at rest took a third more memory).
-    let example = match name {
-        "identity" => Some("bound"),
-        "proxy" => Some("floor"),
-        _ => None,
-    };
-    if let Some(example) = example {
-        let package = packages.first().copied().unwrap_or_default();
+    if let Some((package, example)) = example {
         lint::cargo(&[
             "build",
             "--profile",

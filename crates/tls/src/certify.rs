@@ -97,11 +97,7 @@ impl CertifyLoop {
         server_name: Identity,
         token_file: impl Into<PathBuf>,
     ) -> Self {
-        // One request in many hours: an open connection would cost the service memory for nothing.
-        let options = ChannelOptions {
-            idle_timeout: Duration::from_secs(1),
-            ..ChannelOptions::default()
-        };
+        let options = ChannelOptions::seldom_asked();
         Self::with_options(store, key, addr, server_name, token_file, options)
     }
 

@@ -80,6 +80,17 @@ impl Default for ChannelOptions {
     }
 }
 
+impl ChannelOptions {
+    /// For a service that is asked once in minutes or hours: an open connection would cost it memory for nothing, so that
+    /// it ends a second after the answer.
+    pub fn seldom_asked() -> Self {
+        Self {
+            idle_timeout: Duration::from_secs(1),
+            ..Self::default()
+        }
+    }
+}
+
 /// A channel to one control-plane service, for tonic's generated clients. Cheap to clone; clones share a connection,
 /// and it ends with the last of them.
 #[derive(Clone)]

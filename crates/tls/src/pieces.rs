@@ -3,7 +3,8 @@
 //! The protocol library copies frames of less than a kilobyte into its buffer and writes them together, those of all streams
 //! that have something to say; a larger one makes it write at once, by itself, and over TLS each write is a record and a
 //! system call. A message of one or two kilobytes is therefore cut into pieces that are copied. That needs a transport
-//! that does not offer vectored writes: with one, a quarter of a kilobyte counts as large.
+//! that does not offer vectored writes: with one, a quarter of a kilobyte counts as large. The price is the library's buffer
+//! of 16 KiB, which many messages at once fill: it stays resident for as long as the connection lives.
 
 use std::{
     io,
@@ -26,17 +27,39 @@ const CUT_MAX: usize = 4 * PIECE_BYTES;
 pub struct Pieces<B> {
     body: B,
     rest: Bytes,
+    cut: bool,
 }
 
 /// A transport that is written to as a whole.
 #[derive(Debug)]
-pub struct Unvectored<IO>(pub IO);
+pub struct Unvectored<IO> {
+    io: IO,
+    vectored: bool,
+}
 
 impl<B> Pieces<B> {
     /// Cuts the messages of `body`.
     pub fn new(body: B) -> Self {
+        Self::only_if(true, body)
+    }
+
+    /// Cuts them, or leaves them as they are.
+    pub(crate) fn only_if(cut: bool, body: B) -> Self {
         let rest = Bytes::new();
-        Self { body, rest }
+        Self { body, rest, cut }
+    }
+}
+
+impl<IO> Unvectored<IO> {
+    /// Hides the vectored writes of `io`.
+    pub fn new(io: IO) -> Self {
+        Self::only_if(true, io)
+    }
+
+    /// Hides them, or leaves `io` as it is.
+    pub(crate) fn only_if(hidden: bool, io: IO) -> Self {
+        let vectored = !hidden;
+        Self { io, vectored }
     }
 }
 
@@ -58,7 +81,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Pieces<B> {
             }
         }
         let piece = match self.rest.len() {
-            length @ PIECE_BYTES..=CUT_MAX => length.min(PIECE_BYTES),
+            length @ PIECE_BYTES..=CUT_MAX if self.cut => length.min(PIECE_BYTES),
             length => length,
         };
         Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
@@ -85,28 +108,39 @@ impl<IO: Read + Unpin> Read for Unvectored<IO> {
         cx: &mut Context<'_>,
         buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
-/// Without the methods for vectored writes: by default there are none.
 impl<IO: Write + Unpin> Write for Unvectored<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.vectored && self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
 impl<IO: Connection> Connection for Unvectored<IO> {
     fn connected(&self) -> Connected {
-        self.0.connected()
+        self.io.connected()
     }
 }
 

@@ -123,6 +123,8 @@ pub struct BindError {
 pub struct Server<S = Routes> {
     service: S,
     limits: Limits,
+    /// Whether answers are written in [`pieces`](crate::pieces).
+    pieces: bool,
 }
 
 /// What can be served: whatever happens, it answers.
@@ -174,7 +176,16 @@ impl<S: Serve> Server<S> {
         Self {
             service,
             limits: Limits::default(),
+            pieces: false,
         }
+    }
+
+    /// For a service that is asked for single answers of a kilobyte or two, many at a time: they are written together (see
+    /// [`pieces`](crate::pieces)). Not for streams, which keep their connections and would keep its buffers with them.
+    #[must_use]
+    pub fn short_answers(mut self) -> Self {
+        self.pieces = true;
+        self
     }
 
     /// Sets other bounds.
@@ -290,14 +301,20 @@ impl<S: Serve> Server<S> {
     where
         IO: Read + Write + Send + Unpin + 'static,
     {
-        let Self { service, limits } = self;
+        let Self {
+            service,
+            limits,
+            pieces,
+        } = self;
+        let pieces = *pieces;
         let request_timeout = limits.request_timeout;
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
             let (service, busy) = (service.clone(), place.busy());
             async move {
                 let answer = answer(service, request, request_timeout).await;
-                Ok::<_, Infallible>(answer.map(|body| Pieces::new(Answer { body, _busy: busy })))
+                let answer = answer.map(|body| Answer { body, _busy: busy });
+                Ok::<_, Infallible>(answer.map(|body| Pieces::only_if(pieces, body)))
             }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
@@ -306,7 +323,7 @@ impl<S: Serve> Server<S> {
             .max_header_list_size(limits.header_bytes_max)
             .keep_alive_interval(limits.keep_alive_interval)
             .keep_alive_timeout(limits.keep_alive_timeout)
-            .serve_connection(Unvectored(io), service);
+            .serve_connection(Unvectored::only_if(pieces, io), service);
         let mut connection = std::pin::pin!(connection);
         let aged = async {
             match limits.connection_age_max {

@@ -178,7 +178,7 @@ fn connect(config: &Config) -> kube::Result<Http> {
             HttpsConnector::from((tcp, tls))
         }
     };
-    let https = https.map_response(Unvectored);
+    let https = https.map_response(Unvectored::new);
     let client: Client<_, Pieces<Full<Bytes>>> = Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())

@@ -58,12 +58,7 @@ pub enum FetchError {
 impl RevocationLoop {
     /// Asks the service at `addr`, which must prove to be `server_name`. Must be called within a tokio runtime.
     pub fn new(store: Store, addr: ControlAddr, server_name: Identity) -> Self {
-        // Asked for less often than a connection is worth keeping.
-        let options = ChannelOptions {
-            idle_timeout: Duration::from_secs(1),
-            ..ChannelOptions::default()
-        };
-        Self::with_options(store, addr, server_name, options)
+        Self::with_options(store, addr, server_name, ChannelOptions::seldom_asked())
     }
 
     /// As [`RevocationLoop::new`], with other bounds of the channel.
