@@ -16,7 +16,7 @@ use aws_lc_rs::digest;
 use heddle_mesh::{IDENTITY_TOKEN_AUDIENCE, IdentityError, ServiceAccountRef};
 use hyper::body::Bytes;
 use kube::Config;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::api::ApiError;
 use self::{
@@ -137,11 +137,14 @@ impl Token {
         match bytes.len() {
             0 => Err(InvalidToken::Empty),
             length if length > TOKEN_BYTES_MAX => Err(InvalidToken::TooLarge(length)),
-            _ if !bytes.iter().all(u8::is_ascii_graphic) => Err(InvalidToken::Malformed),
-            _ => Ok(Self {
-                text: String::from_utf8_lossy(bytes).into_owned(),
-                digest: half_digest(bytes),
-            }),
+            _ => match std::str::from_utf8(bytes) {
+                // Without an early end, so that many bytes are looked at together.
+                Ok(text) if bytes.iter().fold(true, |all, byte| all & byte.is_ascii_graphic()) => Ok(Self {
+                    text: text.to_owned(),
+                    digest: half_digest(bytes),
+                }),
+                _ => Err(InvalidToken::Malformed),
+            },
         }
     }
 
@@ -180,6 +183,7 @@ impl Reviews {
     /// Asks, and once more when an answer may yet be had: an API server that rolls or is overloaded is back in a moment,
     /// and a proxy that starts now has nothing to fall back on.
     async fn review(&self, question: &Bytes) -> Result<Option<Verdict>, TokenError> {
+        let deadline = Instant::now() + REVIEW_TIMEOUT;
         let least = match timeout(FIRST_TIMEOUT, self.api.ask(question, false)).await {
             Ok(Ok(verdict)) => return Ok(verdict),
             Ok(Err(error)) => match error.passes_after() {
@@ -188,16 +192,19 @@ impl Reviews {
             },
             Err(_) => Duration::ZERO,
         };
-        if !least.is_zero() {
-            tokio::time::sleep(least + RETRY_AFTER.mul_f64(rand::random_range(0.0..0.5))).await;
-        }
-        self.api
-            .ask(question, true)
-            .await
-            .map_err(|error| match error.passes_after() {
+        let again = async {
+            if !least.is_zero() {
+                tokio::time::sleep(least + RETRY_AFTER.mul_f64(rand::random_range(0.0..0.5))).await;
+            }
+            self.api.ask(question, true).await
+        };
+        match timeout_at(deadline, again).await {
+            Ok(answer) => answer.map_err(|error| match error.passes_after() {
                 Some(_) => TokenError::Unavailable(error),
                 None => TokenError::Review(error),
-            })
+            }),
+            Err(_) => Err(TokenError::Timeout),
+        }
     }
 }
 
@@ -205,8 +212,7 @@ impl Authenticate for Reviews {
     async fn authenticate(&self, token: &Token) -> Result<Account, TokenError> {
         let question =
             review::question(token).map_err(|error| TokenError::Review(ApiError::Question(error)))?;
-        let verdict = timeout(REVIEW_TIMEOUT, self.review(&question));
-        let verdict = verdict.await.unwrap_or(Err(TokenError::Timeout))?;
+        let verdict = self.review(&question).await?;
         let account = judge(verdict.ok_or(TokenError::NoStatus)?)?;
         if self.require_pod && account.pod.is_none() {
             return Err(TokenError::NotBound);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use heddle_tls::pieces::{Pieces, Unvectored};
-use http::{Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper_rustls::HttpsConnector;
@@ -42,7 +42,10 @@ const ANSWER_BYTES_MAX: usize = 256 * 1024;
 pub(super) type Http = BoxCloneSyncService<Request<Full<Bytes>>, Response<Bytes>, BoxError>;
 
 /// Connections to the API server, made when they are needed.
-pub(super) struct Connections(Vec<Connection>);
+pub(super) struct Connections {
+    reviews: Uri,
+    connections: Vec<Connection>,
+}
 
 struct Connection {
     http: Http,
@@ -92,17 +95,23 @@ impl Connections {
     /// As `config` says; nothing is connected yet.
     pub(super) fn new(config: &Config) -> kube::Result<Self> {
         let connections = (0..CONNECTIONS_MAX).map(|_| Ok(Connection::new(connect(config)?)));
-        connections.collect::<kube::Result<_>>().map(Self)
+        Ok(Self {
+            reviews: reviews(&config.cluster_url)?,
+            connections: connections.collect::<kube::Result<_>>()?,
+        })
     }
 
     #[cfg(test)]
     pub(super) fn over(http: Http) -> Self {
-        Self((0..2).map(|_| Connection::new(http.clone())).collect())
+        Self {
+            reviews: Uri::from_static(PATH),
+            connections: (0..2).map(|_| Connection::new(http.clone())).collect(),
+        }
     }
 
     /// Asks on the first connection that has room; `again` on the last, which seldom is the one that failed.
     pub(super) async fn ask(&self, question: &Bytes, again: bool) -> Result<Option<Verdict>, ApiError> {
-        let Self(connections) = self;
+        let Self { reviews, connections } = self;
         let has_room = |connection: &&Connection| connection.in_flight.load(Ordering::Relaxed) < STREAMS_MAX;
         let found = match again {
             false => connections.iter().find(has_room),
@@ -110,7 +119,7 @@ impl Connections {
         };
         // Turns keep reviews within what all connections have room for.
         let connection = found.unwrap_or(&connections[0]);
-        connection.ask(question.clone()).await
+        connection.ask(reviews.clone(), question.clone()).await
     }
 }
 
@@ -122,8 +131,8 @@ impl Connection {
         }
     }
 
-    async fn ask(&self, question: Bytes) -> Result<Option<Verdict>, ApiError> {
-        let request = Request::post(PATH)
+    async fn ask(&self, reviews: Uri, question: Bytes) -> Result<Option<Verdict>, ApiError> {
+        let request = Request::post(reviews)
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "application/json")
             .body(Full::from(question))
@@ -164,6 +173,15 @@ impl Drop for Place<'_> {
     }
 }
 
+/// Where reviews are asked for; put together once. A server behind a gateway has a path of its own.
+fn reviews(server: &Uri) -> kube::Result<Uri> {
+    let mut parts = server.clone().into_parts();
+    let base = server.path().trim_end_matches('/');
+    let path = format!("{base}{PATH}").try_into();
+    parts.path_and_query = Some(path.map_err(http::Error::from).map_err(kube::Error::HttpError)?);
+    Uri::from_parts(parts).map_err(|error| kube::Error::HttpError(error.into()))
+}
+
 fn connect(config: &Config) -> kube::Result<Http> {
     let https = match &config.tls_server_name {
         // Only kube's own connector knows how, and it speaks HTTP/1.1.
@@ -189,10 +207,9 @@ fn connect(config: &Config) -> kube::Result<Http> {
     let client = client.map_request(|request: Request<Full<Bytes>>| request.map(Pieces::new));
     let whole = client.map_err(BoxError::from).and_then(whole);
     let headers = config.extra_headers_layer()?.layer(whole);
-    let base = config.base_uri_layer();
     Ok(match config.auth_layer()? {
-        Some(auth) => boxed(base.layer(auth.layer(headers))),
-        None => boxed(base.layer(headers)),
+        Some(auth) => boxed(auth.layer(headers)),
+        None => boxed(headers),
     })
 }
 
@@ -212,4 +229,21 @@ where
     S::Future: Send + 'static,
 {
     BoxCloneSyncService::new(service)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_may_have_a_path() {
+        let of = |server| reviews(&Uri::from_static(server)).expect("a URI").to_string();
+        let path = "/apis/authentication.k8s.io/v1/tokenreviews";
+        assert_eq!(of("https://10.96.0.1"), format!("https://10.96.0.1{path}"));
+        assert_eq!(of("https://[::1]:6443/"), format!("https://[::1]:6443{path}"));
+        assert_eq!(
+            of("https://gateway.example/k8s/c-1/?x=y"),
+            format!("https://gateway.example/k8s/c-1{path}")
+        );
+    }
 }
