@@ -35,10 +35,6 @@ use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-/// A certificate is a hundred small, short-lived allocations.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// The service account that the identity service runs as; part of its own identity.
 const SERVICE_ACCOUNT: &str = "linkerd-identity";
 const DRAIN_GRACE: Duration = Duration::from_secs(10);

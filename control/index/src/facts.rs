@@ -28,7 +28,7 @@ pub(crate) use self::{
     external_workload::ExternalWorkloadFacts,
     namespace::NamespaceFacts,
     node::NodeFacts,
-    pod::{PodFacts, PodTemplate},
+    pod::{PodFacts, PodTemplate, Probes},
     rate_limit::RateLimitFacts,
     route::{
         BackendKind, BackendRef, ConnectionRouteFacts, GrpcRouteFacts, HttpRouteFacts, MirrorRef, Parent,

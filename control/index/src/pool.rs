@@ -5,11 +5,14 @@
 use std::{borrow::Borrow, hash::Hash, sync::Arc};
 
 use ahash::AHashSet;
-use heddle_control_core::{discover::WorkloadName, endpoints::Place};
+use heddle_control_core::{
+    discover::WorkloadName,
+    endpoints::{Labels, Place},
+};
 use heddle_mesh::Identity;
 use parking_lot::Mutex;
 
-use crate::facts::PodTemplate;
+use crate::facts::{PodTemplate, Probes};
 
 /// Below this many values nobody looks for those that are not used any more.
 const PRUNE_MIN: usize = 64;
@@ -20,6 +23,10 @@ pub struct Pools {
     /// Namespaces, nodes and zones.
     pub(crate) names: Pool<str>,
     pub(crate) templates: Pool<PodTemplate>,
+    /// The pods of a workload have a template for each zone, because Kubernetes labels them with it; but not these.
+    pub(crate) metric_labels: Pool<Labels>,
+    /// Mostly those of a whole cluster are alike.
+    pub(crate) probes: Pool<Probes>,
     pub(crate) places: Pool<Place>,
     /// A pod is in its own address, and in every slice that names it.
     pub(crate) workloads: Pool<WorkloadName>,

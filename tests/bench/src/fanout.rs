@@ -112,6 +112,8 @@ struct Resident {
     destination: f64,
     policy: f64,
     injector: f64,
+    /// Destination's without the pages of files.
+    destination_anonymous: f64,
 }
 
 impl Resident {
@@ -122,6 +124,7 @@ impl Resident {
             destination: plane.destination.resident()?,
             policy: plane.policy.resident()?,
             injector: plane.injector.resident()?,
+            destination_anonymous: plane.destination.anonymous()?,
         };
         let mb = |bytes: f64| bytes / 1e6;
         eprintln!(
@@ -197,7 +200,7 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<Vec<Record>> {
             size.services * size.endpoints,
             size.services * (size.endpoints - small.endpoints),
         );
-        let grown = per_10k(full.destination - half.destination, more);
+        let grown = per_10k(full.destination_anonymous - half.destination_anonymous, more);
         records.push(alone("endpoints_10k_bytes", "B", &[grown]));
         let from_nothing = per_10k(full.destination - empty.destination, all);
         records.push(alone("endpoints_10k_from_nothing_bytes", "B", &[from_nothing]));

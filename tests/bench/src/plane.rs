@@ -22,7 +22,7 @@ use rcgen::{
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::proxy::{cpu_seconds, resident_bytes};
+use crate::proxy::{anonymous_bytes, cpu_seconds, resident_bytes};
 
 /// Until a program is ready: it lists the whole cluster first.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -192,6 +192,11 @@ impl Program {
     /// Resident memory, in bytes.
     pub(crate) fn resident(&self) -> Result<f64> {
         resident_bytes(self.pid()?)
+    }
+
+    /// Resident memory without the pages of files, in bytes: of these, as many are mapped as the kernel likes.
+    pub(crate) fn anonymous(&self) -> Result<f64> {
+        anonymous_bytes(self.pid()?)
     }
 
     /// CPU seconds used so far.

@@ -25,7 +25,7 @@ use cases::{Case, Effort};
 
 pub(crate) use app::{AppOptions, run as run_app};
 pub(crate) use load::{OpenOptions, run_open};
-pub(crate) use usage::{cpu_seconds, resident_bytes};
+pub(crate) use usage::{anonymous_bytes, cpu_seconds, resident_bytes};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {

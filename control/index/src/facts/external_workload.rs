@@ -30,7 +30,7 @@ pub struct ExternalWorkloadFacts {
 impl Tracked for ExternalWorkload {
     type Facts = ExternalWorkloadFacts;
 
-    fn facts(&self, _: &Pools) -> ExternalWorkloadFacts {
+    fn facts(&self, pools: &Pools) -> ExternalWorkloadFacts {
         let spec = &self.spec;
         let identity = spec
             .tls()
@@ -45,7 +45,11 @@ impl Tracked for ExternalWorkload {
             .filter(|port| port.protocol == PortProtocol::Tcp);
         let workload = WorkloadFacts {
             ports: tcp.map(|port| (port.port.get(), port.name.clone())).collect(),
-            ..WorkloadFacts::of(WorkloadKind::ExternalWorkload, self, metric_labels(self))
+            ..WorkloadFacts::of(
+                WorkloadKind::ExternalWorkload,
+                self,
+                pools.metric_labels.share(metric_labels(self)),
+            )
         };
         let ips = spec.workload_ips.iter().filter_map(|ip| ip.ip.parse().ok());
         ExternalWorkloadFacts {

@@ -36,13 +36,15 @@ pub struct PodFacts {
     pub(crate) host_ports: Box<[(SocketAddr, SocketAddr)]>,
 }
 
+/// Paths that the kubelet probes, by port.
+pub(crate) type Probes = BTreeMap<u16, BTreeSet<String>>;
+
 /// What the pods of a workload mostly have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PodTemplate {
     pub(crate) workload: WorkloadFacts,
     pub(crate) service_account: String,
-    /// Paths that the kubelet probes, by port.
-    pub(crate) probes: BTreeMap<u16, BTreeSet<String>>,
+    pub(crate) probes: Arc<Probes>,
     pub(crate) skipped_ports: PortSet,
     pub(crate) proxy: Option<ProxyFacts>,
 }
@@ -73,10 +75,14 @@ impl Tracked for Pod {
             ports: tcp_ports(self)
                 .map(|(number, name)| (number.get(), name.map(str::to_owned)))
                 .collect(),
-            ..WorkloadFacts::of(WorkloadKind::Pod, self, metric_labels(self, &service_account))
+            ..WorkloadFacts::of(
+                WorkloadKind::Pod,
+                self,
+                pools.metric_labels.share(metric_labels(self, &service_account)),
+            )
         };
         let template = PodTemplate {
-            probes: probes(spec),
+            probes: pools.probes.share(probes(spec)),
             skipped_ports: skipped_ports(self, spec),
             proxy: proxy(self, spec),
             workload,
@@ -185,8 +191,8 @@ fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.init_containers.iter().flatten().chain(&spec.containers)
 }
 
-fn probes(spec: &PodSpec) -> BTreeMap<u16, BTreeSet<String>> {
-    let mut probes: BTreeMap<u16, BTreeSet<String>> = BTreeMap::new();
+fn probes(spec: &PodSpec) -> Probes {
+    let mut probes = Probes::new();
     // The proxy's own probes never pass through it.
     for container in containers(spec).filter(|container| container.name != port::PROXY_CONTAINER) {
         let all = [

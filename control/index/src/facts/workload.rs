@@ -27,7 +27,7 @@ impl WorkloadFacts {
     pub(super) fn of<K: Resource<DynamicType = ()>>(
         kind: WorkloadKind,
         object: &K,
-        metric_labels: Labels,
+        metric_labels: Arc<Labels>,
     ) -> Self {
         Self {
             kind,
@@ -36,7 +36,7 @@ impl WorkloadFacts {
             default_policy: super::annotation(object, annotation::DEFAULT_INBOUND_POLICY),
             opaque_ports: super::annotation(object, annotation::OPAQUE_PORTS),
             identity_ports: super::annotation(object, annotation::REQUIRE_IDENTITY_PORTS),
-            metric_labels: Arc::new(metric_labels),
+            metric_labels,
         }
     }
 

@@ -319,6 +319,33 @@ fn the_owner_of_a_pod_labels_its_metrics() {
 }
 
 #[test]
+fn replicas_in_several_zones_differ_in_that_label_alone() {
+    let cluster = cluster();
+    for (name, zone) in [("web-0", "a"), ("web-1", "b")] {
+        let probe = j!({"httpGet": {"path": "/live", "port": 8080}});
+        let mut pod = meshed();
+        merge(
+            &mut pod,
+            j!({
+                "metadata": {"labels": {"app": "web", "topology.kubernetes.io/zone": zone}},
+                "spec": {"serviceAccountName": "web", "containers": [{"name": "app", "livenessProbe": probe}]},
+            }),
+        );
+        cluster.apply(&mk_pod_with("ns", name, "10.1.0.1", pod));
+    }
+    cluster.read(|store| {
+        let pod = |name| store.pods.find("ns", name).expect("a pod").template.clone();
+        let (one, other) = (pod("web-0"), pod("web-1"));
+        assert_ne!(one, other);
+        assert!(Arc::ptr_eq(
+            &one.workload.metric_labels,
+            &other.workload.metric_labels
+        ));
+        assert!(!one.probes.is_empty() && Arc::ptr_eq(&one.probes, &other.probes));
+    });
+}
+
+#[test]
 fn replicas_share_what_they_have_in_common() {
     let cluster = cluster();
     let slice: Slice = mk_slice("ns", "web", &[("web-0", "10.1.0.1"), ("web-1", "10.1.0.2")]);
