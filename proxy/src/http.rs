@@ -11,6 +11,7 @@ pub(crate) mod replay;
 pub(crate) mod serve;
 pub(crate) mod strict;
 pub(crate) mod upgrade;
+pub(crate) mod windows;
 
 use hyper::rt::Executor;
 

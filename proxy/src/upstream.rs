@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use tracing::debug;
 
 use crate::{
-    http::{ProxyError, RequestBody, frugal::Frugal},
+    http::{ProxyError, RequestBody, frugal::Frugal, windows::Windows},
     http1::{Connection, Http1Body, Http1Error},
     io::{Io, Prefixed, Socket, Wire},
     limits::Gate,
@@ -44,12 +44,6 @@ const IDLE_MAX: usize = 1_024;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A response's head of more than this is not passed on.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// HTTP/2 windows: a stream may fill a path of 1 MiB, all together of 8 MiB.
-pub(crate) const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-/// To an application in the pod, no time passes on the way, and whatever it has sent already waits here.
-const NEAR_STREAM_WINDOW_BYTES: u32 = 256 << 10;
-const NEAR_CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Bytes of one connection that wait to be sent.
 pub(crate) const SEND_BUFFER_BYTES: usize = 1 << 20;
 
@@ -301,13 +295,13 @@ impl Upstream {
         let addr = self.target.addr;
         let io = self.connect_for(Some(transport_header::Protocol::Http2)).await?;
         io.set_unacknowledged_max(UNACKNOWLEDGED_MAX);
-        let (stream_window, connection_window) = match self.target.near {
-            true => (NEAR_STREAM_WINDOW_BYTES, NEAR_CONNECTION_WINDOW_BYTES),
-            false => (STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES),
+        let windows = match self.target.near {
+            true => Windows::near(),
+            false => Windows::far(),
         };
         let (sender, connection) = h2::client::Builder::new()
-            .initial_window_size(stream_window)
-            .initial_connection_window_size(connection_window)
+            .initial_window_size(windows.stream())
+            .initial_connection_window_size(windows.connection())
             .max_send_buffer_size(SEND_BUFFER_BYTES)
             .max_header_list_size(HEAD_BYTES_MAX as u32)
             .enable_push(false)
@@ -321,6 +315,7 @@ impl Upstream {
             if let Err(error) = connection.await {
                 debug!(%addr, %error, "HTTP/2 connection ended");
             }
+            drop(windows);
         });
         Ok(sender)
     }

@@ -16,10 +16,11 @@ use super::{
     LocalExec, ResponseBody,
     frugal::Frugal,
     incoming::{Incoming, Pace},
+    windows::Windows,
 };
 use crate::{
     io::{Io, Traffic},
-    upstream::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES},
+    upstream::SEND_BUFFER_BYTES,
     worker::Worker,
 };
 
@@ -133,11 +134,12 @@ where
         true => (Frugal::peer(io), MESHED_RESET_STREAMS_MAX),
         false => (Frugal::server(io), RESET_STREAMS_MAX),
     };
+    let windows = Windows::far();
     let connection = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
         .auto_date_header(false)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(windows.stream())
+        .initial_connection_window_size(windows.connection())
         .max_frame_size(FRAME_BYTES_MAX)
         .max_send_buf_size(SEND_BUFFER_BYTES)
         .max_concurrent_streams(streams_max)

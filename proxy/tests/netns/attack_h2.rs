@@ -244,3 +244,74 @@ fn closed_windows_hold_back_only_their_own_client() {
     drop(server);
     attacking.join().expect("no panic");
 }
+
+/// What a connection lets its client send ahead, on one stream and on all; the connection stays open with it.
+async fn windows(addr: SocketAddr) -> (TcpStream, u64, u64) {
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    const DEFAULT_WINDOW: u64 = 65_535;
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+    let mut tcp = TcpStream::connect(addr).await.expect("connects");
+    tcp.write_all(&opening(&[])).await.expect("small");
+    let (mut stream, mut connection) = (None, None);
+    while stream.is_none() || connection.is_none() {
+        let mut frame_head = [0; 9];
+        tcp.read_exact(&mut frame_head).await.expect("frames come");
+        let mut payload = vec![0; usize::try_from(number(&frame_head[..3])).expect("small")];
+        tcp.read_exact(&mut payload).await.expect("a whole frame");
+        match (frame_head[3], frame_head[4]) {
+            (SETTINGS, 0) => {
+                let setting = payload
+                    .chunks(6)
+                    .find(|setting| setting[..2] == INITIAL_WINDOW_SIZE.to_be_bytes());
+                stream = Some(setting.map_or(DEFAULT_WINDOW, |setting| number(&setting[2..])));
+            }
+            (WINDOW_UPDATE, _) => connection = Some(DEFAULT_WINDOW + number(&payload)),
+            _ => {}
+        }
+    }
+    (
+        tcp,
+        stream.expect("settings came"),
+        connection.expect("an update came"),
+    )
+}
+
+/// What all connections together may send ahead is bounded, whatever their number; a few have room for long paths.
+#[test]
+fn windows_come_out_of_one_budget() {
+    if !can_run() {
+        return;
+    }
+    const CONNECTIONS: usize = 300;
+    const BUDGET_MAX: u64 = 256 << 20;
+    const LEAST: u64 = 256 << 10;
+    let (network, script) = (Network::new(), Script::new());
+    let (_client, server) = pair(&network, &script);
+    let attacker = network.namespace();
+    let addr = server.addr(8080);
+    attacker.block_on(move || async move {
+        let mut open = Vec::new();
+        for _ in 0..CONNECTIONS {
+            open.push(timeout(DEADLINE, windows(addr)).await.expect("in time"));
+        }
+        let (_, stream, first) = open[0];
+        let (_, _, last) = open[CONNECTIONS - 1];
+        assert!(first >= 1 << 20 && stream >= first / 8, "{first} {stream}");
+        assert_eq!(last, LEAST, "the budget is used up, and all may still send");
+        let all: u64 = open.iter().map(|(_, _, connection)| connection).sum();
+        assert!(all <= BUDGET_MAX + LEAST * CONNECTIONS as u64, "{all}");
+        drop(open);
+        let again = async {
+            loop {
+                let (_, _, connection) = windows(addr).await;
+                if connection == first {
+                    return;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        timeout(DEADLINE, again)
+            .await
+            .expect("what ends gives its windows back");
+    });
+}
