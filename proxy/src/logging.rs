@@ -1,13 +1,17 @@
 //! Logs to stdout, with a filter that can be changed while the proxy runs. The access log has stderr: so Linkerd divides
 //! them.
 //!
-//! Filters written for Linkerd name its crates (`linkerd=info`); they hold for Heddle's.
+//! Filters written for Linkerd name its crates (`linkerd=info`); they hold for Heddle's. What the HTTP/2 library has to say of its
+//! peers' frames is heard only where a filter names it: it warns of each, and a peer could write our log.
 
 use tracing_subscriber::{
     EnvFilter, Registry, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
 };
 
 use crate::config::LogConfig;
+
+/// Holds unless a filter says something else of the same crate.
+const QUIET: &str = "h2=error";
 
 /// Changes the filter of the running proxy.
 #[derive(Clone, Debug)]
@@ -45,9 +49,9 @@ fn parse(text: &str) -> Result<EnvFilter, FilterError> {
         .map(|level| format!("heddle{level}"))
         .collect();
     // What names Heddle itself comes last, and so wins.
-    let all = heddle
-        .iter()
-        .map(String::as_str)
+    let all = [QUIET]
+        .into_iter()
+        .chain(heddle.iter().map(String::as_str))
         .chain([text])
         .collect::<Vec<_>>()
         .join(",");
@@ -72,5 +76,22 @@ impl LogHandle {
     /// The filter in use.
     pub(crate) fn current(&self) -> String {
         self.0.with_current(ToString::to_string).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_do_not_write_the_log_unless_asked_for() {
+        let filter = |text| parse(text).expect("a filter").to_string();
+        assert!(filter("warn,linkerd=info").contains("h2=error"));
+        assert!(filter("warn,linkerd=info").contains("heddle=info"));
+        let asked = filter("warn,h2=debug");
+        assert!(
+            asked.contains("h2=debug") && !asked.contains("h2=error"),
+            "{asked}"
+        );
     }
 }

@@ -84,7 +84,9 @@ impl Drop for Windows {
 impl Budget {
     fn of_limit(limit: Option<u64>) -> Self {
         Self {
-            bytes: limit.map_or(BUDGET_BYTES_MAX, |limit| (limit / LIMIT_PART).min(BUDGET_BYTES_MAX)),
+            bytes: limit.map_or(BUDGET_BYTES_MAX, |limit| {
+                (limit / LIMIT_PART).min(BUDGET_BYTES_MAX)
+            }),
             granted: AtomicU64::new(0),
         }
     }
@@ -111,7 +113,9 @@ impl Budget {
 
 /// The memory limit of the container in bytes; none where none is set or it cannot be read.
 fn memory_limit() -> Option<u64> {
-    let text = LIMIT_FILES.iter().find_map(|path| fs::read_to_string(path).ok())?;
+    let text = LIMIT_FILES
+        .iter()
+        .find_map(|path| fs::read_to_string(path).ok())?;
     // "max" is no limit; version 1 writes a number beyond all memory instead.
     text.trim().parse().ok()
 }
@@ -127,7 +131,9 @@ mod tests {
     #[test]
     fn a_few_connections_have_room_for_long_paths() {
         let budget = budget(None);
-        let windows: Vec<_> = (0..20).map(|_| budget.grant(CONNECTION_MAX, STREAM_MAX)).collect();
+        let windows: Vec<_> = (0..20)
+            .map(|_| budget.grant(CONNECTION_MAX, STREAM_MAX))
+            .collect();
         assert_eq!(windows[0].connection(), 8 << 20);
         assert_eq!(windows[0].stream(), 1 << 20);
         assert!(windows[19].connection() > 4 << 20, "{:?}", windows[19]);

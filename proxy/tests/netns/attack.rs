@@ -150,13 +150,12 @@ async fn ask(addr: SocketAddr, path: &str, counts: Arc<Counts>) {
     }
 }
 
-/// Asserts that an attack has not made the proxy take memory.
+/// Asserts that an attack has not made the proxy keep memory. What was freed goes back to the system within seconds.
 pub(crate) fn assert_small(pod: &Pod, before_kib: u64, after: &str) {
-    let now = pod.memory_kib();
-    assert!(
-        now <= before_kib + GROWTH_KIB_MAX,
-        "{after}: {before_kib} KiB have become {now} KiB"
-    );
+    let when = format!("{before_kib} KiB have not become more than {GROWTH_KIB_MAX} KiB more, after {after}");
+    eventually(&when, || {
+        (pod.memory_kib() <= before_kib + GROWTH_KIB_MAX).then_some(())
+    });
 }
 
 /// HTTP/2 by hand: what no library would send.

@@ -109,7 +109,7 @@ fn a_long_way_costs_time_and_no_request() {
         vec![endpoint(relay.ip, 8080, Some("server"), false)],
     );
     let honest = Honest::start(&client.namespace, service(), 8, "/");
-    honest.goes_on(if long() { 2_000 } else { 80 }, "over a long way");
+    honest.goes_on(if long() { 400 } else { 80 }, "over a long way");
     let (answered, failed) = honest.finish();
     assert_eq!(failed, 0, "of {}", answered + failed);
 }
