@@ -1,6 +1,7 @@
 //! What is measured, a case each. All arms of a case run in every block, in shuffled order, right after one another;
 //! ratios are taken block by block.
 
+mod attacks;
 mod bulk;
 mod churn;
 mod drain;
@@ -35,6 +36,8 @@ pub(crate) enum Case {
     Overload,
     /// Endpoints that come and go.
     Churn,
+    /// Others' requests while the server's sidecar is attacked.
+    Attacks,
     /// From exec to ready.
     Start,
     /// SIGTERM under load.
@@ -42,7 +45,7 @@ pub(crate) enum Case {
 }
 
 impl Case {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Start,
         Self::Memory,
         Self::Saturation,
@@ -51,6 +54,7 @@ impl Case {
         Self::Bulk,
         Self::Handshakes,
         Self::Churn,
+        Self::Attacks,
         Self::Overload,
         Self::Drain,
     ];
@@ -76,7 +80,7 @@ impl Case {
             Self::Bulk => &[Null, Heddle, HaproxyH1, Linkerd, Ztunnel],
             Self::Handshakes => &[Null, Heddle, HaproxyH1, Linkerd, Ztunnel],
             Self::Overload => &[Heddle, HaproxyH2, Linkerd],
-            Self::Churn | Self::Start | Self::Drain => &[Heddle],
+            Self::Attacks | Self::Churn | Self::Start | Self::Drain => &[Heddle],
         }
     }
 
@@ -90,6 +94,7 @@ impl Case {
             Self::Bulk => bulk::run(arms, &here, effort),
             Self::Handshakes => handshakes::run(arms, &here, effort),
             Self::Overload => overload::run(arms, &here, effort),
+            Self::Attacks => attacks::run(arms, effort),
             Self::Churn => churn::run(arms, effort),
             Self::Start => start::run(arms, effort),
             Self::Drain => drain::run(arms, effort),

@@ -1,6 +1,7 @@
 //! The clients of the benchmark, each a program of its own inside the client's namespace. What they found goes to stdout
 //! as JSON.
 
+mod attack;
 mod bytes;
 mod calls;
 mod drain;
@@ -20,6 +21,7 @@ use crate::netns::Netns;
 
 pub(crate) use self::calls::{Caller, Kind};
 pub(super) use self::{
+    attack::Attack,
     bytes::{Hold, Pulled},
     drain::Drained,
 };
@@ -80,6 +82,13 @@ enum Mode {
         #[arg(long)]
         kind: Kind,
     },
+    /// Attacks until it is killed.
+    Attack {
+        #[arg(long)]
+        address: SocketAddr,
+        #[arg(long)]
+        attack: Attack,
+    },
     /// Asks an admin server until it is ready; prints when that was, in seconds since 1970.
     Ready {
         #[arg(long)]
@@ -115,6 +124,7 @@ pub(crate) async fn run(options: ClientOptions) -> anyhow::Result<()> {
             streams,
         } => print(&grpc::load(address, seconds, connections, streams).await?),
         Mode::Calls { address, kind } => calls::serve(address, kind).await,
+        Mode::Attack { address, attack } => attack::run(address, attack).await,
         Mode::Ready { address } => print(&ready(address)?),
         Mode::Drain { address, connections } => print(&drain::load(address, connections).await?),
     }
@@ -154,6 +164,38 @@ pub(super) fn start(netns: &Netns, args: &[&str]) -> anyhow::Result<Child> {
         .args(args)
         .stdout(Stdio::piped());
     command.spawn().context("cannot start a client")
+}
+
+/// An attack that goes on until it is ended.
+pub(super) struct Attacker(Child);
+
+impl Attacker {
+    /// As the proxy's user, whose connections are not redirected: the client is outside the mesh.
+    pub(super) fn start(netns: &Netns, address: SocketAddr, attack: Attack) -> anyhow::Result<Self> {
+        let mut command = netns.command("taskset");
+        command
+            .args(["-c", "0", "setpriv"])
+            .args(["--reuid=2102", "--regid=2102", "--clear-groups"])
+            .arg(std::env::current_exe()?)
+            .args(["client", "attack", "--address", &address.to_string()])
+            .args(["--attack", attack.name()]);
+        command.spawn().map(Self).context("cannot start an attacker")
+    }
+
+    /// Fails when the attack has ended before.
+    pub(super) fn end(mut self) -> anyhow::Result<()> {
+        if let Some(status) = self.0.try_wait()? {
+            anyhow::bail!("the attacker has ended: {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Attacker {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Waits for a client's end.
