@@ -18,13 +18,15 @@ use tokio::{
     time::Instant,
 };
 
-/// Frames without bytes that a peer may send at once. A proxy with thousands of streams updates windows in bursts, and
-/// resets all streams of a client that goes away.
-const FRAMES_MAX: u32 = 10_000;
-/// All of them are there again after so long.
-const REFILL_SECS: u32 = 5;
-/// A peer's proxy has all of its clients' requests on one connection, and so much more of all that.
-const PEER_FACTOR: u32 = 10;
+/// Frames without bytes that a client may send at once, for each stream that it may have: it updates windows in bursts,
+/// and resets all streams when it goes away. A stranger's are worked off in one turn, for which everybody else waits.
+const FRAMES_PER_STREAM: u32 = 4;
+/// So many more are allowed per second.
+const FRAMES_PER_SECOND: u32 = 2_000;
+/// At once, from a peer's proxy, which has all of its clients' requests on one connection, ...
+const PEER_FRAMES_MAX: u32 = 100_000;
+/// ... and per second.
+const PEER_FRAMES_PER_SECOND: u32 = 20_000;
 /// So many bytes of bodies allow one more: window updates and gRPC's pings come with data.
 const BYTES_PER_FRAME: usize = 64;
 /// A reset ends a request that we have begun to work on.
@@ -70,37 +72,35 @@ struct Frame {
 struct Budget {
     left: u32,
     max: u32,
+    per_second: u32,
     refilled: Instant,
 }
 
 impl<S> Frugal<S> {
-    /// For a connection that a client has opened.
-    pub(crate) fn server(inner: S) -> Self {
-        Self::new(inner, PREFACE_BYTES, FRAMES_MAX)
+    /// For a connection that a client has opened, which may have so many streams.
+    pub(crate) fn server(inner: S, streams_max: u32) -> Self {
+        let max = streams_max.saturating_mul(FRAMES_PER_STREAM);
+        Self::new(inner, PREFACE_BYTES, Budget::new(max, FRAMES_PER_SECOND))
     }
 
     /// For one that a peer's proxy has opened.
     pub(crate) fn peer(inner: S) -> Self {
-        Self::new(inner, PREFACE_BYTES, FRAMES_MAX * PEER_FACTOR)
+        Self::new(inner, PREFACE_BYTES, Budget::peer())
     }
 
     /// For a connection to a server, which answers the resets of all our clients' requests with frames of its own.
     pub(crate) fn client(inner: S) -> Self {
-        Self::new(inner, 0, FRAMES_MAX * PEER_FACTOR)
+        Self::new(inner, 0, Budget::peer())
     }
 
-    fn new(inner: S, skip: usize, max: u32) -> Self {
+    fn new(inner: S, skip: usize, budget: Budget) -> Self {
         Self {
             inner,
             frames: Frames {
                 skip,
                 ..Frames::default()
             },
-            budget: Budget {
-                left: max,
-                max,
-                refilled: Instant::now(),
-            },
+            budget,
         }
     }
 }
@@ -126,6 +126,19 @@ impl Frames {
 }
 
 impl Budget {
+    fn new(max: u32, per_second: u32) -> Self {
+        Self {
+            left: max,
+            max,
+            per_second,
+            refilled: Instant::now(),
+        }
+    }
+
+    fn peer() -> Self {
+        Self::new(PEER_FRAMES_MAX, PEER_FRAMES_PER_SECOND)
+    }
+
     fn spend(&mut self, frame: Frame) -> Result<(), Flood> {
         let cost = match frame.kind {
             DATA if frame.length > 0 => {
@@ -152,7 +165,7 @@ impl Budget {
     /// The clock is read only when it may matter.
     fn refill(&mut self) {
         let elapsed = self.refilled.elapsed().min(Duration::from_secs(60));
-        let frames = elapsed.as_millis() * u128::from(self.max / REFILL_SECS) / 1_000;
+        let frames = elapsed.as_millis() * u128::from(self.per_second) / 1_000;
         if frames > 0 {
             self.refilled = Instant::now();
             let frames = u32::try_from(frames).unwrap_or(self.max);
@@ -228,13 +241,15 @@ mod tests {
 
     use super::*;
 
+    const FRAMES_MAX: u32 = 4_000;
+
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).expect("small").to_be_bytes();
         [&length[1..], &[kind, 0, 0, 0, 0, 0], payload].concat()
     }
 
     async fn read(bytes: &[u8]) -> io::Result<u64> {
-        let mut io = Frugal::new(bytes, 0, FRAMES_MAX);
+        let mut io = Frugal::new(bytes, 0, Budget::new(FRAMES_MAX, FRAMES_PER_SECOND));
         tokio::io::copy(&mut io, &mut tokio::io::sink()).await
     }
 
@@ -268,13 +283,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_budget_grows_with_time_and_with_what_we_send() {
         let (mut peer, ours) = tokio::io::duplex(1 << 20);
-        let mut ours = Frugal::new(ours, 0, FRAMES_MAX);
+        let mut ours = Frugal::new(ours, 0, Budget::new(FRAMES_MAX, FRAMES_PER_SECOND));
         let pings = frame(6, &[0; 8]).repeat(FRAMES_MAX as usize);
         let mut buffer = vec![0; pings.len()];
         peer.write_all(&pings).await.expect("room");
         ours.read_exact(&mut buffer).await.expect("the budget");
         tokio::time::advance(Duration::from_secs(1)).await;
-        let more = 17 * (FRAMES_MAX / REFILL_SECS) as usize;
+        let more = 17 * FRAMES_PER_SECOND as usize;
         peer.write_all(&pings[..more]).await.expect("room");
         ours.read_exact(&mut buffer[..more])
             .await

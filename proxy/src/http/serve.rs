@@ -132,7 +132,7 @@ where
     let meshed = io.is_meshed();
     let (io, reset_streams_max) = match meshed {
         true => (Frugal::peer(io), MESHED_RESET_STREAMS_MAX),
-        false => (Frugal::server(io), RESET_STREAMS_MAX),
+        false => (Frugal::server(io, streams_max), RESET_STREAMS_MAX),
     };
     let windows = Windows::far();
     let connection = http2::Builder::new(LocalExec)

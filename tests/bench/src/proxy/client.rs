@@ -178,7 +178,7 @@ impl Attacker {
             .args(["--reuid=2102", "--regid=2102", "--clear-groups"])
             .arg(std::env::current_exe()?)
             .args(["client", "attack", "--address", &address.to_string()])
-            .args(["--attack", attack.name()]);
+            .args(["--attack", &attack.name()]);
         command.spawn().map(Self).context("cannot start an attacker")
     }
 

