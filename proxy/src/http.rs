@@ -10,6 +10,7 @@ pub(crate) mod pipe;
 pub(crate) mod replay;
 pub(crate) mod serve;
 pub(crate) mod strict;
+pub(crate) mod tracker;
 pub(crate) mod upgrade;
 pub(crate) mod windows;
 

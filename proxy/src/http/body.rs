@@ -18,14 +18,13 @@ use super::{
     incoming::Incoming,
     replay::{Kept, Replay, ReplayBody},
     serve::Busy,
+    tracker::Tracker,
 };
 use crate::{
-    balance::{InFlight, Verdict},
     http1::{Http1Body, Http1Error},
     metrics::{
-        http::{End, HttpHandles},
         route::RouteTracker,
-        stream::{Outcome, Stream, StreamHandles},
+        stream::{Stream, StreamHandles},
     },
     observe::Observed,
 };
@@ -564,117 +563,5 @@ impl Source {
             Self::Http2 { stream, .. } => stream.is_end_stream(),
             Self::Peeked(peeked) => peeked.frame.is_none() && peeked.rest.is_end_stream(),
         }
-    }
-}
-
-/// What is done when a response ends: it is counted, and its endpoint has one request less in flight.
-#[derive(Debug)]
-pub(crate) struct Tracker {
-    handles: Option<Rc<HttpHandles>>,
-    /// What is counted by backend, or by the inbound route; and by the outbound route.
-    streams: (Option<Stream>, Option<Stream>),
-    status: StatusCode,
-    grpc_status: Option<u32>,
-    started: Instant,
-    ended: bool,
-    /// What else counts the response; dropping them counts a failure.
-    routes: Vec<RouteTracker>,
-    inner: Option<Box<Tracker>>,
-    /// Whom the end tells whether the endpoint did well, where the head did not.
-    verdict: Option<Box<Verdict>>,
-    /// The endpoint is busy with the request until then.
-    _in_flight: Option<InFlight>,
-}
-
-impl Tracker {
-    pub(crate) fn new(
-        handles: Option<Rc<HttpHandles>>,
-        status: StatusCode,
-        headers: &HeaderMap,
-        started: Instant,
-        in_flight: Option<InFlight>,
-    ) -> Self {
-        let grpc_status = grpc_status(headers);
-        Self {
-            handles,
-            streams: (None, None),
-            status,
-            grpc_status,
-            started,
-            ended: false,
-            routes: Vec::new(),
-            inner: None,
-            verdict: None,
-            _in_flight: in_flight,
-        }
-    }
-
-    /// Counts for `stream` as well.
-    #[must_use]
-    pub(crate) fn counting(mut self, stream: Option<Stream>) -> Self {
-        self.streams.0 = stream;
-        self
-    }
-
-    /// Judges the endpoint at the end. A client that gives up says nothing of it.
-    #[must_use]
-    pub(crate) fn judging(mut self, verdict: Option<Box<Verdict>>) -> Self {
-        self.verdict = verdict;
-        self
-    }
-
-    fn frame(&mut self, frame: &Frame<Bytes>) {
-        if let Some(inner) = &mut self.inner {
-            inner.frame(frame);
-        }
-        if let Some(data) = frame.data_ref() {
-            for stream in [&self.streams.0, &self.streams.1].into_iter().flatten() {
-                stream.response_frame(data.len());
-            }
-        } else if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
-            self.grpc_status = Some(status);
-        }
-    }
-
-    fn end(&mut self, error: Option<&'static str>) {
-        if self.ended {
-            return;
-        }
-        self.ended = true;
-        if let Some(inner) = &mut self.inner {
-            inner.end(error);
-        }
-        if let Some(handles) = &self.handles {
-            let end = match error {
-                Some(_) => End::Failed,
-                None => self.grpc_status.map_or(End::Http, End::Grpc),
-            };
-            handles.response(self.status, end, self.started);
-        }
-        if let Some(verdict) = self.verdict.take() {
-            verdict.end(self.grpc_status, error.is_some());
-        }
-        let outcome = Outcome {
-            status: Some(self.status),
-            grpc_status: self.grpc_status,
-            error,
-        };
-        for stream in [&self.streams.0, &self.streams.1].into_iter().flatten() {
-            stream.end(outcome);
-        }
-        for mut route in self.routes.drain(..) {
-            // Dropping it counts the failure.
-            if error.is_none() {
-                route.ended(self.grpc_status);
-            }
-        }
-    }
-}
-
-impl Drop for Tracker {
-    fn drop(&mut self) {
-        // Whoever wanted it wants no more of it.
-        self.verdict = None;
-        self.end(Some("CANCEL"));
     }
 }

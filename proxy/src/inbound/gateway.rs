@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{Carries, InboundError, Known, http::Connection, tcp::Judge};
 use crate::{
     dst::NameAddr,
-    http::{ProxyError, ResponseBody, body::Tracker, headers, incoming::Incoming, is_grpc, serve},
+    http::{ProxyError, ResponseBody, headers, incoming::Incoming, is_grpc, serve, tracker::Tracker},
     metrics::stream::Stream,
     outbound::{OutboundError, Through},
     worker::Worker,

@@ -20,12 +20,14 @@ use super::{Known, app::App, port::Port};
 use crate::{
     http::{
         ProxyError, RequestBody, ResponseBody,
-        body::{ClientBody, Tracker},
+        body::ClientBody,
         filter, headers,
         incoming::Incoming,
         is_grpc, pipe,
         serve::{self, HttpVersion},
-        strict, upgrade,
+        strict,
+        tracker::Tracker,
+        upgrade,
     },
     metrics::{
         family::Counter,
