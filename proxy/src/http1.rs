@@ -6,6 +6,7 @@
 
 mod body;
 mod head;
+mod outgoing;
 
 use std::{
     io,
@@ -14,7 +15,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, BufMut as _, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{Method, Response, request::Parts};
 use http_body::Body as _;
 use tokio::io::AsyncWrite as _;
@@ -23,6 +24,7 @@ use tokio_util::io::poll_read_buf;
 use body::Decoder;
 pub(crate) use body::Http1Body;
 pub(crate) use head::HeadError;
+use outgoing::Outgoing;
 
 use crate::{
     http::{RequestBody, body::BodyError},
@@ -30,8 +32,6 @@ use crate::{
     upstream::Upstream,
 };
 
-/// Bytes that wait to be sent; then the body's source waits.
-const WRITE_BYTES_MAX: usize = 64 * 1024;
 const READ_BYTES: usize = 16 * 1024;
 
 /// A connection between two requests, or in the midst of one.
@@ -39,7 +39,7 @@ const READ_BYTES: usize = 16 * 1024;
 pub(crate) struct Connection {
     io: Io,
     read: BytesMut,
-    write: BytesMut,
+    write: Outgoing,
     /// What was written has yet to be flushed.
     flush: bool,
     /// Where it goes when it is free again.
@@ -81,7 +81,7 @@ impl Connection {
         Box::new(Self {
             io,
             read: BytesMut::new(),
-            write: BytesMut::new(),
+            write: Outgoing::default(),
             flush: false,
             home,
         })
@@ -139,7 +139,7 @@ impl Connection {
             (false, Some(length)) => Some(Framing::Length(length)),
             (false, None) => Some(Framing::Chunked),
         };
-        head::encode(head, matches!(framing, Some(Framing::Chunked)), &mut self.write);
+        head::encode(head, matches!(framing, Some(Framing::Chunked)), self.write.tail());
         self.flush = true;
         Ok(framing.map(|framing| Sending { body, framing }))
     }
@@ -180,7 +180,7 @@ impl Connection {
         loop {
             let mut waiting = false;
             while let Some(now) = sending
-                && self.write.len() < WRITE_BYTES_MAX
+                && self.write.has_room()
             {
                 match Pin::new(&mut now.body).poll_frame(cx) {
                     Poll::Pending => {
@@ -191,32 +191,31 @@ impl Connection {
                     Poll::Ready(Some(Ok(frame))) => {
                         let last = match frame.into_data() {
                             Ok(data) => {
-                                now.framing.encode(&data, &mut self.write)?;
+                                now.framing.encode(data, &mut self.write)?;
                                 now.body.is_end_stream()
                             }
                             Err(frame) => {
-                                now.framing.finish(frame.trailers_ref(), &mut self.write)?;
+                                now.framing.finish(frame.trailers_ref(), self.write.tail())?;
                                 *sending = None;
                                 continue;
                             }
                         };
                         if last {
-                            now.framing.finish(None, &mut self.write)?;
+                            now.framing.finish(None, self.write.tail())?;
                             *sending = None;
                         }
                     }
                     Poll::Ready(None) => {
-                        now.framing.finish(None, &mut self.write)?;
+                        now.framing.finish(None, self.write.tail())?;
                         *sending = None;
                     }
                 }
             }
             while !self.write.is_empty() {
-                let count = ready!(Pin::new(&mut self.io).poll_write(cx, &self.write))?;
+                let count = ready!(self.write.poll_write(Pin::new(&mut self.io), cx))?;
                 if count == 0 {
                     return Poll::Ready(Err(io::Error::from(io::ErrorKind::WriteZero).into()));
                 }
-                self.write.advance(count);
                 self.flush = true;
             }
             if self.flush {
@@ -252,18 +251,18 @@ impl Connection {
 }
 
 impl Framing {
-    fn encode(&mut self, data: &[u8], out: &mut BytesMut) -> Result<(), Http1Error> {
+    fn encode(&mut self, data: Bytes, out: &mut Outgoing) -> Result<(), Http1Error> {
         match self {
             _ if data.is_empty() => {}
             Self::Length(left) => {
                 *left = left.checked_sub(data.len() as u64).ok_or(Http1Error::Length)?;
-                out.put_slice(data);
+                out.put(data);
             }
             Self::Chunked => {
-                head::put_hex(data.len(), out);
-                out.put_slice(b"\r\n");
-                out.put_slice(data);
-                out.put_slice(b"\r\n");
+                head::put_hex(data.len(), out.tail());
+                out.tail().put_slice(b"\r\n");
+                out.put(data);
+                out.tail().put_slice(b"\r\n");
             }
         }
         Ok(())

@@ -240,6 +240,8 @@ pub(crate) struct Io {
     /// Has the connection end when the peer's certificate is revoked.
     _guard: Option<Guard>,
     traffic: Traffic,
+    /// Bytes that one read gives out at most.
+    read_max: u64,
     /// Whether an error was seen; it becomes the close's label.
     failed: bool,
 }
@@ -283,6 +285,7 @@ impl Io {
             _permit: None,
             _guard: None,
             traffic: Traffic::default(),
+            read_max: u64::MAX,
             failed: false,
         }
     }
@@ -298,6 +301,13 @@ impl Io {
     #[must_use]
     pub(crate) fn guarded(mut self, guard: Option<Guard>) -> Self {
         self._guard = guard;
+        self
+    }
+
+    /// Gives out at most so many bytes per read, for readers whose buffers grow with what they get.
+    #[must_use]
+    pub(crate) fn reading_at_most(mut self, bytes: usize) -> Self {
+        self.read_max = bytes as u64;
         self
     }
 
@@ -393,7 +403,8 @@ impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let result = Pin::new(&mut this.inner).poll_read(cx, buf);
+        let mut inner = (&mut this.inner).take(this.read_max);
+        let result = Pin::new(&mut inner).poll_read(cx, buf);
         let count = buf.filled().len() - before;
         this.open.read(count);
         this.traffic.add_read(count);

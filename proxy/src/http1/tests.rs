@@ -216,3 +216,56 @@ fn fuzz_response() {
         }
     });
 }
+
+/// Pieces of all sizes come whole and in order, with what ends them, however little is taken at a time.
+#[tokio::test]
+async fn large_and_small_pieces_are_sent_in_order() {
+    let sizes = [10, 5_000, 1, 100_000, 20, 4_096, 4_095, 16_384];
+    let pieces: Vec<Bytes> = (b'a'..)
+        .zip(sizes)
+        .map(|(byte, size)| vec![byte; size].into())
+        .collect();
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("sum", http::HeaderValue::from_static("1"));
+    let plain = pieces.concat();
+    let mut chunked = Vec::new();
+    for piece in &pieces {
+        chunked.extend([format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat());
+    }
+    chunked.extend(b"0\r\nsum: 1\r\n\r\n");
+    for (mut framing, expected) in [
+        (Framing::Length(plain.len() as u64), plain),
+        (Framing::Chunked, chunked),
+    ] {
+        for taken in [1, 999, 1 << 20] {
+            let (mut near, mut far) = tokio::io::duplex(taken);
+            let sending = async {
+                let mut outgoing = Outgoing::default();
+                for piece in &pieces {
+                    framing
+                        .encode(piece.clone(), &mut outgoing)
+                        .expect("as long as said");
+                    while !outgoing.has_room() {
+                        let written = std::future::poll_fn(|cx| outgoing.poll_write(Pin::new(&mut near), cx));
+                        assert!(written.await.expect("it is read") > 0);
+                    }
+                }
+                framing
+                    .finish(Some(&trailers), outgoing.tail())
+                    .expect("as long as said");
+                while !outgoing.is_empty() {
+                    let written = std::future::poll_fn(|cx| outgoing.poll_write(Pin::new(&mut near), cx));
+                    written.await.expect("it is read");
+                }
+                drop(near);
+            };
+            let mut came = Vec::new();
+            let (_, read) = tokio::join!(sending, far.read_to_end(&mut came));
+            read.expect("it ends");
+            assert!(came == expected, "{framing:?} by {taken}");
+            if let Framing::Length(left) = &mut framing {
+                *left = expected.len() as u64;
+            }
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! What a process can lack: time before its end, a valid certificate, file descriptors.
+//! What a process can lack: time before its end, a valid certificate.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     DEADLINE,
-    apps::{Http1, get, serve_greeting, serve_http, try_get},
+    apps::{Http1, get, serve_greeting, try_get},
     attack::long,
     can_run,
     control::Script,
@@ -141,45 +141,4 @@ fn an_expired_certificate_ends_new_connections_and_no_old_one() {
     old.join().expect("old connections work");
     let without_tls = [("direction", "inbound"), ("peer", "src"), ("tls", "no_identity")];
     assert_eq!(server.metric("tcp_open_total", &without_tls), None);
-}
-
-/// F19: without file descriptors nothing is accepted, and everything again when there are some.
-#[test]
-fn a_lack_of_file_descriptors_passes() {
-    if !can_run() {
-        return;
-    }
-    const FILES_MAX: usize = 150;
-    let (network, script) = (Network::new(), Script::new());
-    let mut server = Pod::start_with_files(&network, &script, "server", FILES_MAX);
-    serve_http(&server.namespace, 8080, "server");
-    script.set_endpoints(
-        &path("web"),
-        vec![endpoint(server.namespace.ip, 8080, Some("server"), false)],
-    );
-    script.set_outbound(service(), outbound_detect("web", http_rule("web")));
-    let outside = network.namespace();
-    let addr = server.addr(8080);
-    let get_directly = move || async move { try_get(addr, "/").await.map(|reply| reply.status).ok() };
-    assert_eq!(outside.block_on(get_directly), Some(200));
-    let held = outside.block_on(move || async move {
-        let mut held = Vec::new();
-        for _ in 0..if long() { 2_000 } else { 300 } {
-            let mut tcp = TcpStream::connect(addr).await.expect("the backlog takes it");
-            tcp.write_all(b"GET / HTTP/1.1\r\nhost: web.test\r\n")
-                .await
-                .expect("small");
-            held.push(tcp.into_std().expect("a socket"));
-        }
-        held
-    });
-    eventually("there are none left", || {
-        (server.open_files() >= FILES_MAX).then_some(())
-    });
-    drop(held);
-    assert_eq!(outside.block_on(get_directly), Some(200));
-    let client = Pod::start(&network, &script, "client");
-    let reply = client.namespace.block_on(|| try_get(service(), "/"));
-    assert_eq!(reply.expect("a reply").status, 200);
-    assert!(server.is_running());
 }

@@ -12,12 +12,14 @@ use std::{
 
 use crate::{
     apps,
+    cgroup::Cgroup,
     control::{self, Running, Script},
     eventually,
     net::{Namespace, Network},
     policies::identity,
 };
 
+const PROXY: &str = env!("CARGO_BIN_EXE_heddle-proxy");
 /// The redirection's uid for the proxy.
 const UID: u32 = 2102;
 
@@ -42,8 +44,16 @@ impl Pod {
     }
 
     pub(crate) fn start_with(network: &Network, script: &Script, account: &str, options: Options) -> Self {
-        let command = Command::new(env!("CARGO_BIN_EXE_heddle-proxy"));
-        Self::start_as(command, network, script, account, options)
+        let mut command = Command::new(PROXY);
+        command.uid(UID);
+        let logs = options.env.iter().any(|(name, _)| *name == "ACCESS_LOG");
+        let stderr = logs.then(|| tempfile::NamedTempFile::new().expect("a temporary file"));
+        if let Some(stderr) = &stderr {
+            command.stderr(stderr.reopen().expect("our own file"));
+        }
+        let mut pod = Self::start_as(command, network, script, account, options);
+        pod.stderr = stderr;
+        pod
     }
 
     /// A pod whose proxy may open only so many file descriptors.
@@ -54,12 +64,45 @@ impl Pod {
         files_max: usize,
     ) -> Self {
         let mut command = Command::new("prlimit");
-        command
-            .arg(format!("--nofile={files_max}"))
-            .arg(env!("CARGO_BIN_EXE_heddle-proxy"));
+        command.uid(UID).arg(format!("--nofile={files_max}")).arg(PROXY);
         Self::start_as(command, network, script, account, Options { env: Vec::new() })
     }
 
+    /// A pod whose proxy finds itself in this memory cgroup, as a container does.
+    pub(crate) fn start_in_cgroup(
+        network: &Network,
+        script: &Script,
+        account: &str,
+        cgroup: &Cgroup,
+    ) -> Self {
+        let script_in_mounts = r#"echo $$ >"$1/cgroup.procs" && mount --bind "$1" "$2" && exec "${@:3}""#;
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "bash", "-c", script_in_mounts, "bash"])
+            .args([cgroup.path(), cgroup.root()])
+            .args(["setpriv", "--clear-groups", "--regid=2102"])
+            .arg(format!("--reuid={UID}"))
+            .arg(PROXY);
+        Self::start_as(command, network, script, account, Options { env: Vec::new() })
+    }
+
+    /// A pod whose proxy logs there what it is asked for.
+    pub(crate) fn start_logging(
+        network: &Network,
+        script: &Script,
+        account: &str,
+        [stdout, stderr]: [Stdio; 2],
+    ) -> Self {
+        let mut command = Command::new(PROXY);
+        command.uid(UID).stdout(stdout).stderr(stderr);
+        let env = vec![
+            ("ACCESS_LOG", "apache".to_owned()),
+            ("LOG", "heddle=debug".to_owned()),
+        ];
+        Self::start_as(command, network, script, account, Options { env })
+    }
+
+    /// Starts what the command makes the proxy.
     fn start_as(
         mut command: Command,
         network: &Network,
@@ -110,12 +153,7 @@ impl Pod {
                 std::env::var("PROXY_LOG").unwrap_or_else(|_| "warn".to_owned()),
             ),
         ];
-        command.env_clear().uid(UID).stdin(Stdio::null());
-        let logs = options.env.iter().any(|(name, _)| *name == "ACCESS_LOG");
-        let stderr = logs.then(|| tempfile::NamedTempFile::new().expect("a temporary file"));
-        if let Some(stderr) = &stderr {
-            command.stderr(stderr.reopen().expect("our own file"));
-        }
+        command.env_clear().stdin(Stdio::null());
         for (name, value) in vars.into_iter().chain(options.env) {
             command.env(format!("LINKERD2_PROXY_{name}"), value);
         }
@@ -128,7 +166,7 @@ impl Pod {
             control: Some(control),
             proxy: proxy.expect("no panic"),
             _token: token,
-            stderr,
+            stderr: None,
         };
         eventually("the proxy is ready", || {
             (pod.admin("/ready").0 == 200).then_some(())
@@ -215,7 +253,7 @@ impl Drop for Pod {
 fn init_binary() -> PathBuf {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
-        let path = PathBuf::from(env!("CARGO_BIN_EXE_heddle-proxy")).with_file_name("heddle-init");
+        let path = PathBuf::from(PROXY).with_file_name("heddle-init");
         if !path.exists() {
             let built = Command::new(env!("CARGO"))
                 .args(["build", "-p", "heddle-proxy-init"])

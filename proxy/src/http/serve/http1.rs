@@ -20,6 +20,8 @@ use crate::{
     io::{Io, Prefixed},
 };
 
+/// A connection whose request nobody takes holds a few times this, and not hyper's buffer, which grows to what a head may be.
+const READ_BYTES_MAX: usize = 16 * 1024;
 /// How often a connection in use is looked at. One that is found idle twice rests.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// A head that has begun must be whole by then. Idle connections may stay.
@@ -50,7 +52,7 @@ where
         signaled: std::pin::pin!(drain.signaled()),
         begun: None,
     };
-    let mut io = Prefixed::new(io);
+    let mut io = Prefixed::new(io.reading_at_most(READ_BYTES_MAX));
     let mut last = false;
     loop {
         let Some(resting) = Box::pin(requests(io, service, state, &mut drain, last)).await else {
