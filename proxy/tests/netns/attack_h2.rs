@@ -126,6 +126,7 @@ const ATTACKS: &[Attack] = &[
     },
 ];
 
+/// F17.
 #[test]
 fn floods_end_the_attackers_connection_alone() {
     if !can_run() {

@@ -296,7 +296,7 @@ impl Entry {
     }
 }
 
-/// Clients that begin and do not go on: of TLS handshakes, of heads, of bodies. All are let go within the same bounds;
+/// F16: clients that begin and do not go on: of TLS handshakes, of heads, of bodies. All are let go within the same bounds;
 /// a connection that has been idle all along stays.
 #[test]
 fn slow_clients_are_let_go_and_idle_ones_stay() {
