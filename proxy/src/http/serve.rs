@@ -86,7 +86,8 @@ pub(crate) async fn serve<H, F>(
         }
         HttpVersion::Http2 => {
             let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                let responding = handle(request.map(Incoming::new));
+                // hyper moves what is returned here into a task, more than once on the way.
+                let responding = Box::pin(handle(request.map(Incoming::new)));
                 async move { Ok::<_, Infallible>(responding.await) }
             });
             Box::pin(serve_http2(io, service, streams_max, drain)).await;

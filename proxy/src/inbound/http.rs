@@ -129,7 +129,9 @@ impl Connection {
         }
     }
 
-    async fn respond(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn respond(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        // On the heap, or each step of the way would keep room for it.
+        let mut request = Box::new(request);
         match self.received(&mut request) {
             None => self.answer(request).await,
             Some(observed) => Box::pin(observed.watch(self.answer(request))).await,
@@ -146,7 +148,7 @@ impl Connection {
         self.client.tls.identity().map(|id| id.as_str())
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn answer(&self, request: Box<Request<Incoming>>) -> Response<ResponseBody> {
         let grpc = is_grpc(request.headers());
         let http1 = request.version() != Version::HTTP_2;
         match self.request(request).await {
@@ -220,7 +222,10 @@ impl Connection {
         Ok((allowed, handles))
     }
 
-    async fn request(&self, mut request: Request<Incoming>) -> Result<Response<ResponseBody>, ProxyError> {
+    async fn request(
+        &self,
+        mut request: Box<Request<Incoming>>,
+    ) -> Result<Response<ResponseBody>, ProxyError> {
         let started = Instant::now();
         let policy = self.port.policy();
         let (allowed, handles) = self.admit(&policy, &request, started)?;
@@ -239,7 +244,7 @@ impl Connection {
         }
         let permit = allowed.permit;
         if headers::is_upgrade(&request) {
-            return Box::pin(self.upgrade(&permit, request)).await;
+            return Box::pin(self.upgrade(&permit, *request)).await;
         }
         if let Some(route) = &profiled {
             route.request(Of::Request);
@@ -445,5 +450,21 @@ impl Connection {
         }
         all.push(handles.clone());
         handles
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<F: Future>(_: fn(&'static Connection, Request<Incoming>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Every request under way holds one of these, and it is copied when it begins.
+    #[test]
+    fn requests_are_small() {
+        let bytes = future_bytes(Connection::respond);
+        assert!(bytes <= 2_700, "a request takes {bytes} bytes");
     }
 }

@@ -146,7 +146,9 @@ impl Client {
         Ok(Some(target))
     }
 
-    pub(super) async fn respond(self: &Rc<Self>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+    pub(super) async fn respond(self: &Rc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
+        // On the heap, or each step of the way would keep room for it.
+        let mut request = Box::new(request);
         let observers = &self.worker.observers;
         match observers.received(Direction::Outbound, &mut request, self.addr, None) {
             None => self.answer(request).await,
@@ -154,7 +156,7 @@ impl Client {
         }
     }
 
-    async fn answer(self: &Rc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn answer(self: &Rc<Self>, request: Box<Request<Incoming>>) -> Response<ResponseBody> {
         let grpc = is_grpc(request.headers());
         let http1 = request.version() != Version::HTTP_2;
         match self.request(request).await {
@@ -184,7 +186,7 @@ impl Client {
 
     async fn request(
         self: &Rc<Self>,
-        mut request: Request<Incoming>,
+        mut request: Box<Request<Incoming>>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let started = Instant::now();
         strict::check(&request)?;
@@ -249,16 +251,17 @@ impl Client {
     async fn routed(
         self: &Rc<Self>,
         way: Way<'_>,
-        mut request: Request<Incoming>,
+        mut request: Box<Request<Incoming>>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let Way { policy, rule, .. } = way;
         if let Some(response) = filter::request(&rule.filters, way.prefix, &mut request)? {
             return Ok(response);
         }
         if headers::is_upgrade(&request) {
-            return Box::pin(super::upgrade::serve(self, way, request)).await;
+            return Box::pin(super::upgrade::serve(self, way, *request)).await;
         }
         let (head, body) = request.into_parts();
+        let head = Box::new(head);
         let body = ClientBody::new(body, Some(way.counters.stream.clone())).noting(way.activity.cloned());
         let body = RequestBody::Incoming(body);
         if let Some(route) = way.route {
@@ -279,7 +282,7 @@ impl Client {
     async fn tries(
         self: &Rc<Self>,
         way: Way<'_>,
-        head: Parts,
+        head: Box<Parts>,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         match way.retry {
@@ -292,7 +295,7 @@ impl Client {
     pub(super) async fn send(
         self: &Rc<Self>,
         way: Way<'_>,
-        head: Parts,
+        head: Box<Parts>,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let started = way.started;
@@ -327,7 +330,7 @@ impl Client {
         self: &Rc<Self>,
         way: Way<'_>,
         until: Option<Instant>,
-        mut head: Parts,
+        mut head: Box<Parts>,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let Chosen {
@@ -409,5 +412,21 @@ async fn bounded(
         result = sending => result,
         limit = late => Err(ProxyError::Timeout(limit)),
         limit = idle => Err(ProxyError::Timeout(limit)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<F: Future>(_: fn(&'static Rc<Client>, Request<Incoming>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Every request under way holds one of these, and it is copied when it begins.
+    #[test]
+    fn requests_are_small() {
+        let bytes = future_bytes(Client::respond);
+        assert!(bytes <= 5_200, "a request takes {bytes} bytes");
     }
 }

@@ -29,7 +29,7 @@ const TIME_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A request's copies, to be sent as soon as its body is there.
 pub(super) struct Copies {
-    head: Parts,
+    head: Box<Parts>,
     mirrors: Vec<Mirror>,
 }
 
@@ -39,7 +39,7 @@ impl Copies {
         let drawn = mirrors.iter().filter(|mirror| mirror.takes(rand::random()));
         let mirrors: Vec<_> = drawn.cloned().collect();
         (!mirrors.is_empty()).then(|| Self {
-            head: head.clone(),
+            head: Box::new(head.clone()),
             mirrors,
         })
     }
@@ -97,7 +97,7 @@ async fn one(
     client: &Client,
     policy: &Policy,
     mirror: &Mirror,
-    head: Parts,
+    head: Box<Parts>,
     body: RequestBody,
 ) -> Result<(), ProxyError> {
     let balancer = policy.balancer(&mirror.backend)?;

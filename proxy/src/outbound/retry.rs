@@ -21,7 +21,7 @@ pub(super) async fn send(
     client: &Rc<Client>,
     way: Way<'_>,
     retry: &Retry,
-    head: Parts,
+    head: Box<Parts>,
     body: RequestBody,
 ) -> Result<Response<ResponseBody>, ProxyError> {
     let replay = body.repeatable(retry.max_request_bytes);

@@ -48,7 +48,7 @@ impl Client {
         &self,
         balancer: &Rc<Balancer>,
         errand: Errand<'_>,
-        mut head: Parts,
+        mut head: Box<Parts>,
         mut body: RequestBody,
     ) -> Result<(u64, Response<ResponseBody>), ProxyError> {
         let deadline = balancer.failfast_deadline();
@@ -118,7 +118,7 @@ impl Client {
         errand: Errand<'_>,
         endpoint: Picked,
         connection: Connection,
-        head: Parts,
+        head: Box<Parts>,
         body: RequestBody,
     ) -> Result<(u64, Response<ResponseBody>), ProxyError> {
         let Errand {
@@ -139,7 +139,7 @@ impl Client {
             counter.request();
             Stream::new(counter.clone(), sent)
         });
-        let mut request = Request::from_parts(head, body);
+        let mut request = Request::from_parts(*head, body);
         let mut observed = self
             .worker
             .observers
@@ -169,7 +169,8 @@ impl Client {
             }
             Connection::Http1(connection) => {
                 self.to_http1(&mut request);
-                let sent = endpoint.http().send_http1(connection, request).await;
+                // Peers without a proxy are few; the others need not keep room for this.
+                let sent = Box::pin(endpoint.http().send_http1(connection, request)).await;
                 sent.map(|response| response.map(ResponseBody::http1))
             }
         };
