@@ -133,17 +133,15 @@ fn an_endpoint_that_answers_no_packet_is_ejected() {
     );
     let gone = &service_pods.endpoints[0];
     gone.0.drop_packets("tcp dport 8080");
-    // Until it is ejected by both workers, each of four clients meets it a few times.
-    eventually("it is ejected", || {
-        let failed = honest.failed();
-        honest.goes_on(200, "the others answer");
-        (honest.failed() == failed).then_some(())
+    // Each of two workers ejects it after three failures, when each of four clients may be waiting for it once more. A worker that
+    // met it less often avoids it, for it is slow, and may meet it again much later: so nothing is said of when.
+    let most = 3 * 2 + 4;
+    eventually("the first worker ejects it", || {
+        (honest.failed() >= 3).then_some(())
     });
-    let failed = honest.failed();
-    assert!(failed <= 3 * 2 + 4, "{failed} failed before the ejection");
-    honest.goes_on(if long() { 10_000 } else { 500 }, "the others go on answering");
-    let (answered, all_failed) = honest.finish();
-    assert_eq!(all_failed, failed, "of {answered} after the ejection");
+    honest.goes_on(if long() { 10_000 } else { 2_000 }, "the others go on answering");
+    let (answered, failed) = honest.finish();
+    assert!(failed <= most, "{failed} failed, {answered} did not");
 }
 
 /// F8.
