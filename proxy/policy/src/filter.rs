@@ -23,12 +23,12 @@ pub enum Filter {
     Fail(FailureInjector),
 }
 
-/// Changes to headers: removed first, then set, then added.
+/// Changes to headers: added first, then set, then removed, as the proxy API has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderChange {
-    remove: Vec<HeaderName>,
-    set: Vec<(HeaderName, HeaderValue)>,
     add: Vec<(HeaderName, HeaderValue)>,
+    set: Vec<(HeaderName, HeaderValue)>,
+    remove: Vec<HeaderName>,
 }
 
 /// A redirect; parts that are absent stay as the request has them.
@@ -64,14 +64,14 @@ pub enum FailureCode {
 impl HeaderChange {
     /// Applies the changes.
     pub fn apply(&self, headers: &mut HeaderMap) {
-        for name in &self.remove {
-            headers.remove(name);
+        for (name, value) in &self.add {
+            headers.append(name, value.clone());
         }
         for (name, value) in &self.set {
             headers.insert(name, value.clone());
         }
-        for (name, value) in &self.add {
-            headers.append(name, value.clone());
+        for name in &self.remove {
+            headers.remove(name);
         }
     }
 
@@ -106,7 +106,8 @@ impl HeaderChange {
 
 impl Redirect {
     /// The status and target for a request with this URI (absolute, or with `host` given by its header) and a rule
-    /// that matched `prefix` of its path. `None` when the target would be no URI.
+    /// that matched `prefix` of its path. `None` when the target would be no URI, or a prefix is to be replaced and none
+    /// matched.
     pub fn target(&self, uri: &Uri, host: Option<&str>, prefix: Option<&str>) -> Option<(StatusCode, Uri)> {
         let scheme = self
             .scheme
@@ -126,7 +127,7 @@ impl Redirect {
         };
         let path = match &self.path {
             None => uri.path().to_owned(),
-            Some(modifier) => modifier.apply(uri.path(), prefix),
+            Some(modifier) => modifier.apply(uri.path(), prefix)?,
         };
         let path_and_query = match uri.query() {
             Some(query) => format!("{path}?{query}"),
@@ -235,7 +236,7 @@ impl TryFrom<http_route::RequestRedirect> for Filter {
             .map(|scheme| uri::Scheme::try_from(scheme).map_err(|error| invalid("scheme", &error)))
             .transpose()?;
         let status = match status {
-            0 => StatusCode::FOUND,
+            0 => StatusCode::MOVED_PERMANENTLY,
             _ => u16::try_from(status)
                 .ok()
                 .and_then(|status| StatusCode::from_u16(status).ok())
@@ -326,27 +327,28 @@ mod tests {
     }
 
     #[test]
-    fn header_changes_remove_set_and_add_in_this_order() {
+    fn header_changes_add_set_and_remove_in_this_order() {
         let header = |name: &str| http_types::headers::Header {
             name: name.into(),
             value: b"new".to_vec(),
         };
-        let headers = |name: &str| {
+        let both = |a: &str, b: &str| {
             Some(http_types::Headers {
-                headers: vec![header(name)],
+                headers: vec![header(a), header(b)],
             })
         };
-        let change = HeaderChange::new(headers("b"), headers("a"), vec!["b".into()]).expect("valid");
+        let change = HeaderChange::new(both("a", "b"), both("a", "c"), vec!["c".into()]).expect("valid");
         let mut map = HeaderMap::new();
-        map.insert("a", HeaderValue::from_static("old"));
-        map.insert("b", HeaderValue::from_static("old"));
+        for name in ["a", "b", "c"] {
+            map.insert(name, HeaderValue::from_static("old"));
+        }
         change.apply(&mut map);
         let mut got: Vec<_> = map
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_bytes()))
             .collect();
         got.sort_unstable();
-        assert_eq!(got, [("a", b"new".as_slice()), ("b", b"new")]);
+        assert_eq!(got, [("a", b"new".as_slice()), ("b", b"new"), ("b", b"old")]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use linkerd2_proxy_api::{destination, http_route, inbound, meta, net as proto_ne
 use prost::Message;
 
 use crate::{
-    Client, ClientTls, EndpointSet, Profile, ServerPolicy, outbound::ClientPolicy, route::canonical_path,
+    Client, ClientTls, EndpointSet, Profile, ServerPolicy, outbound::ClientPolicy, path::canonical_path,
 };
 
 fn seconds(seconds: i64) -> Option<prost_types::Duration> {
@@ -347,5 +347,33 @@ fn fuzz_spellings() {
             }
         }
         assert_eq!(canonical_path(&spelled), "/admin/x", "{spelled}");
+    });
+}
+
+/// What an application may take for `/admin` is not for strangers, wherever the path leads in the end.
+#[test]
+fn fuzz_readings() {
+    let policy = ServerPolicy::try_from(server()).expect("valid");
+    let stranger = Client {
+        addr: IpAddr::from([10, 0, 0, 1]),
+        tls: ClientTls::None,
+    };
+    bolero::check!().for_each(|bytes: &[u8]| {
+        let pieces = [
+            "/..", "/", "/x", "%2f..", "/%2e%2E", ";y", "/..;z", "%5c..", "%252e", "/.", "%20",
+        ];
+        let rest: String = bytes
+            .iter()
+            .take(64)
+            .map(|&byte| pieces[usize::from(byte) % pieces.len()])
+            .collect();
+        let request = Request::builder()
+            .uri(format!("/admin/{rest}"))
+            .body(())
+            .expect("a path");
+        assert!(
+            policy.authorize_request(&stranger, &request).is_err(),
+            "/admin/{rest}"
+        );
     });
 }

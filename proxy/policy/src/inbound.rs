@@ -12,6 +12,7 @@ use crate::{
     filter::Filter,
     invalid::{self, duration, each},
     net::Network,
+    path,
     ratelimit::RateLimit,
     route::{self, Route, Rule},
 };
@@ -119,7 +120,31 @@ impl ServerPolicy {
             | Protocol::Grpc(http) => http.routes.as_slice(),
             Protocol::Opaque | Protocol::Tls => &[],
         };
-        let (route, rule) = route::find(routes, req).ok_or(Refused::NoRoute {
+        let (permit, route, rule) = self.judge_rule(client, route::find(routes, req))?;
+        // The application may read the path in another way, by which another rule would hold.
+        if route::only(routes).is_none() {
+            for path in path::other_readings(req.uri().path()) {
+                self.judge_rule(client, route::find_by_path(routes, req, &path))?;
+            }
+        }
+        Ok(Allowed {
+            permit,
+            route: &route.meta,
+            filters: &rule.policy.filters,
+            prefix: if rule.policy.filters.is_empty() {
+                None
+            } else {
+                rule.matched_prefix(req)
+            },
+        })
+    }
+
+    fn judge_rule<'p>(
+        &'p self,
+        client: &Client,
+        found: Option<(&'p Route<InboundRule>, &'p Rule<InboundRule>)>,
+    ) -> Result<(Permit, &'p Route<InboundRule>, &'p Rule<InboundRule>), Refused<'p>> {
+        let (route, rule) = found.ok_or(Refused::NoRoute {
             server: self.meta.name(),
         })?;
         let all = self
@@ -127,16 +152,7 @@ impl ServerPolicy {
             .iter()
             .chain(rule.policy.authorizations.iter());
         match authorize::judge(&self.meta, all, client) {
-            Ok(permit) => Ok(Allowed {
-                permit,
-                route: &route.meta,
-                filters: &rule.policy.filters,
-                prefix: if rule.policy.filters.is_empty() {
-                    None
-                } else {
-                    rule.matched_prefix(req)
-                },
-            }),
+            Ok(permit) => Ok((permit, route, rule)),
             Err(denied) => Err(Refused::Denied {
                 route: &route.meta,
                 denied,
@@ -490,10 +506,29 @@ mod tests {
         let stranger = client(ClientTls::None);
         let known = client(ClientTls::Established(Some(admin.parse().expect("a name"))));
         assert!(policy.authorize_request(&stranger, &get("/x")).is_ok());
-        assert!(matches!(
-            policy.authorize_request(&stranger, &get("//admin")),
-            Err(Refused::Denied { .. })
-        ));
+        // Whichever way the application reads these.
+        for path in [
+            "//admin",
+            "/admin/../x",
+            "/admin/%2e%2e/x",
+            "/admin/..%2fx",
+            "/x/..;/admin",
+            "/admin;x/y",
+            "/x%5c..%5cadmin",
+            "/%2561dmin",
+        ] {
+            assert!(
+                matches!(
+                    policy.authorize_request(&stranger, &get(path)),
+                    Err(Refused::Denied { .. })
+                ),
+                "{path}"
+            );
+            assert!(policy.authorize_request(&known, &get(path)).is_ok(), "{path}");
+        }
+        for path in ["/x//y", "/x%20y", "/a%2Fb/../c", "/x;y=z"] {
+            assert!(policy.authorize_request(&stranger, &get(path)).is_ok(), "{path}");
+        }
         assert_eq!(
             policy
                 .authorize_request(&known, &get("/admin"))

@@ -18,6 +18,7 @@ pub mod invalid;
 pub mod meta;
 pub mod net;
 pub mod outbound;
+pub mod path;
 pub mod profile;
 pub mod ratelimit;
 pub mod rewrite;

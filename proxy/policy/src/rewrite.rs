@@ -3,8 +3,27 @@
 use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderValue, Uri, header, uri};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use crate::{Invalid, route::canonical_path};
+use crate::{Invalid, path::canonical_path};
+
+/// What a decoded path must not contain in a URI: RFC 3986 section 3.3.
+const NO_PATH: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'%')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'[')
+    .add(b'\\')
+    .add(b']')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
 
 /// A rewrite; parts that are absent stay as the request has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,28 +42,28 @@ pub(crate) enum PathModifier {
 }
 
 impl PathModifier {
-    /// The new path of a request for `path` whose rule matched `prefix` of it.
-    pub(crate) fn apply(&self, path: &str, prefix: Option<&str>) -> String {
-        match self {
-            Self::Full(path) => path.clone(),
-            Self::Prefix(new) => {
-                let prefix = prefix.unwrap_or_default();
-                // Rules match the canonical path; a request may have written its path in another way.
-                let path = match path.strip_prefix(prefix) {
-                    Some(_) => Cow::Borrowed(path),
-                    None => canonical_path(path),
-                };
+    /// The new path of a request for `path` whose rule matched `prefix` of it; `None` where it matched no prefix, because
+    /// then there is nothing to replace (the proxy API's PathModifier).
+    pub(crate) fn apply(&self, path: &str, prefix: Option<&str>) -> Option<String> {
+        let new = match self {
+            Self::Full(path) => return Some(path.clone()),
+            Self::Prefix(new) => new,
+        };
+        let prefix = prefix?;
+        // Rules match the canonical path; a request may have written its path in another way.
+        let rest = match path.strip_prefix(prefix) {
+            Some(rest) => Cow::Borrowed(rest),
+            None => {
+                let path = canonical_path(path);
                 let rest = path.strip_prefix(prefix).unwrap_or(&path);
-                if rest.is_empty() {
-                    return if new.is_empty() {
-                        "/".to_owned()
-                    } else {
-                        new.clone()
-                    };
-                }
-                format!("{}/{}", new.trim_end_matches('/'), rest.trim_start_matches('/'))
+                Cow::Owned(utf8_percent_encode(rest, NO_PATH).to_string())
             }
-        }
+        };
+        Some(match &*rest {
+            "" if new.is_empty() => "/".to_owned(),
+            "" => new.clone(),
+            rest => format!("{}/{}", new.trim_end_matches('/'), rest.trim_start_matches('/')),
+        })
     }
 }
 
@@ -53,7 +72,11 @@ impl Rewrite {
     /// when the result would be no URI: then the request must not go on.
     #[must_use]
     pub fn apply(&self, uri: &mut Uri, headers: &mut HeaderMap, prefix: Option<&str>) -> bool {
-        let path = self.path.as_ref().map(|path| path.apply(uri.path(), prefix));
+        let path = match self.path.as_ref().map(|path| path.apply(uri.path(), prefix)) {
+            None => None,
+            Some(Some(path)) => Some(path),
+            Some(None) => return false,
+        };
         let mut parts = uri.clone().into_parts();
         if let Some(path) = path {
             let text = match uri.query() {
@@ -148,6 +171,7 @@ mod tests {
             ("/foo/bar?a=b", "/foo", "/xyz", "/xyz/bar?a=b"),
             ("//foo/bar", "/foo", "/xyz", "/xyz/bar"),
             ("/%66oo/bar", "/foo", "/xyz", "/xyz/bar"),
+            ("/a%20b/c%20d%3f", "/a b", "/xyz", "/xyz/c%20d%3F"),
             ("/bar", "", "/xyz", "/xyz/bar"),
         ] {
             let path_rewrite = Some(PathRewrite::Prefix(new.to_owned()));

@@ -1,8 +1,8 @@
 //! Which route a request takes, by Gateway API's precedence: the most specific host, then path (exact, then longest
 //! prefix, then expression), then method, then most headers, then most query parameters, then the first listed.
 //!
-//! Paths are compared in one canonical form, so that `//admin`, `/./admin` and `/%61dmin` are `/admin` to every
-//! rule; the request itself goes on as it came.
+//! Paths are compared in one canonical form ([`crate::path`]), so that `//admin`, `/./admin` and `/%61dmin` are `/admin` to
+//! every rule; the request itself goes on as it came.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,11 @@ use http::{HeaderName, HeaderValue, Method, Request};
 use linkerd2_proxy_api::{grpc_route, http_route};
 use regex::{Regex, RegexBuilder};
 
-use crate::{Invalid, Meta, invalid, profile::Condition};
+use crate::{
+    Invalid, Meta, invalid,
+    path::{canonical_path, percent_decode},
+    profile::Condition,
+};
 
 /// A compiled expression may take this much memory; the control plane's expressions are small.
 const REGEX_SIZE_MAX: usize = 1 << 20;
@@ -131,6 +135,14 @@ enum PathRank {
 
 /// The rule that a request takes, with its route; `None` when no rule matches.
 pub fn find<'r, P, B>(routes: &'r [Route<P>], req: &Request<B>) -> Option<(&'r Route<P>, &'r Rule<P>)> {
+    if let Some(only) = only(routes) {
+        return Some(only);
+    }
+    find_by_path(routes, req, &canonical_path(req.uri().path()))
+}
+
+/// The one rule that takes every request, where there is no other.
+pub(crate) fn only<P>(routes: &[Route<P>]) -> Option<(&Route<P>, &Rule<P>)> {
     // Most servers and services have the one default route that takes everything.
     if let [route] = routes
         && route.hosts.is_empty()
@@ -139,8 +151,16 @@ pub fn find<'r, P, B>(routes: &'r [Route<P>], req: &Request<B>) -> Option<(&'r R
     {
         return Some((route, rule));
     }
+    None
+}
+
+/// As [`find`], for whoever reads the request's path as `path`.
+pub(crate) fn find_by_path<'r, P, B>(
+    routes: &'r [Route<P>],
+    req: &Request<B>,
+    path: &str,
+) -> Option<(&'r Route<P>, &'r Rule<P>)> {
     let host = host(req);
-    let path = canonical_path(req.uri().path());
     let mut best: Option<(Specificity, &Route<P>, &Rule<P>)> = None;
     for route in routes {
         let Some(host) = host_rank(&route.hosts, host.as_deref()) else {
@@ -150,7 +170,7 @@ pub fn find<'r, P, B>(routes: &'r [Route<P>], req: &Request<B>) -> Option<(&'r R
             if best.is_some() && rule.has_no_precedence() {
                 continue;
             }
-            let ranks = rule.matches.iter().filter_map(|one| one.rank(req, &path));
+            let ranks = rule.matches.iter().filter_map(|one| one.rank(req, path));
             let rank = match rule.matches.is_empty() {
                 true => Some(Specificity::default()),
                 false => ranks.max(),
@@ -174,9 +194,14 @@ impl<P> Rule<P> {
     /// The longest path prefix by which the request matches the rule: what a redirect replaces.
     pub fn matched_prefix<B>(&self, req: &Request<B>) -> Option<&str> {
         let path = canonical_path(req.uri().path());
+        if self.matches.is_empty() {
+            return Some("");
+        }
         let matching = self.matches.iter().filter(|one| one.rank(req, &path).is_some());
         let prefixes = matching.filter_map(|one| match &one.path {
             Some(PathMatch::Prefix(prefix)) => Some(prefix.as_str()),
+            // Without a match on the path, as with the prefix `/`, every path begins alike.
+            None if one.condition.is_none() => Some(""),
             _ => None,
         });
         prefixes.max_by_key(|prefix| prefix.len())
@@ -323,59 +348,6 @@ fn decode_query(text: &str) -> Cow<'_, str> {
     Cow::Owned(String::from_utf8_lossy(&percent_decode(&text.replace('+', " "))).into_owned())
 }
 
-fn percent_decode(text: &str) -> Vec<u8> {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let hex = |offset| {
-            bytes
-                .get(at + offset)
-                .and_then(|&digit| char::from(digit).to_digit(16))
-        };
-        match (byte, hex(1), hex(2)) {
-            // Two hex digits make at most 255.
-            (b'%', Some(high), Some(low)) => {
-                out.push((high * 16 + low) as u8);
-                at += 3;
-            }
-            _ => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    out
-}
-
-/// The path with escapes decoded, empty segments dropped and dot segments resolved. A trailing slash is kept.
-pub fn canonical_path(path: &str) -> Cow<'_, str> {
-    if !path.contains("//") && !path.contains("/.") && !path.contains('%') {
-        return Cow::Borrowed(path);
-    }
-    let decoded = String::from_utf8_lossy(&percent_decode(path)).into_owned();
-    let mut segments: Vec<&str> = Vec::new();
-    let mut parts = decoded.split('/').peekable();
-    let mut trailing = false;
-    while let Some(part) = parts.next() {
-        trailing = matches!(part, "" | "." | "..") && parts.peek().is_none();
-        match part {
-            "" | "." => {}
-            ".." => drop(segments.pop()),
-            _ => segments.push(part),
-        }
-    }
-    let mut out = String::with_capacity(decoded.len());
-    for segment in &segments {
-        out.push('/');
-        out.push_str(segment);
-    }
-    if trailing || segments.is_empty() {
-        out.push('/');
-    }
-    Cow::Owned(out)
-}
-
 /// Compiles an expression that must match the whole text.
 pub(crate) fn whole_regex(field: &str, expression: &str) -> Result<Regex, Invalid> {
     let compile = |text: &str| {
@@ -473,10 +445,13 @@ impl TryFrom<http_route::PathMatch> for PathMatch {
     fn try_from(path: http_route::PathMatch) -> Result<Self, Invalid> {
         use http_route::path_match::Kind;
         match path.kind.ok_or_else(|| Invalid::missing("path.kind"))? {
-            Kind::Exact(exact) if exact.starts_with('/') => Ok(Self::Exact(exact)),
-            Kind::Prefix(prefix) if prefix.starts_with('/') => {
-                Ok(Self::Prefix(prefix.trim_end_matches('/').to_owned()))
+            // In the form that requests are compared in, whatever the spelling of the rule.
+            Kind::Exact(exact) if exact.starts_with('/') => {
+                Ok(Self::Exact(canonical_path(&exact).into_owned()))
             }
+            Kind::Prefix(prefix) if prefix.starts_with('/') => Ok(Self::Prefix(
+                canonical_path(&prefix).trim_end_matches('/').to_owned(),
+            )),
             Kind::Exact(path) | Kind::Prefix(path) => {
                 Err(Invalid::new("path", format!("`{path}` must begin with a slash")))
             }

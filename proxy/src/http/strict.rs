@@ -18,6 +18,11 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), ProxyError> {
         return Err(ProxyError::TooManyHeaders);
     }
     check_length(headers)?;
+    let path = request.uri().path();
+    if path.as_bytes().contains(&b'%') && path.contains("%00") {
+        // Where strings end with a zero, the path ends here.
+        return Err(ProxyError::Ambiguous("its path has a zero byte"));
+    }
     let host = match request.uri().authority() {
         // RFC 9113 §8.3.1, and RFC 9110 §4.2.4 for HTTP/1.
         Some(authority) if authority.as_str().contains('@') => {
@@ -92,6 +97,8 @@ mod tests {
             (true, one, "/", &[("host", "a.test:80")][..]),
             (true, one, "/", &[]),
             (true, one, "/", &[("host", "")]),
+            (true, one, "/a%20b", &[]),
+            (false, one, "/a%00b", &[]),
             (true, one, "/", &[("host", "[::1]:80")]),
             (true, one, "http://a.test/", &[("host", "b.test")]),
             (true, one, "/", &[("transfer-encoding", "Chunked")]),

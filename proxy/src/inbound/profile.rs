@@ -11,8 +11,8 @@ use std::{
 use ahash::AHashMap;
 use heddle_proxy_policy::{
     Profile,
+    path::canonical_path,
     profile::{Condition, RouteProfile},
-    route::canonical_path,
 };
 use http::{HeaderValue, Request};
 use tokio::{sync::watch, time::Instant};

@@ -127,6 +127,16 @@ fn no_spelling_of_a_path_passes_its_policy() {
             b"http://web.test/admin",
             b"http://web.test//admin",
             b"/../../../admin",
+            // What one application resolves, another takes as it is.
+            b"/admin/../public",
+            b"/admin/%2e%2e/public",
+            b"/admin/..%2fpublic",
+            b"/admin/x/../../public",
+            b"/public/..;/admin",
+            b"/admin;x",
+            b"/public%5c..%5cadmin",
+            b"/%2561dmin",
+            b"/admin%00",
         ] {
             let answer = exchange(namespace, addr, get(path, b"HTTP/1.1"));
             // Denied, or no path at all to whoever reads it.

@@ -178,7 +178,7 @@ fn routes_of_a_profile_come_before_the_policys() {
     // Without routes the policy holds; and a profile that cannot be read changes nothing.
     script.set_profile(&service().to_string(), profile(Vec::new()));
     eventually("the policy redirects", || {
-        (post(&client, "/").status == 302).then_some(())
+        (post(&client, "/").status == 301).then_some(())
     });
     script.set_profile(&service().to_string(), profile(vec![route("broken", "(")]));
     script.set_profile(&service().to_string(), profile(all));

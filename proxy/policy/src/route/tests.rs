@@ -129,23 +129,6 @@ fn more_headers_and_a_method_are_more_specific() {
 }
 
 #[test]
-fn rules_see_one_form_of_a_path() {
-    for (path, want) in [
-        ("/a/b", "/a/b"),
-        ("//a///b", "/a/b"),
-        ("/x/../a/./b", "/a/b"),
-        ("/%61/b", "/a/b"),
-        ("/a%2Fb", "/a/b"),
-        ("/a/%2e%2e/b/", "/b/"),
-        ("/../..", "/"),
-        ("/a%zz", "/a%zz"),
-        ("/.well-known/x", "/.well-known/x"),
-    ] {
-        assert_eq!(canonical_path(path), want, "{path}");
-    }
-}
-
-#[test]
 fn grpc_calls_match_by_service_and_method() {
     let rpc = |service: &str, method: &str| {
         let rpc = Some(grpc_route::GrpcRpcMatch {
