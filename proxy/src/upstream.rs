@@ -44,8 +44,6 @@ const IDLE_MAX: usize = 1_024;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A response's head of more than this is not passed on.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Bytes of one connection that wait to be sent.
-pub(crate) const SEND_BUFFER_BYTES: usize = 1 << 20;
 
 /// No connection was made; nothing of the request was sent, so that another endpoint may be tried.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -302,7 +300,7 @@ impl Upstream {
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(windows.stream())
             .initial_connection_window_size(windows.connection())
-            .max_send_buffer_size(SEND_BUFFER_BYTES)
+            .max_send_buffer_size(windows.send_buffer())
             .max_header_list_size(HEAD_BYTES_MAX as u32)
             .enable_push(false)
             .handshake(Frugal::client(io))

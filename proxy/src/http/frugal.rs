@@ -1,8 +1,10 @@
 //! What a peer's HTTP/2 frames may cost.
 //!
-//! Frames that carry nothing (pings, settings, window updates, priorities, resets, empty data) are cheap to send and
+//! Frames that carry nothing (pings, settings, window updates, priorities, empty data, padding) are cheap to send and
 //! cost us work each. A peer has a budget of them, which grows with time and with the bytes that it and we really
-//! move; a peer that uses it up is flooding, and its connection ends. The protocol library bounds what a connection
+//! move; a peer that uses it up is flooding, and its connection ends. Resets have a budget of their own, which what the
+//! peer sends does not make greater: each throws away a request that we have begun to work on, whatever came with it. The
+//! protocol library bounds what a connection
 //! can make it hold; this bounds what it can make it do. Sits between a connection's bytes and the library, and knows
 //! of frames only their heads.
 
@@ -29,8 +31,8 @@ const PEER_FRAMES_MAX: u32 = 100_000;
 const PEER_FRAMES_PER_SECOND: u32 = 20_000;
 /// So many bytes of bodies allow one more: window updates and gRPC's pings come with data.
 const BYTES_PER_FRAME: usize = 64;
-/// A reset ends a request that we have begun to work on.
-const RESET_COST: u32 = 2;
+/// As many resets as half of the other frames: a reset ends a request that we have begun to work on.
+const FRAMES_PER_RESET: u32 = 2;
 
 const HEAD_BYTES: usize = 9;
 const PREFACE_BYTES: usize = crate::detect::H2_PREFACE.len();
@@ -38,6 +40,8 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
+/// The flag of a frame with padding.
+const PADDED: u8 = 8;
 
 /// A connection that ends when its peer's frames cost more than they carry.
 #[derive(Debug)]
@@ -65,11 +69,19 @@ struct Frames {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Frame {
     kind: u8,
+    flags: u8,
     length: usize,
 }
 
 #[derive(Debug)]
 struct Budget {
+    frames: Allowance,
+    resets: Allowance,
+}
+
+/// A number of frames.
+#[derive(Debug)]
+struct Allowance {
     left: u32,
     max: u32,
     per_second: u32,
@@ -118,14 +130,47 @@ impl Frames {
         if self.head_len < HEAD_BYTES {
             return None;
         }
-        let [a, b, c, kind, ..] = self.head;
+        let [a, b, c, kind, flags, ..] = self.head;
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         (self.head_len, self.skip) = (0, length);
-        Some(Frame { kind, length })
+        Some(Frame { kind, flags, length })
     }
 }
 
 impl Budget {
+    fn new(max: u32, per_second: u32) -> Self {
+        Self {
+            frames: Allowance::new(max, per_second),
+            resets: Allowance::new(max / FRAMES_PER_RESET, per_second / FRAMES_PER_RESET),
+        }
+    }
+
+    fn peer() -> Self {
+        Self::new(PEER_FRAMES_MAX, PEER_FRAMES_PER_SECOND)
+    }
+
+    fn spend(&mut self, frame: Frame) -> Result<(), Flood> {
+        match frame.kind {
+            // What is padding is only known later, and hardly anybody pads.
+            DATA if frame.length > 0 && frame.flags & PADDED == 0 => {
+                self.frames.earn(frame.length);
+                Ok(())
+            }
+            // Requests are bounded by the number of streams, and their heads by their size.
+            HEADERS | CONTINUATION => Ok(()),
+            RST_STREAM => self.resets.spend(),
+            _ => self.frames.spend(),
+        }
+    }
+
+    /// We have sent so many bytes.
+    fn sent(&mut self, bytes: usize) {
+        self.frames.earn(bytes);
+        self.resets.earn(bytes);
+    }
+}
+
+impl Allowance {
     fn new(max: u32, per_second: u32) -> Self {
         Self {
             left: max,
@@ -135,25 +180,11 @@ impl Budget {
         }
     }
 
-    fn peer() -> Self {
-        Self::new(PEER_FRAMES_MAX, PEER_FRAMES_PER_SECOND)
-    }
-
-    fn spend(&mut self, frame: Frame) -> Result<(), Flood> {
-        let cost = match frame.kind {
-            DATA if frame.length > 0 => {
-                self.earn(frame.length);
-                return Ok(());
-            }
-            // Requests are bounded by the number of streams, and their heads by their size.
-            HEADERS | CONTINUATION => return Ok(()),
-            RST_STREAM => RESET_COST,
-            _ => 1,
-        };
-        if self.left < cost {
+    fn spend(&mut self) -> Result<(), Flood> {
+        if self.left == 0 {
             self.refill();
         }
-        self.left = self.left.checked_sub(cost).ok_or(Flood)?;
+        self.left = self.left.checked_sub(1).ok_or(Flood)?;
         Ok(())
     }
 
@@ -200,7 +231,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Frugal<S> {
 impl<S: AsyncWrite + Unpin> Frugal<S> {
     fn wrote(&mut self, result: &Poll<io::Result<usize>>) {
         if let Poll::Ready(Ok(count)) = result {
-            self.budget.earn(*count);
+            self.budget.sent(*count);
         }
     }
 }
@@ -262,7 +293,7 @@ mod tests {
             (2, &[0; 5], FRAMES_MAX),
             (DATA, &[], FRAMES_MAX),
             (200, b"unknown", FRAMES_MAX),
-            (RST_STREAM, &[0; 4], FRAMES_MAX / RESET_COST),
+            (RST_STREAM, &[0; 4], FRAMES_MAX / FRAMES_PER_RESET),
         ] {
             let one = frame(kind, payload);
             assert!(
@@ -276,6 +307,24 @@ mod tests {
         }
         let with_data = [frame(8, &[0, 0, 0, 1]), frame(DATA, &[0; 100])].concat();
         assert!(read(&with_data.repeat(3 * FRAMES_MAX as usize)).await.is_ok());
+        let mut padded = frame(DATA, &[255; 256]);
+        padded[4] = PADDED;
+        assert!(
+            read(&padded.repeat(FRAMES_MAX as usize + 1)).await.is_err(),
+            "padding"
+        );
+        let reset = [
+            frame(HEADERS, &[0x82]),
+            frame(DATA, &[0; 1024]),
+            frame(RST_STREAM, &[0; 4]),
+        ]
+        .concat();
+        assert!(
+            read(&reset.repeat((FRAMES_MAX / FRAMES_PER_RESET) as usize + 1))
+                .await
+                .is_err(),
+            "a body does not make a reset cheaper"
+        );
         let requests = frame(HEADERS, &[0x82]).repeat(3 * FRAMES_MAX as usize);
         assert!(read(&requests).await.is_ok(), "the library bounds streams");
     }

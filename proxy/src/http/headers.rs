@@ -96,6 +96,33 @@ pub(crate) fn strip_forgeable(headers: &mut HeaderMap) {
     }
 }
 
+/// Fields that say how a message is read, where it goes or who sends it: whoever merges trailers into headers would believe
+/// them (RFC 9110 §6.5.1).
+const NO_TRAILERS: [HeaderName; 8] = [
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::CONTENT_ENCODING,
+    header::CONTENT_TYPE,
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::TRAILER,
+    header::TE,
+];
+
+/// Removes what a request's trailers must not say.
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
+    strip_connection(trailers);
+    for name in &NO_TRAILERS {
+        trailers.remove(name);
+    }
+    if has_own(trailers) {
+        let own = trailers.keys().filter(|name| name.as_str().starts_with("l5d-"));
+        for name in own.cloned().collect::<Vec<_>>() {
+            trailers.remove(name);
+        }
+    }
+}
+
 /// Whether a request asks for another protocol on its connection. HTTP/2 is none: who gets it by an upgrade (`h2c`)
 /// could send requests past the policy. Such a request goes on without the wish.
 pub(crate) fn is_upgrade<B>(req: &Request<B>) -> bool {
@@ -212,6 +239,27 @@ mod tests {
             req = req.header(*name, *value);
         }
         req.body(()).expect("valid")
+    }
+
+    #[test]
+    fn trailers_say_nothing_of_the_request_itself() {
+        let mut trailers = HeaderMap::new();
+        for name in [
+            "grpc-status",
+            "x-sum",
+            "l5d-client-id",
+            "l5d-any",
+            "host",
+            "content-length",
+            "connection",
+        ] {
+            trailers.insert(name, HeaderValue::from_static("x-hop"));
+        }
+        trailers.insert("x-hop", HeaderValue::from_static("1"));
+        clean_trailers(&mut trailers);
+        let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["grpc-status", "x-sum"]);
     }
 
     #[test]

@@ -15,6 +15,8 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use super::headers;
+
 /// A body may be waited for this long, and longer the more of it has come.
 const GRACE: Duration = Duration::from_secs(10);
 /// Bytes that earn a second. Telephone lines were faster.
@@ -119,7 +121,12 @@ impl Body for Incoming {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let mut polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            headers::clean_trailers(trailers);
+        }
         if let Some(state) = self.pace.as_ref().and_then(Paced::state) {
             state.waits.set(polled.is_pending());
             if self.body.is_end_stream() {

@@ -20,7 +20,6 @@ use super::{
 };
 use crate::{
     io::{Io, Traffic},
-    upstream::SEND_BUFFER_BYTES,
     worker::Worker,
 };
 
@@ -130,19 +129,23 @@ where
     S: HttpService<hyper::body::Incoming, ResBody = ResponseBody, Error = Infallible>,
     S::Future: 'static,
 {
-    let meshed = io.is_meshed();
-    let (io, reset_streams_max) = match meshed {
+    let windows = Windows::far();
+    let stranger = streams_max == STRANGER_STREAMS_MAX;
+    let (send_buffer, streams_max) = match stranger {
+        true => windows.of_stranger(streams_max),
+        false => (windows.send_buffer(), streams_max),
+    };
+    let (io, reset_streams_max) = match io.is_meshed() {
         true => (Frugal::peer(io), MESHED_RESET_STREAMS_MAX),
         false => (Frugal::server(io, streams_max), RESET_STREAMS_MAX),
     };
-    let windows = Windows::far();
     let connection = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
         .auto_date_header(false)
         .initial_stream_window_size(windows.stream())
         .initial_connection_window_size(windows.connection())
         .max_frame_size(FRAME_BYTES_MAX)
-        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .max_send_buf_size(send_buffer)
         .max_concurrent_streams(streams_max)
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .max_pending_accept_reset_streams(reset_streams_max)

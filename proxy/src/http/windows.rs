@@ -1,9 +1,10 @@
-//! HTTP/2 receive windows, out of one budget of the process.
+//! What an HTTP/2 connection may hold, out of one budget of the process.
 //!
 //! A window is memory that a peer may fill while nobody takes what it sends. Each connection begins with windows for a
 //! fast and long path, as long as few connections share the budget; the more there are, the less a new one gets, down to
-//! what HTTP/2 peers commonly have. A window is chosen when its connection begins, and given back when it ends: nothing is measured
-//! on the way, and a connection never stops because others fill theirs.
+//! what the protocol begins with. So with what waits to be sent to a peer that does not read, which the protocol library
+//! bounds by stream. Both are chosen when the connection begins, and given back when it ends: nothing is measured on the
+//! way, and a connection never stops because others fill theirs.
 
 use std::{
     fs,
@@ -19,17 +20,25 @@ const BUDGET_BYTES_MAX: u64 = 256 << 20;
 const LIMIT_PART: u64 = 4;
 /// A connection gets this part of what is left.
 const SHARE_PART: u64 = 32;
-/// The windows of a connection, all streams together: at most what keeps a path of 10 Gbit/s and 6 ms full. The least
-/// is not taken from the budget when that is used up: connections are bounded by the limit of open files.
+/// The windows of a connection, all streams together: at most what keeps a path of 10 Gbit/s and 6 ms full. The least,
+/// which HTTP/2 gives every connection (RFC 9113 §6.9.2), is not taken from the budget when that is used up: connections
+/// are bounded by the limit of open files.
 const CONNECTION_MAX: u64 = 8 << 20;
-const CONNECTION_MIN: u64 = 256 << 10;
+const CONNECTION_MIN: u64 = 65_535;
 /// Of what an application in the same pod sends: no time passes on the way, and whatever it has sent already waits here.
 const NEAR_CONNECTION_MAX: u64 = 4 << 20;
 const NEAR_STREAM_MAX: u64 = 256 << 10;
 /// One stream's part of its connection's window: several that nobody reads must not hold back the others.
 const STREAM_PART: u64 = 8;
 const STREAM_MAX: u64 = 1 << 20;
-const STREAM_MIN: u64 = 64 << 10;
+const STREAM_MIN: u64 = 16 << 10;
+/// What waits to be sent on one stream: this part of the connection's window. A frame is sent at a time, so that more would
+/// only be kept here instead of where it comes from.
+const SEND_PART: u64 = 64;
+const SEND_MAX: u64 = 64 << 10;
+const SEND_MIN: u64 = 16 << 10;
+/// A stranger has a stream for each so many bytes of the connection's window, and the least for what waits to be sent.
+const STREAM_BYTES: u64 = 2 << 10;
 /// Where the kernel says how much memory the container may take: cgroup v2 and v1.
 const LIMIT_FILES: [&str; 2] = [
     "/sys/fs/cgroup/memory.max",
@@ -72,6 +81,19 @@ impl Windows {
     /// The window of all streams together, in bytes.
     pub(crate) fn connection(&self) -> u32 {
         self.connection
+    }
+
+    /// What may wait to be sent on each stream, in bytes.
+    pub(crate) fn send_buffer(&self) -> usize {
+        let part = u64::from(self.connection) / SEND_PART;
+        usize::try_from(part.clamp(SEND_MIN, SEND_MAX)).expect("at most 64 KiB")
+    }
+
+    /// The same for a client that nobody vouches for, and how many of `streams_max` streams it may have.
+    pub(crate) fn of_stranger(&self, streams_max: u32) -> (usize, u32) {
+        let streams = u64::from(self.connection) / STREAM_BYTES;
+        let streams = u32::try_from(streams).map_or(streams_max, |streams| streams.min(streams_max));
+        (usize::try_from(SEND_MIN).expect("16 KiB"), streams)
     }
 }
 
@@ -136,6 +158,8 @@ mod tests {
             .collect();
         assert_eq!(windows[0].connection(), 8 << 20);
         assert_eq!(windows[0].stream(), 1 << 20);
+        assert_eq!(windows[0].send_buffer(), 64 << 10);
+        assert_eq!(windows[0].of_stranger(256), (16 << 10, 256));
         assert!(windows[19].connection() > 4 << 20, "{:?}", windows[19]);
         let near = budget.grant(NEAR_CONNECTION_MAX, NEAR_STREAM_MAX);
         assert_eq!((near.connection(), near.stream()), (4 << 20, 256 << 10));
@@ -150,12 +174,17 @@ mod tests {
             .collect();
         let least = 1_000 * CONNECTION_MIN;
         assert!(budget.granted.load(Relaxed) <= limit / LIMIT_PART + least);
-        assert!(windows.iter().all(|one| one.stream() >= 64 << 10));
+        assert!(windows.iter().all(|one| one.stream() >= 16 << 10));
         assert!(
-            windows.iter().all(|one| one.stream() * 4 <= one.connection()),
+            windows.iter().all(|one| one.stream() * 3 <= one.connection()),
             "one stream does not hold the others back"
         );
-        assert_eq!(windows[999].connection(), 256 << 10);
+        let last = &windows[999];
+        assert_eq!(last.connection(), 65_535);
+        assert_eq!(
+            (last.send_buffer(), last.of_stranger(256)),
+            (16 << 10, (16 << 10, 31))
+        );
         windows.clear();
         assert_eq!(budget.granted.load(Relaxed), 0, "all is given back");
         let first = budget.grant(CONNECTION_MAX, STREAM_MAX);

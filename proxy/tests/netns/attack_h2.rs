@@ -67,6 +67,31 @@ const ATTACKS: &[Attack] = &[
         },
     },
     Attack {
+        // What comes with a request makes its reset no cheaper.
+        name: "reset in waves, with bodies",
+        chunk: |number| {
+            let wave = number / 2 * 40..(number / 2 + 1) * 40;
+            let posted = |one| {
+                let head = frame(HEADERS, END_HEADERS, stream(one), &head("/slow", &[]));
+                [head, frame(DATA, 0, stream(one), &[b'.'; 256])].concat()
+            };
+            match number % 2 {
+                0 => wave.flat_map(posted).collect(),
+                _ => wave
+                    .flat_map(|one| frame(RST_STREAM, 0, stream(one), &[0, 0, 0, 8]))
+                    .collect(),
+            }
+        },
+    },
+    Attack {
+        name: "padding",
+        chunk: |_| {
+            const PADDED: u8 = 8;
+            let nothing = [&[255][..], &[0; 255]].concat();
+            frame(DATA, PADDED, 1, &nothing).repeat(100)
+        },
+    },
+    Attack {
         name: "continuations without end",
         chunk: |number| match number {
             0 => frame(HEADERS, 0, stream(0), &head("/", &[])),
@@ -203,47 +228,62 @@ async fn headers_over_http2(addr: SocketAddr, count: usize, size: usize) -> Opti
     Some(status)
 }
 
-/// A client that wants much and reads nothing holds a bounded part of the proxy, and no other client's.
+/// A client that wants much and reads nothing holds a bounded part of the proxy, and no other client's: whether its
+/// windows are closed, or open while it does not read what comes.
 #[test]
-fn closed_windows_hold_back_only_their_own_client() {
+fn clients_that_take_nothing_hold_back_only_themselves() {
     if !can_run() {
         return;
     }
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    const WINDOW_MAX: u32 = 0x7fff_ffff;
     let (network, script) = (Network::new(), Script::new());
     let (client, server) = pair(&network, &script);
     let attacker = network.namespace();
     let honest = Honest::start_http2(&client.namespace, service(), 2);
     honest.goes_on(20, "honest clients are answered");
     let (addr, before) = (server.addr(8080), server.memory_kib());
-    // 50 MiB are wanted, which is more than any window.
-    let attacking = attacker.thread(move || {
-        crate::net::runtime().block_on(async move {
-            let mut tcp = TcpStream::connect(addr).await.expect("connects");
-            const INITIAL_WINDOW_SIZE: u16 = 4;
-            let requests: Vec<u8> = (0..200).flat_map(|one| request(stream(one), "/big")).collect();
-            let bytes = [opening(&[(INITIAL_WINDOW_SIZE, 0)]), requests].concat();
-            tcp.write_all(&bytes).await.expect("small");
-            // Heads come, bodies do not. Whoever closes first, the test or the proxy, ends this.
-            let mut sink = vec![0; 64 * 1024];
-            while tcp.read(&mut sink).await.is_ok_and(|count| count > 0) {}
-        });
-    });
     let requests = || {
-        server.metric(
-            "request_total",
-            &[("direction", "inbound"), ("tls", "no_identity")],
-        )
+        let strangers = [("direction", "inbound"), ("tls", "no_identity")];
+        server.metric("request_total", &strangers)
     };
-    eventually("the attacker's requests are under way", || {
-        (requests() >= Some(200.0)).then_some(())
-    });
-    honest.goes_on(100, "honest clients while windows are closed");
-    assert_small(&server, before, "closed windows");
-    assert!(!attacking.is_finished(), "to be slow is not wrong");
+    // 50 MiB are wanted, which is more than any window.
+    let wanted: Vec<u8> = (0..200).flat_map(|one| request(stream(one), "/big")).collect();
+    let more_for_all = frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0, 0, 0]);
+    for (window, more, reads, name) in [
+        (0, vec![], true, "closed windows"),
+        (WINDOW_MAX, more_for_all, false, "open windows and a full socket"),
+    ] {
+        let asked = requests().unwrap_or_default();
+        let bytes = [opening(&[(INITIAL_WINDOW_SIZE, window)]), more, wanted.clone()].concat();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let attacking = attacker.thread(move || {
+            crate::net::runtime().block_on(async move {
+                let mut tcp = TcpStream::connect(addr).await.expect("connects");
+                tcp.write_all(&bytes).await.expect("small");
+                let ended = async {
+                    let mut sink = vec![0; 64 * 1024];
+                    while reads && tcp.read(&mut sink).await.is_ok_and(|count| count > 0) {}
+                    if !reads {
+                        std::future::pending::<()>().await;
+                    }
+                };
+                tokio::select! {
+                    () = ended => panic!("to be slow is not wrong"),
+                    _ = stopped => {}
+                }
+            });
+        });
+        eventually("the attacker's requests are under way", || {
+            (requests() >= Some(asked + 200.0)).then_some(())
+        });
+        honest.goes_on(100, name);
+        assert_small(&server, before, name);
+        drop(stop);
+        attacking.join().expect("no panic");
+    }
     let (answered, failed) = honest.finish();
     assert_eq!(failed, 0, "of {}", answered + failed);
-    drop(server);
-    attacking.join().expect("no panic");
 }
 
 /// What a connection lets its client send ahead, on one stream and on all; the connection stays open with it.
@@ -252,9 +292,13 @@ async fn windows(addr: SocketAddr) -> (TcpStream, u64, u64) {
     const DEFAULT_WINDOW: u64 = 65_535;
     let number = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
     let mut tcp = TcpStream::connect(addr).await.expect("connects");
-    tcp.write_all(&opening(&[])).await.expect("small");
-    let (mut stream, mut connection) = (None, None);
-    while stream.is_none() || connection.is_none() {
+    // Whatever is said at the beginning is said before a second ping is answered.
+    let ping = |number: u8| frame(PING, 0, 0, &[number; 8]);
+    tcp.write_all(&[opening(&[]), ping(1)].concat())
+        .await
+        .expect("small");
+    let (mut stream, mut connection) = (DEFAULT_WINDOW, DEFAULT_WINDOW);
+    loop {
         let mut frame_head = [0; 9];
         tcp.read_exact(&mut frame_head).await.expect("frames come");
         let mut payload = vec![0; usize::try_from(number(&frame_head[..3])).expect("small")];
@@ -264,17 +308,14 @@ async fn windows(addr: SocketAddr) -> (TcpStream, u64, u64) {
                 let setting = payload
                     .chunks(6)
                     .find(|setting| setting[..2] == INITIAL_WINDOW_SIZE.to_be_bytes());
-                stream = Some(setting.map_or(DEFAULT_WINDOW, |setting| number(&setting[2..])));
+                stream = setting.map_or(DEFAULT_WINDOW, |setting| number(&setting[2..]));
             }
-            (WINDOW_UPDATE, _) => connection = Some(DEFAULT_WINDOW + number(&payload)),
+            (WINDOW_UPDATE, _) => connection = DEFAULT_WINDOW + number(&payload),
+            (PING, 1) if payload[0] == 1 => tcp.write_all(&ping(2)).await.expect("small"),
+            (PING, 1) => return (tcp, stream, connection),
             _ => {}
         }
     }
-    (
-        tcp,
-        stream.expect("settings came"),
-        connection.expect("an update came"),
-    )
 }
 
 /// What all connections together may send ahead is bounded, whatever their number; a few have room for long paths.
@@ -285,7 +326,7 @@ fn windows_come_out_of_one_budget() {
     }
     const CONNECTIONS: usize = 300;
     const BUDGET_MAX: u64 = 256 << 20;
-    const LEAST: u64 = 256 << 10;
+    const LEAST: u64 = 65_535;
     let (network, script) = (Network::new(), Script::new());
     let (_client, server) = pair(&network, &script);
     let attacker = network.namespace();
