@@ -1,40 +1,24 @@
 //! The access log: one line per inbound request on stderr, in Apache's form or as JSON, with Linkerd's fields.
 //!
-//! Lines go through a bounded queue to a thread of their own: a reader that does not keep up loses lines, and slows
-//! nothing down. What clients say is escaped, so that nobody can write a line of somebody else's.
+//! A reader that does not keep up loses lines, and slows nothing down (`lines`). What clients say is escaped, so that nobody can write a line of somebody else's.
 
 use std::{
     fmt::{self, Write as _},
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use http::{HeaderMap, HeaderName, Request, Response, header};
 use jiff::Timestamp;
 use serde_json::json;
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
+use tokio::time::Instant;
 
-use crate::{
-    metrics::family::Counter,
-    observe::{cut, flush},
-};
+use crate::{lines::Lines, metrics::family::Counter, observe::cut};
 
-/// Lines that wait to be written, and their bytes.
-const QUEUE_LINES_MAX: usize = 8_192;
-const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of one field: URIs may be long, others are not.
 const URI_BYTES_MAX: usize = 8 * 1024;
 const FIELD_BYTES_MAX: usize = 1024;
-/// Lines written at once.
-const BATCH_LINES_MAX: usize = 256;
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A line's form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,16 +34,8 @@ pub(crate) struct AccessLog(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     format: Format,
-    queue: mpsc::Sender<Message>,
-    /// Bytes in the queue.
-    queued_bytes: Arc<AtomicUsize>,
+    lines: Lines,
     dropped: Arc<Counter>,
-}
-
-#[derive(Debug)]
-enum Message {
-    Line(String),
-    Flush(oneshot::Sender<()>),
 }
 
 /// A request that has no response yet. One that never gets any is logged without a status.
@@ -98,16 +74,10 @@ impl AccessLog {
     /// # Errors
     /// The thread cannot be started.
     pub(crate) fn start(format: Format, dropped: Arc<Counter>) -> std::io::Result<Self> {
-        let (queue, lines) = mpsc::channel(QUEUE_LINES_MAX);
-        let queued_bytes = Arc::new(AtomicUsize::new(0));
-        let counted = queued_bytes.clone();
-        std::thread::Builder::new()
-            .name("access-log".to_owned())
-            .spawn(move || write(lines, &counted, std::io::stderr()))?;
+        let lines = Lines::start("access-log", std::io::stderr())?;
         Ok(Self(Arc::new(Inner {
             format,
-            queue,
-            queued_bytes,
+            lines,
             dropped,
         })))
     }
@@ -148,27 +118,21 @@ impl AccessLog {
     fn log(&self, line: &Line) {
         let Inner {
             format,
-            queue,
-            queued_bytes,
+            lines,
             dropped,
         } = &*self.0;
         let text = match format {
             Format::Apache => line.apache(),
             Format::Json => line.json(),
         };
-        let bytes = text.len();
-        if queued_bytes.fetch_add(bytes, Relaxed) + bytes > QUEUE_BYTES_MAX
-            || queue.try_send(Message::Line(text)).is_err()
-        {
-            queued_bytes.fetch_sub(bytes, Relaxed);
+        if !lines.push(text.into_bytes()) {
             dropped.add(1);
         }
     }
 
-    /// Waits until what was logged so far is written, for a moment.
-    pub(crate) async fn flush(&self) {
-        // A reader that has stopped reading gets no more time.
-        flush(&self.0.queue, Message::Flush, FLUSH_TIMEOUT).await;
+    /// Waits until what was logged so far is written, for a moment. Blocks: for the end of the process.
+    pub(crate) fn flush(&self) {
+        self.0.lines.flush();
     }
 }
 
@@ -283,27 +247,6 @@ fn field(headers: &HeaderMap, name: &HeaderName) -> String {
     cut(value.unwrap_or_default(), FIELD_BYTES_MAX).to_owned()
 }
 
-/// Writes until nobody can send any more. Blocks its thread whenever the reader does not read.
-fn write(mut lines: mpsc::Receiver<Message>, queued_bytes: &AtomicUsize, mut out: impl std::io::Write) {
-    let (mut batch, mut text, mut flushed) = (Vec::new(), String::new(), Vec::new());
-    while lines.blocking_recv_many(&mut batch, BATCH_LINES_MAX) > 0 {
-        for message in batch.drain(..) {
-            match message {
-                Message::Line(line) => text.push_str(&line),
-                Message::Flush(done) => flushed.push(done),
-            }
-        }
-        // With stderr closed there is nobody to tell.
-        let _ = out.write_all(text.as_bytes());
-        queued_bytes.fetch_sub(text.len(), Relaxed);
-        text.clear();
-        for done in flushed.drain(..) {
-            // Whoever asked may have stopped waiting.
-            let _ = done.send(());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -333,31 +276,5 @@ mod tests {
         let read: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         assert_eq!(read["uri"], line().uri);
         assert_eq!(read["status"], 200);
-    }
-
-    #[test]
-    fn a_slow_reader_loses_lines_and_they_are_counted() {
-        let (queue, mut lines) = mpsc::channel(QUEUE_LINES_MAX);
-        let log = AccessLog(Arc::new(Inner {
-            format: Format::Json,
-            queue,
-            queued_bytes: Arc::default(),
-            dropped: Arc::default(),
-        }));
-        let long = Line {
-            uri: "/".repeat(URI_BYTES_MAX),
-            ..line()
-        };
-        for _ in 0..1_000 {
-            log.log(&long);
-        }
-        let bytes = log.0.queued_bytes.load(Relaxed);
-        assert!(bytes <= QUEUE_BYTES_MAX, "{bytes}");
-        let mut kept = 0;
-        while lines.try_recv().is_ok() {
-            kept += 1;
-        }
-        assert!(kept > 0);
-        assert_eq!(log.0.dropped.get(), 1_000 - kept);
     }
 }

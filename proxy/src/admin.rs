@@ -4,7 +4,7 @@
 //! speaks plaintext and TLS with the proxy's own certificate, whichever the client begins with: probes and scrapers come
 //! without, and `heddle identity` comes for the certificate.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use heddle_daemon::signal::Trigger;
@@ -17,7 +17,8 @@ use prometheus_client::registry::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
+    task::AbortHandle,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -176,20 +177,19 @@ impl Bound {
     /// Serves for as long as the process runs, so that probes are answered while it drains.
     pub(crate) async fn serve(self) {
         let Self { admin, listener } = self;
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut open = VecDeque::<AbortHandle>::with_capacity(CONNECTIONS_MAX);
         loop {
-            let place = places
-                .clone()
-                .acquire_owned()
-                .await
-                .expect("the semaphore is never closed");
             match listener.accept().await {
                 Ok((tcp, client)) => {
-                    let admin = admin.clone();
-                    tokio::spawn(async move {
-                        connection(admin, tcp, client).await;
-                        drop(place);
-                    });
+                    open.retain(|one| !one.is_finished());
+                    // Whoever came first goes: strangers that keep all places must not keep the kubelet's probes out.
+                    if open.len() >= CONNECTIONS_MAX
+                        && let Some(oldest) = open.pop_front()
+                    {
+                        oldest.abort();
+                    }
+                    let serving = tokio::spawn(connection(admin.clone(), tcp, client));
+                    open.push_back(serving.abort_handle());
                 }
                 Err(error) => {
                     warn!(%error, "Failed to accept an admin connection");

@@ -183,11 +183,11 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
         }
     }
     drop(ports);
-    if let Some(log) = &observers.access_log {
-        log.flush().await;
-    }
     if let Some(spans) = &observers.spans {
         spans.flush().await;
+    }
+    if let Some(log) = &observers.access_log {
+        log.flush();
     }
     Ok(())
 }

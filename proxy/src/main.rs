@@ -17,6 +17,7 @@ mod http1;
 mod inbound;
 mod io;
 mod limits;
+mod lines;
 mod listen;
 mod logging;
 mod metrics;
@@ -57,13 +58,15 @@ fn main() -> ExitCode {
             return EXIT_USAGE.into();
         }
     };
-    match app::run(config, log) {
+    let code = match app::run(config, log.clone()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = %heddle_daemon::report::chain(&error), "The proxy failed");
             ExitCode::FAILURE
         }
-    }
+    };
+    log.flush();
+    code
 }
 
 /// Before logging is set up.

@@ -60,6 +60,17 @@ fn the_admin_server_tells_strangers_nothing_and_obeys_only_the_pod() {
         let reply = ask(&outside, remote, method.clone(), path, "debug");
         assert_eq!(reply.status, 403, "{method} {path}");
     }
+    // Who keeps connections open and says nothing keeps no probe out.
+    let idle = outside.block_on(move || async move {
+        let mut idle = Vec::new();
+        for _ in 0..200 {
+            let tcp = tokio::net::TcpStream::connect(remote).await.expect("connects");
+            idle.push(tcp.into_std().expect("a socket"));
+        }
+        idle
+    });
+    assert_eq!(ask(&outside, remote, Method::GET, "/ready", "").status, 200);
+    drop(idle);
     // Nor may a meshed peer by way of the proxy itself.
     let through: SocketAddr = ([10, 96, 0, 3], 4191).into();
     let admin = endpoint(pod.namespace.ip, 4191, Some("server"), true);

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::Write as _,
+    io::{Read as _, Write as _},
     path::Path,
     process::{Command, Stdio},
     time::Duration,
@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    apps::{serve_http, try_get},
+    apps::{Http1, get, serve_http, try_get},
     attack::long,
     can_run,
     cgroup::Cgroup,
@@ -23,7 +23,7 @@ use crate::{
     http_traffic::service,
     net::Network,
     pod::Pod,
-    policies::{endpoint, http_rule, outbound_detect, path},
+    policies::{authz, endpoint, http_rule, outbound_detect, path, server as inbound_server},
 };
 
 /// Without file descriptors nothing is accepted, and everything again when there are some.
@@ -233,4 +233,46 @@ fn closed_pipes_under_the_logs_cost_no_request() {
         assert_eq!(reply.expect("a reply").status, 200);
     }
     assert!(server.is_running());
+}
+
+/// And with pipes that stay open, full, while nobody reads.
+#[test]
+fn full_pipes_under_the_logs_cost_no_request() {
+    if !can_run() {
+        return;
+    }
+    let (network, script) = (Network::new(), Script::new());
+    let (mut log, log_write) = std::io::pipe().expect("a pipe");
+    let (access, access_write) = std::io::pipe().expect("a pipe");
+    for pipe in [&log_write, &access_write] {
+        rustix::pipe::fcntl_setpipe_size(pipe, 4096).expect("a page is the least");
+    }
+    let outputs = [Stdio::from(log_write), Stdio::from(access_write)];
+    // Each refused request is told in the log.
+    script.set_inbound("server", 8080, inbound_server(vec![authz(Some(&["nobody"]))]));
+    let mut server = Pod::start_logging(&network, &script, "server", outputs);
+    serve_http(&server.namespace, 8080, "server");
+    let (outside, addr) = (network.namespace(), server.addr(8080));
+    // Far more lines than pipes and queues hold.
+    outside.block_on(move || async move {
+        let mut client = Http1::connect(addr).await.expect("connects");
+        for _ in 0..10_000 {
+            let reply = client.send(get("/")).await.expect("a reply");
+            assert_eq!(reply.status, 403);
+        }
+    });
+    assert!(server.is_running());
+    // Whoever reads again finds out what is missing, and the end is written all the same.
+    let reading = std::thread::spawn(move || {
+        let mut text = String::new();
+        log.read_to_string(&mut text).map(|_| text)
+    });
+    drop(access);
+    server.terminate();
+    let text = reading.join().expect("no panic").expect("text");
+    assert!(
+        text.contains("lines before this one found no room"),
+        "{}",
+        text.len()
+    );
 }
