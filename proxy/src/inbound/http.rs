@@ -32,7 +32,7 @@ use crate::{
     metrics::{
         family::Counter,
         http::{End, HttpHandles},
-        labels::Labels,
+        labels::{Labels, Unmeshed},
         route::{Of, RouteHandles, RouteTracker},
         stream::{Stream, StreamHandles},
     },
@@ -51,7 +51,7 @@ pub(super) struct Connection {
     client: Client,
     peer: SocketAddr,
     client_id: Option<HeaderValue>,
-    no_tls_reason: &'static str,
+    unmeshed: Unmeshed,
     /// What its rate limit counts by.
     cell: OnceCell<Arc<Cell>>,
     handles: RefCell<Vec<Rc<Handles>>>,
@@ -76,7 +76,7 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Box<Known>, drain: drain::W
         io,
         client,
         peer,
-        no_tls_reason,
+        unmeshed,
         port,
     } = *known;
     let connection = Rc::new(Connection::new(
@@ -84,7 +84,7 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Box<Known>, drain: drain::W
         port,
         client,
         peer,
-        no_tls_reason,
+        unmeshed,
         drain.clone(),
     ));
     let streams_max = match &connection.client_id {
@@ -110,7 +110,7 @@ impl Connection {
         port: Rc<Port>,
         client: Client,
         peer: SocketAddr,
-        no_tls_reason: &'static str,
+        unmeshed: Unmeshed,
         drain: drain::Watch,
     ) -> Self {
         let client_id = client.tls.identity();
@@ -121,7 +121,7 @@ impl Connection {
             client,
             peer,
             client_id,
-            no_tls_reason,
+            unmeshed,
             cell: OnceCell::new(),
             handles: RefCell::default(),
             http2_app: OnceCell::new(),
@@ -380,7 +380,7 @@ impl Connection {
         self.worker
             .metrics
             .inbound_http_local_ratelimit_total
-            .get(&labels.with("scope", scope))
+            .get(&labels.with("ratelimit_scope", scope))
             .add(1);
         ProxyError::RateLimited
     }
@@ -391,7 +391,7 @@ impl Connection {
             source: self.peer,
             source_tls: match self.client.tls {
                 ClientTls::Established(_) => "true",
-                ClientTls::None => self.no_tls_reason,
+                ClientTls::None => self.unmeshed.reason(),
             },
             source_id: self.client_id(),
             destination: self.port.addr(),
@@ -404,8 +404,8 @@ impl Connection {
 
     fn labels(&self) -> Labels {
         Labels::default()
-            .with("target_addr", self.port.addr())
-            .client_tls(&self.client.tls, self.no_tls_reason)
+            .target_addr(self.port.addr())
+            .client_tls(&self.client.tls, &self.unmeshed)
     }
 
     /// The counters of this verdict; looked up by their labels only once per connection.
@@ -419,7 +419,7 @@ impl Connection {
         }
         let port = self.port.addr().port();
         let direction = Labels::direction("inbound").target_addr(self.port.addr());
-        let tls = direction.client_tls(&self.client.tls, self.no_tls_reason);
+        let tls = direction.client_tls(&self.client.tls, &self.unmeshed);
         let full = |labels: Labels| {
             server_labels(labels, permit.server(), port)
                 .resource("route", route)
