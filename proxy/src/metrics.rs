@@ -7,6 +7,7 @@
 pub(crate) mod balancer;
 pub(crate) mod control;
 pub(crate) mod detect;
+mod errno;
 pub(crate) mod family;
 pub(crate) mod http;
 pub(crate) mod labels;
