@@ -31,7 +31,7 @@ use crate::{
     },
     metrics::{
         family::Counter,
-        http::{End, HttpHandles},
+        http::HttpHandles,
         labels::{Labels, Unmeshed},
         route::{Of, RouteHandles, RouteTracker},
         stream::{Stream, StreamHandles},
@@ -290,9 +290,9 @@ impl Connection {
                     observed.failed(error.h2_reason());
                 }
                 if let Some(route) = &profiled {
-                    route.response(Of::Request, error.status(), End::Failed, started);
+                    route.response(Of::Request, error.end(was_http1), started);
                 }
-                return Err(self.failed(&handles, started, error));
+                return Err(Self::failed(&handles, started, was_http1, error));
             }
         };
         let version = response.version();
@@ -343,10 +343,9 @@ impl Connection {
         upgrade::send(connection, request, self.drain.clone()).await
     }
 
-    fn failed(&self, handles: &Handles, started: Instant, error: ProxyError) -> ProxyError {
-        handles
-            .http
-            .response(http::StatusCode::BAD_GATEWAY, End::Failed, started);
+    fn failed(handles: &Handles, started: Instant, http1: bool, error: ProxyError) -> ProxyError {
+        let (status, end) = error.end(http1);
+        handles.http.response(status, end, started);
         Stream::new(handles.stream.clone(), started).failed(error.stream_label());
         error
     }
