@@ -438,7 +438,7 @@ async fn real_tokens_buy_certificates_and_events_tell() {
         "\nissuer_cert_ttl_seconds ",
         "\ntrust_anchors_cert_ttl_seconds ",
         "\ncontrol_identity_cert_expiration_timestamp_seconds ",
-        r#"control_identity_cert_refreshes_total{result="success"} 1"#,
+        r#"control_identity_cert_refreshes_total{result="ok"} 1"#,
         "\nprocess_resident_memory_bytes ",
     ] {
         assert!(metrics.contains(line), "{line} is missing in:\n{metrics}");

@@ -167,6 +167,7 @@ impl Balancer {
                 return Ok(picked);
             }
             if Instant::now() >= deadline {
+                counters.failed_fast();
                 return Err(ProxyError::FailFast(self.failfast_timeout));
             }
             if !self.exists.get() {
@@ -281,7 +282,7 @@ impl Balancer {
                 Layer::Tcp => &metrics.tcp_balancer,
                 Layer::Tls => &metrics.tls_balancer,
             };
-            let counters = families.handles(&self.labels);
+            let counters = families.handles(&self.labels, self.failfast_timeout);
             let all = self.endpoints.borrow().len();
             counters.updated(all, 0);
             counters.endpoints(all, self.ready());

@@ -22,7 +22,7 @@ use crate::{
     http::serve::HttpVersion,
     io::{Ahead, Io, Prefixed, Socket, Wire},
     listen::Accepted,
-    metrics::labels::Labels,
+    metrics::labels::{Labels, Unmeshed},
     outbound::OutboundError,
     tls::Side,
     transport_header::{self, HeaderError, TransportHeader},
@@ -105,7 +105,7 @@ struct Known {
     /// Where it connects from.
     peer: SocketAddr,
     /// What metrics say when it is not meshed.
-    no_tls_reason: &'static str,
+    unmeshed: Unmeshed,
     port: Rc<Port>,
 }
 
@@ -161,7 +161,7 @@ async fn accept_app(
     let mut tcp = Prefixed::new(tcp);
     // On an opaque port the server may speak first: nothing is waited for. Meshed clients come by the transport header.
     if matches!(policy.protocol, Protocol::Opaque) {
-        let known = plain(port, tcp, client, "port_skipped");
+        let known = plain(port, tcp, client, Unmeshed::PortSkipped);
         return Ok((known, Carries::Bytes));
     }
     let hello = |bytes: &[u8]| match client_hello::parse(bytes) {
@@ -169,17 +169,22 @@ async fn accept_app(
         Hello::NotTls => Some(None),
         Hello::More => None,
     };
-    let ours = match tcp.peek(HELLO_BYTES_MAX, Instant::now() + timeout, hello).await? {
-        Ahead::Decided(Some(name)) => name == worker.tls.name().as_str(),
-        Ahead::Decided(None) => false,
-        Ahead::Undecided => return Ok((plain(port, tcp, client, "no_tls_from_remote"), Carries::Bytes)),
+    let name = match tcp.peek(HELLO_BYTES_MAX, Instant::now() + timeout, hello).await? {
+        Ahead::Decided(name) => name,
+        Ahead::Undecided => {
+            return Ok((plain(port, tcp, client, Unmeshed::NoClientHello), Carries::Bytes));
+        }
     };
+    let ours = name.as_deref() == Some(worker.tls.name().as_str());
     let mut known = match ours {
         true => {
             let tls = handshake(worker.tls.server(), tcp).await?;
             meshed(worker, port, tls, client)?
         }
-        false => plain(port, tcp, client, "no_tls_from_remote"),
+        false => {
+            let unmeshed = port.unmeshed(name);
+            plain(port, tcp, client, unmeshed)
+        }
     };
     let carries = match &policy.protocol {
         Protocol::Detect { .. } => detect(worker, &mut known, timeout).await?,
@@ -314,33 +319,29 @@ fn meshed(
         addr: peer.ip(),
         tls: ClientTls::Established(identity),
     };
-    let open = port.source(&client.tls, "").open();
+    let unmeshed = Unmeshed::NoClientHello;
+    let open = port.source(&client.tls, &unmeshed).open();
     Ok(Box::new(Known {
         io: Io::new(Socket::Server(Box::new(tls)), open).guarded(guard),
         client,
         peer,
-        no_tls_reason: "",
+        unmeshed,
         port,
     }))
 }
 
-fn plain(
-    port: Rc<Port>,
-    tcp: Prefixed<TcpStream>,
-    client: SocketAddr,
-    no_tls_reason: &'static str,
-) -> Box<Known> {
+fn plain(port: Rc<Port>, tcp: Prefixed<TcpStream>, client: SocketAddr, unmeshed: Unmeshed) -> Box<Known> {
     let peer = client;
     let client = Client {
         addr: peer.ip(),
         tls: ClientTls::None,
     };
-    let open = port.source(&client.tls, no_tls_reason).open();
+    let open = port.source(&client.tls, &unmeshed).open();
     Box::new(Known {
         io: Io::new(Socket::Plain(tcp), open),
         client,
         peer,
-        no_tls_reason,
+        unmeshed,
         port,
     })
 }

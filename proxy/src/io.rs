@@ -390,11 +390,11 @@ impl Io {
     }
 
     fn note<T>(&mut self, result: &Poll<io::Result<T>>) {
-        if let Poll::Ready(Err(_)) = result
+        if let Poll::Ready(Err(error)) = result
             && !self.failed
         {
             self.failed = true;
-            self.open.fail();
+            self.open.fail(error);
         }
     }
 }

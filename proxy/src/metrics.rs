@@ -7,6 +7,7 @@
 pub(crate) mod balancer;
 pub(crate) mod control;
 pub(crate) mod detect;
+mod errno;
 pub(crate) mod family;
 pub(crate) mod http;
 pub(crate) mod labels;
@@ -78,6 +79,7 @@ pub(crate) struct Metrics {
     pub tls_balancer: BalancerFamilies,
     pub control: Arc<ControlFamilies>,
     pub access_log_dropped_total: Arc<Family<Counter>>,
+    pub span_export_streams: Arc<Family<Counter>>,
     pub span_export_requests: Arc<Family<Counter>>,
     pub span_exports: Arc<Family<Counter>>,
     pub spans_dropped: Arc<Family<Counter>>,
@@ -191,6 +193,10 @@ impl Default for Metrics {
             access_log_dropped_total: families.counter(
                 "inbound_access_log_dropped_total",
                 "Total count of access log lines dropped because the reader of the log is slow.",
+            ),
+            span_export_streams: families.counter(
+                "opentelemetry_span_export_streams",
+                "Total count of calls to the collector, whether it took their spans or not.",
             ),
             span_export_requests: families.counter(
                 "opentelemetry_span_export_requests",

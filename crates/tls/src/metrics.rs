@@ -25,15 +25,15 @@ struct Labels {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(non_camel_case_types, reason = "the names are the label's values")]
 pub(crate) enum RefreshResult {
-    success,
-    failure,
+    ok,
+    error,
 }
 
 impl CertMetrics {
     /// Registers the metrics; counts begin at zero for both results.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        for result in [RefreshResult::success, RefreshResult::failure] {
+        for result in [RefreshResult::ok, RefreshResult::error] {
             drop(metrics.refreshes.get_or_create(&Labels { result }));
         }
         registry.register(
@@ -60,7 +60,7 @@ impl CertMetrics {
         self.refresh.set(unix(SystemTime::now()));
         self.refreshes
             .get_or_create(&Labels {
-                result: RefreshResult::success,
+                result: RefreshResult::ok,
             })
             .inc();
     }
@@ -69,7 +69,7 @@ impl CertMetrics {
     pub fn failed(&self) {
         self.refreshes
             .get_or_create(&Labels {
-                result: RefreshResult::failure,
+                result: RefreshResult::error,
             })
             .inc();
     }

@@ -16,13 +16,15 @@ use tokio::time::Instant;
 use super::{
     grpc_status,
     incoming::Incoming,
+    limit::Limit,
     replay::{Kept, Replay, ReplayBody},
     serve::Busy,
-    tracker::Tracker,
+    tracker::{Cut, Tracker},
 };
 use crate::{
     http1::{Http1Body, Http1Error},
     metrics::{
+        http::End,
         route::RouteTracker,
         stream::{Stream, StreamHandles},
     },
@@ -55,15 +57,44 @@ impl BodyError {
         }
     }
 
-    /// Linkerd's word for it in the metrics of routes.
-    pub(crate) fn label(&self) -> &'static str {
-        match self {
-            Self::Timeout => "REQUEST_TIMEOUT",
-            Self::Idle => "IDLE_TIMEOUT",
+    /// How metrics tell of it.
+    pub(crate) fn cut(&self) -> Cut {
+        let stream = match self {
+            Self::Timeout => Limit::Request.stream_label(),
+            Self::Idle => Limit::Idle.stream_label(),
             Self::H2(error) => h2_label(error),
             Self::Hyper(_) | Self::Http1(_) => "IO",
             Self::Superseded => "UNKNOWN",
+        };
+        let class = match self {
+            Self::H2(error) => h2_class(error),
+            _ => "unclassified",
+        };
+        Cut {
+            stream,
+            class: Some(class),
         }
+    }
+}
+
+/// Linkerd's class of a response that an HTTP/2 error ended.
+pub(super) fn h2_class(error: &h2::Error) -> &'static str {
+    match error.reason() {
+        Some(h2::Reason::NO_ERROR) => "h2(NO_ERROR)",
+        Some(h2::Reason::PROTOCOL_ERROR) => "h2(PROTOCOL_ERROR)",
+        Some(h2::Reason::INTERNAL_ERROR) => "h2(INTERNAL_ERROR)",
+        Some(h2::Reason::FLOW_CONTROL_ERROR) => "h2(FLOW_CONTROL_ERROR)",
+        Some(h2::Reason::SETTINGS_TIMEOUT) => "h2(SETTINGS_TIMEOUT)",
+        Some(h2::Reason::STREAM_CLOSED) => "h2(STREAM_CLOSED)",
+        Some(h2::Reason::FRAME_SIZE_ERROR) => "h2(FRAME_SIZE_ERROR)",
+        Some(h2::Reason::REFUSED_STREAM) => "h2(REFUSED_STREAM)",
+        Some(h2::Reason::CANCEL) => "h2(CANCEL)",
+        Some(h2::Reason::COMPRESSION_ERROR) => "h2(COMPRESSION_ERROR)",
+        Some(h2::Reason::CONNECT_ERROR) => "h2(CONNECT_ERROR)",
+        Some(h2::Reason::ENHANCE_YOUR_CALM) => "h2(ENHANCE_YOUR_CALM)",
+        Some(h2::Reason::INADEQUATE_SECURITY) => "h2(INADEQUATE_SECURITY)",
+        Some(h2::Reason::HTTP_1_1_REQUIRED) => "h2(HTTP_1_1_REQUIRED)",
+        Some(_) | None => "unclassified",
     }
 }
 
@@ -119,9 +150,13 @@ impl Activity {
         self.last.get() + self.limit
     }
 
+    pub(crate) fn is_over(&self) -> bool {
+        self.ends() <= Instant::now()
+    }
+
     /// Returns the limit when nothing has moved for so long.
     pub(crate) async fn idle(&self) -> Duration {
-        while self.ends() > Instant::now() {
+        while !self.is_over() {
             tokio::time::sleep_until(self.ends()).await;
         }
         self.limit
@@ -369,11 +404,11 @@ impl ResponseBody {
     }
 
     /// Tells a route's tracker of the end as well.
-    pub(crate) fn also_tracked(response: &mut Response<Self>, mut route: RouteTracker) {
+    pub(crate) fn also_tracked(response: &mut Response<Self>, route: RouteTracker) {
         match &mut response.body_mut().tracker {
             Some(tracker) => tracker.routes.push(route),
             // It has ended already, or is the proxy's own.
-            None => route.ended(grpc_status(response.headers())),
+            None => route.end(grpc_status(response.headers()).map_or(End::Http, End::Grpc)),
         }
     }
 
@@ -441,7 +476,7 @@ impl ResponseBody {
 
     fn fail(&mut self, error: &BodyError) {
         if let Some(mut tracker) = self.tracker.take() {
-            tracker.end(Some(error.label()));
+            tracker.end(Some(error.cut()));
         }
         if let Some(mut observed) = self.observed.take() {
             observed.failed(error.h2_reason());

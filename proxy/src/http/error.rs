@@ -2,8 +2,8 @@
 
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::ResponseBody;
-use crate::{http1::Http1Error, upstream::ConnectError};
+use super::{ResponseBody, body, limit::Limit};
+use crate::{http1::Http1Error, metrics::http::End, upstream::ConnectError};
 
 /// Why there is no response from an upstream.
 #[derive(Debug, thiserror::Error)]
@@ -26,8 +26,11 @@ pub(crate) enum ProxyError {
     Busy(#[from] crate::discovery::Full),
     #[error("no connection to the endpoint")]
     Connect(#[from] ConnectError),
-    #[error("no response headers within {0:?}")]
-    Timeout(std::time::Duration),
+    #[error("{limit}: {after:?}")]
+    Timeout {
+        limit: Limit,
+        after: std::time::Duration,
+    },
     #[error("the endpoint did not answer")]
     Http1(#[source] Http1Error),
     #[error("the endpoint did not answer")]
@@ -68,7 +71,7 @@ impl ProxyError {
         match self {
             Self::Connect(ConnectError::Limited { .. }) => Side::Internal,
             Self::Connect(_)
-            | Self::Timeout(_)
+            | Self::Timeout { .. }
             | Self::Http1(_)
             | Self::Upgrade(_)
             | Self::Http2(_)
@@ -92,7 +95,7 @@ impl ProxyError {
         match self {
             Self::FailFast(_) => "failfast",
             Self::LoadShed(_) | Self::Connect(ConnectError::Limited { .. }) => "load_shed",
-            Self::Timeout(_) => "response timeout",
+            Self::Timeout { .. } => "response timeout",
             Self::Connect(_) | Self::Http1(_) | Self::Upgrade(_) | Self::Http2(_) => "i/o",
             Self::Unauthorized => "unauthorized",
             Self::RateLimited => "rate limited",
@@ -123,11 +126,24 @@ impl ProxyError {
         match self {
             Self::FailFast(_) => "FAIL_FAST",
             Self::LoadShed(_) | Self::Connect(ConnectError::Limited { .. }) => "LOAD_SHED",
-            Self::Timeout(_) => "RESPONSE_HEADERS_TIMEOUT",
-            Self::Http2(error) => super::body::h2_label(error),
-            Self::Client(error) => error.label(),
+            Self::Timeout { limit, .. } => limit.stream_label(),
+            Self::Http2(error) => body::h2_label(error),
+            Self::Client(error) => error.cut().stream,
             Self::Connect(_) | Self::Http1(_) | Self::Upgrade(_) => "IO",
             _ => "UNKNOWN",
+        }
+    }
+
+    /// How the metrics of responses tell that there is none. Linkerd answers for a connection that fails before it
+    /// counts, so that it counts that answer, and what fails without one by its class. A client of HTTP/1 is not told
+    /// of HTTP/2's errors.
+    pub(crate) fn end(&self, http1: bool) -> (Option<StatusCode>, End) {
+        match self {
+            Self::Connect(_) | Self::Http1(_) | Self::Upgrade(_) => (Some(self.status()), End::Http),
+            Self::Http2(error) if http1 || error.is_io() => (Some(self.status()), End::Http),
+            Self::Http2(error) => (None, End::Failed(body::h2_class(error))),
+            Self::Timeout { limit, .. } => (None, End::Failed(limit.class())),
+            _ => (None, End::Failed("unclassified")),
         }
     }
 
@@ -156,7 +172,7 @@ impl ProxyError {
             | Self::Http1(_)
             | Self::Upgrade(_)
             | Self::Http2(_) => StatusCode::BAD_GATEWAY,
-            Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Client(_) | Self::BadRequest(_) | Self::Ambiguous(_) => StatusCode::BAD_REQUEST,
             Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Unauthorized => StatusCode::FORBIDDEN,
@@ -170,7 +186,7 @@ impl ProxyError {
             Self::RateLimited => "8",
             Self::NoRoute | Self::NotServed(_) => "5",
             Self::InvalidPolicy(_) | Self::NoBackend => "13",
-            Self::Timeout(_) => "4",
+            Self::Timeout { .. } => "4",
             Self::Client(_) | Self::BadRequest(_) | Self::Ambiguous(_) | Self::TooManyHeaders => "3",
             _ => "14",
         }

@@ -27,13 +27,22 @@ pub(crate) struct Tracker {
     grpc_status: Option<u32>,
     started: Instant,
     ended: bool,
-    /// What else counts the response; dropping them counts a failure.
+    /// What else counts the response.
     pub(super) routes: Vec<RouteTracker>,
     pub(super) inner: Option<Box<Tracker>>,
     /// Whom the end tells whether the endpoint did well, where the head did not.
     verdict: Option<Box<Verdict>>,
     /// The endpoint is busy with the request until then.
     _in_flight: Option<InFlight>,
+}
+
+/// What a response was cut by, in Linkerd's words.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    /// In the metrics of routes.
+    pub stream: &'static str,
+    /// In those of responses as a whole; none when nobody wanted more of it, which they tell like an end.
+    pub class: Option<&'static str>,
 }
 
 impl Tracker {
@@ -86,38 +95,35 @@ impl Tracker {
         }
     }
 
-    /// Counts the end, once; with the label of the error that it was.
-    pub(super) fn end(&mut self, error: Option<&'static str>) {
+    /// Counts the end, once; and what it was cut by, if it was.
+    pub(super) fn end(&mut self, cut: Option<Cut>) {
         if self.ended {
             return;
         }
         self.ended = true;
         if let Some(inner) = &mut self.inner {
-            inner.end(error);
+            inner.end(cut);
         }
+        let end = match cut.and_then(|cut| cut.class) {
+            Some(class) => End::Failed(class),
+            None => self.grpc_status.map_or(End::Http, End::Grpc),
+        };
         if let Some(handles) = &self.handles {
-            let end = match error {
-                Some(_) => End::Failed,
-                None => self.grpc_status.map_or(End::Http, End::Grpc),
-            };
-            handles.response(self.status, end, self.started);
+            handles.response(Some(self.status), end, self.started);
         }
         if let Some(verdict) = self.verdict.take() {
-            verdict.end(self.grpc_status, error.is_some());
+            verdict.end(self.grpc_status, cut.is_some());
         }
         let outcome = Outcome {
             status: Some(self.status),
             grpc_status: self.grpc_status,
-            error,
+            error: cut.map(|cut| cut.stream),
         };
         for stream in [&self.streams.0, &self.streams.1].into_iter().flatten() {
             stream.end(outcome);
         }
-        for mut route in self.routes.drain(..) {
-            // Dropping it counts the failure.
-            if error.is_none() {
-                route.ended(self.grpc_status);
-            }
+        for route in self.routes.drain(..) {
+            route.end(end);
         }
     }
 }
@@ -126,6 +132,9 @@ impl Drop for Tracker {
     fn drop(&mut self) {
         // Whoever wanted it wants no more of it.
         self.verdict = None;
-        self.end(Some("CANCEL"));
+        self.end(Some(Cut {
+            stream: "CANCEL",
+            class: None,
+        }));
     }
 }

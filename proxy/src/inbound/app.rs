@@ -25,7 +25,6 @@ impl App {
     pub(crate) fn new(worker: &Worker, addr: SocketAddr) -> Self {
         let labels = Labels::direction("inbound")
             .with("peer", "dst")
-            .target_addr(addr)
             .server_tls(Err("loopback"));
         let tcp = TcpHandles::new(&worker.metrics, &labels);
         let target = Target {

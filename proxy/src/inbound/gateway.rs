@@ -27,7 +27,7 @@ pub(super) async fn serve(
         mut io,
         client,
         peer,
-        no_tls_reason,
+        unmeshed,
         port,
     } = *known;
     let Some(id) = client.tls.identity() else {
@@ -42,7 +42,7 @@ pub(super) async fn serve(
                 worker,
                 port: &port,
                 client: &client,
-                no_tls_reason,
+                unmeshed: &unmeshed,
             };
             judge.permit(&io)?;
             let through = Through::to(worker, name, peer, drain.clone()).await;
@@ -59,8 +59,7 @@ pub(super) async fn serve(
         }
         Carries::Http(version) => {
             let forwarded = Forwarded::new(worker.tls.name().as_str(), id.as_str());
-            let connection =
-                Connection::new(worker.clone(), port, client, peer, no_tls_reason, drain.clone());
+            let connection = Connection::new(worker.clone(), port, client, peer, unmeshed, drain.clone());
             let gateway = Rc::new(Gateway {
                 connection,
                 through: Through::to(worker, name.clone(), peer, drain.clone()).await,

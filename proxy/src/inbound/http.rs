@@ -31,8 +31,8 @@ use crate::{
     },
     metrics::{
         family::Counter,
-        http::{End, HttpHandles},
-        labels::Labels,
+        http::HttpHandles,
+        labels::{Labels, Unmeshed},
         route::{Of, RouteHandles, RouteTracker},
         stream::{Stream, StreamHandles},
     },
@@ -51,7 +51,7 @@ pub(super) struct Connection {
     client: Client,
     peer: SocketAddr,
     client_id: Option<HeaderValue>,
-    no_tls_reason: &'static str,
+    unmeshed: Unmeshed,
     /// What its rate limit counts by.
     cell: OnceCell<Arc<Cell>>,
     handles: RefCell<Vec<Rc<Handles>>>,
@@ -76,7 +76,7 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Box<Known>, drain: drain::W
         io,
         client,
         peer,
-        no_tls_reason,
+        unmeshed,
         port,
     } = *known;
     let connection = Rc::new(Connection::new(
@@ -84,7 +84,7 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Box<Known>, drain: drain::W
         port,
         client,
         peer,
-        no_tls_reason,
+        unmeshed,
         drain.clone(),
     ));
     let streams_max = match &connection.client_id {
@@ -110,7 +110,7 @@ impl Connection {
         port: Rc<Port>,
         client: Client,
         peer: SocketAddr,
-        no_tls_reason: &'static str,
+        unmeshed: Unmeshed,
         drain: drain::Watch,
     ) -> Self {
         let client_id = client.tls.identity();
@@ -121,7 +121,7 @@ impl Connection {
             client,
             peer,
             client_id,
-            no_tls_reason,
+            unmeshed,
             cell: OnceCell::new(),
             handles: RefCell::default(),
             http2_app: OnceCell::new(),
@@ -290,9 +290,9 @@ impl Connection {
                     observed.failed(error.h2_reason());
                 }
                 if let Some(route) = &profiled {
-                    route.response(Of::Request, error.status(), End::Failed, started);
+                    route.response(Of::Request, error.end(was_http1), started);
                 }
-                return Err(self.failed(&handles, started, error));
+                return Err(Self::failed(&handles, started, was_http1, error));
             }
         };
         let version = response.version();
@@ -343,10 +343,9 @@ impl Connection {
         upgrade::send(connection, request, self.drain.clone()).await
     }
 
-    fn failed(&self, handles: &Handles, started: Instant, error: ProxyError) -> ProxyError {
-        handles
-            .http
-            .response(http::StatusCode::BAD_GATEWAY, End::Failed, started);
+    fn failed(handles: &Handles, started: Instant, http1: bool, error: ProxyError) -> ProxyError {
+        let (status, end) = error.end(http1);
+        handles.http.response(status, end, started);
         Stream::new(handles.stream.clone(), started).failed(error.stream_label());
         error
     }
@@ -380,7 +379,7 @@ impl Connection {
         self.worker
             .metrics
             .inbound_http_local_ratelimit_total
-            .get(&labels.with("scope", scope))
+            .get(&labels.with("ratelimit_scope", scope))
             .add(1);
         ProxyError::RateLimited
     }
@@ -391,7 +390,7 @@ impl Connection {
             source: self.peer,
             source_tls: match self.client.tls {
                 ClientTls::Established(_) => "true",
-                ClientTls::None => self.no_tls_reason,
+                ClientTls::None => self.unmeshed.reason(),
             },
             source_id: self.client_id(),
             destination: self.port.addr(),
@@ -404,8 +403,8 @@ impl Connection {
 
     fn labels(&self) -> Labels {
         Labels::default()
-            .with("target_addr", self.port.addr())
-            .client_tls(&self.client.tls, self.no_tls_reason)
+            .target_addr(self.port.addr())
+            .client_tls(&self.client.tls, &self.unmeshed)
     }
 
     /// The counters of this verdict; looked up by their labels only once per connection.
@@ -419,7 +418,7 @@ impl Connection {
         }
         let port = self.port.addr().port();
         let direction = Labels::direction("inbound").target_addr(self.port.addr());
-        let tls = direction.client_tls(&self.client.tls, self.no_tls_reason);
+        let tls = direction.client_tls(&self.client.tls, &self.unmeshed);
         let full = |labels: Labels| {
             server_labels(labels, permit.server(), port)
                 .resource("route", route)

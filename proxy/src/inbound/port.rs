@@ -8,19 +8,24 @@ use std::{
     time::Duration,
 };
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use heddle_proxy_policy::{ClientTls, ServerPolicy, ratelimit::Cells};
 use tokio::{sync::watch, time::Instant};
 
 use super::app::App;
 use crate::{
     discovery::{Full, Inbound},
-    metrics::{labels::Labels, tcp::TcpHandles},
+    metrics::{
+        labels::{Labels, Unmeshed},
+        tcp::TcpHandles,
+    },
     worker::Worker,
 };
 
 /// Clients whose counters are held for the next connection.
 const SOURCES_MAX: usize = 256;
+/// Server names of one port that metrics tell. Strangers make them up, and must not crowd out what else is counted.
+const SERVER_NAMES_MAX: usize = 64;
 
 /// A worker's ports, by the address that clients connect to.
 #[derive(Debug, Default)]
@@ -34,11 +39,17 @@ pub(crate) struct Port {
     watch: RefCell<watch::Receiver<Inbound>>,
     current: RefCell<Arc<ServerPolicy>>,
     app: App,
-    sources: RefCell<AHashMap<(ClientTls, &'static str), TcpHandles>>,
+    sources: RefCell<AHashMap<(ClientTls, Unmeshed), TcpHandles>>,
+    /// For which servers clients speak the application's own TLS.
+    server_names: RefCell<ServerNames>,
     /// All workers count by the same.
     pub cells: Arc<Cells>,
     used: Cell<Instant>,
 }
+
+/// Server names that metrics tell.
+#[derive(Debug, Default)]
+struct ServerNames(AHashSet<Arc<str>>);
 
 impl Ports {
     pub(crate) fn port(&self, worker: &Rc<Worker>, addr: SocketAddr) -> Result<Rc<Port>, Full> {
@@ -67,6 +78,7 @@ impl Ports {
             current: RefCell::new(current),
             app: App::new(worker, SocketAddr::new(ip, addr.port())),
             sources: RefCell::default(),
+            server_names: RefCell::default(),
             cells,
             used: Cell::new(Instant::now()),
         });
@@ -120,17 +132,22 @@ impl Port {
         self.watch.borrow().clone()
     }
 
+    /// How metrics tell of a client that is not meshed, and whose TLS, if any, is for a server of this name.
+    pub(crate) fn unmeshed(&self, server_name: Option<String>) -> Unmeshed {
+        self.server_names.borrow_mut().unmeshed(server_name)
+    }
+
     /// The counters of connections from such clients.
-    pub(crate) fn source(&self, tls: &ClientTls, no_tls_reason: &'static str) -> TcpHandles {
+    pub(crate) fn source(&self, tls: &ClientTls, unmeshed: &Unmeshed) -> TcpHandles {
         let mut sources = self.sources.borrow_mut();
-        let key = (tls.clone(), no_tls_reason);
+        let key = (tls.clone(), unmeshed.clone());
         if let Some(handles) = sources.get(&key) {
             return handles.clone();
         }
         let labels = Labels::direction("inbound")
             .with("peer", "src")
             .target_addr(self.addr);
-        let labels = labels.client_tls(tls, no_tls_reason);
+        let labels = labels.client_tls(tls, unmeshed);
         let labels = super::http::server_labels(labels, &self.policy().meta, self.addr.port());
         let handles = TcpHandles::new(&self.worker.metrics, &labels);
         if sources.len() >= SOURCES_MAX {
@@ -138,5 +155,41 @@ impl Port {
         }
         sources.insert(key, handles.clone());
         handles
+    }
+}
+
+impl ServerNames {
+    /// What is beyond the bound has no name.
+    fn unmeshed(&mut self, name: Option<String>) -> Unmeshed {
+        let Some(name) = name.filter(|name| !name.is_empty()) else {
+            return Unmeshed::NoClientHello;
+        };
+        if let Some(known) = self.0.get(name.as_str()) {
+            return Unmeshed::Passthru(known.clone());
+        }
+        if self.0.len() >= SERVER_NAMES_MAX {
+            return Unmeshed::Passthru("".into());
+        }
+        let name: Arc<str> = name.into();
+        self.0.insert(name.clone());
+        Unmeshed::Passthru(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn server_names_that_strangers_make_up_are_bounded() {
+        let mut names = ServerNames::default();
+        let passthru = |name: &str| Unmeshed::Passthru(name.into());
+        assert_eq!(names.unmeshed(None), Unmeshed::NoClientHello);
+        for n in 0..SERVER_NAMES_MAX {
+            let name = format!("{n}.test");
+            assert_eq!(names.unmeshed(Some(name.clone())), passthru(&name));
+        }
+        assert_eq!(names.unmeshed(Some("one.more.test".to_owned())), passthru(""));
+        assert_eq!(names.unmeshed(Some("0.test".to_owned())), passthru("0.test"));
     }
 }

@@ -7,7 +7,7 @@ use heddle_proxy_policy::{Client, Meta, Permit};
 use super::{InboundError, Known, http::server_labels, port::Port};
 use crate::{
     io::{Io, copy},
-    metrics::labels::Labels,
+    metrics::labels::{Labels, Unmeshed},
     worker::Worker,
 };
 
@@ -20,14 +20,14 @@ pub(super) async fn serve(
         io,
         client,
         peer: _,
-        no_tls_reason,
+        unmeshed,
         port,
     } = &mut *known;
     let judge = Judge {
         worker,
         port,
         client,
-        no_tls_reason,
+        unmeshed,
     };
     let permit = judge.permit(io)?;
     let mut app = Box::pin(port.app().connect(&permit)).await?;
@@ -44,7 +44,7 @@ pub(super) struct Judge<'k> {
     pub(super) worker: &'k Worker,
     pub(super) port: &'k Port,
     pub(super) client: &'k Client,
-    pub(super) no_tls_reason: &'static str,
+    pub(super) unmeshed: &'k Unmeshed,
 }
 
 impl Judge<'_> {
@@ -97,8 +97,8 @@ impl Judge<'_> {
 
     fn labels(&self, server: &Meta) -> Labels {
         let labels = Labels::default()
-            .with("target_addr", self.port.addr())
-            .client_tls(&self.client.tls, self.no_tls_reason);
+            .target_addr(self.port.addr())
+            .client_tls(&self.client.tls, self.unmeshed);
         server_labels(labels, server, self.port.addr().port())
     }
 }

@@ -3,14 +3,19 @@
 //! Each worker has its own balancers. Those of one backend share their series: waiting adds up, and the number of
 //! endpoints is as the last worker saw it.
 
-use std::sync::Arc;
+use std::{
+    cell::Cell,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use super::{
     family::{Counter, Families, Family, Gauge, Histogram},
     labels::Labels,
 };
 
-const QUEUE_BUCKETS: &[u64] = &[1_000, 10_000, 100_000, 500_000, 1_000_000, 3_000_000];
+/// Linkerd's bounds, in microseconds.
+const QUEUE_BUCKETS: &[u64] = &[500, 5_000, 50_000, 500_000, 1_000_000, 3_000_000];
 
 #[derive(Debug)]
 pub(crate) struct BalancerFamilies {
@@ -20,7 +25,11 @@ pub(crate) struct BalancerFamilies {
     queue_length: Arc<Family<Gauge>>,
     queue_requests: Arc<Family<Counter>>,
     queue_latency: Arc<Family<Histogram>>,
-    gate_open: Arc<Family<Gauge>>,
+    gate_open: Arc<Family<Counter>>,
+    gate_shut: Arc<Family<Counter>>,
+    gate_open_time: Arc<Family<Gauge>>,
+    gate_shut_time: Arc<Family<Gauge>>,
+    gate_timeout: Arc<Family<Gauge>>,
 }
 
 /// The counters of one backend. Belongs to one worker.
@@ -35,7 +44,20 @@ pub(crate) struct BalancerHandles {
     queue_length: Arc<Gauge>,
     queue_requests: Arc<Counter>,
     queue_latency: Arc<Histogram>,
-    gate_open: Arc<Gauge>,
+    gate: Gate,
+}
+
+/// Whether requests that come may wait for an endpoint in good hope: until one has waited its time in vain, and again
+/// as soon as there is an endpoint.
+#[derive(Debug)]
+struct Gate {
+    is_open: Cell<bool>,
+    open: Arc<Counter>,
+    shut: Arc<Counter>,
+    open_time: Arc<Gauge>,
+    shut_time: Arc<Gauge>,
+    /// Never changes.
+    _timeout: Arc<Gauge>,
 }
 
 impl BalancerFamilies {
@@ -64,16 +86,43 @@ impl BalancerFamilies {
                 "Seconds that requests waited for an endpoint.",
                 QUEUE_BUCKETS,
             ),
-            gate_open: families.gauge(
-                name("queue_gate_open"),
-                "1 as long as there is an endpoint to ask, 0 while requests fail fast.",
+            gate_open: families.counter(
+                name("queue_gate_open_total"),
+                "Total count of times that requests could hope for an endpoint, the beginning included.",
+            ),
+            gate_shut: families.counter(
+                name("queue_gate_shut_total"),
+                "Total count of times that requests began to fail for want of an endpoint.",
+            ),
+            gate_open_time: families.gauge_of_seconds(
+                name("queue_gate_open_time_seconds"),
+                "When requests could last hope for an endpoint again, since 1970; 0 while they cannot.",
+            ),
+            gate_shut_time: families.gauge_of_seconds(
+                name("queue_gate_shut_time_seconds"),
+                "Since when requests fail for want of an endpoint, since 1970; 0 while they do not.",
+            ),
+            gate_timeout: families.gauge_of_seconds(
+                name("queue_gate_timeout_seconds"),
+                "How long a request waits for an endpoint.",
             ),
         }
     }
 
-    pub(crate) fn handles(&self, labels: &Labels) -> BalancerHandles {
+    /// Requests of this backend wait for `timeout`.
+    pub(crate) fn handles(&self, labels: &Labels, timeout: Duration) -> BalancerHandles {
         let endpoints = |state| self.endpoints.get(&labels.clone().with("endpoint_state", state));
         let updates = |op| self.p2c_updates.get(&labels.clone().with("op", op));
+        let gate = Gate {
+            is_open: Cell::new(false),
+            open: self.gate_open.get(labels),
+            shut: self.gate_shut.get(labels),
+            open_time: self.gate_open_time.get(labels),
+            shut_time: self.gate_shut_time.get(labels),
+            _timeout: self.gate_timeout.get(labels),
+        };
+        gate._timeout.set_time(timeout);
+        gate.set_open(true);
         BalancerHandles {
             ready: endpoints("ready"),
             pending: endpoints("pending"),
@@ -83,7 +132,7 @@ impl BalancerFamilies {
             queue_length: self.queue_length.get(labels),
             queue_requests: self.queue_requests.get(labels),
             queue_latency: self.queue_latency.get(labels),
-            gate_open: self.gate_open.get(labels),
+            gate,
         }
     }
 }
@@ -100,13 +149,21 @@ impl BalancerHandles {
         self.ready.set(ready);
         self.pending.set(all - ready);
         self.p2c_endpoints.set(all);
-        self.gate_open.set(usize::from(ready > 0));
+        if ready > 0 {
+            self.gate.set_open(true);
+        }
+    }
+
+    /// A request has waited its time in vain.
+    pub(crate) fn failed_fast(&self) {
+        self.gate.set_open(false);
     }
 
     /// A request found its endpoint at once.
     pub(crate) fn served_at_once(&self) {
         self.queue_requests.add(1);
         self.queue_latency.observe(0);
+        self.gate.set_open(true);
     }
 
     /// A request waits until what is returned is dropped.
@@ -117,6 +174,22 @@ impl BalancerHandles {
             handles: self,
             since: tokio::time::Instant::now(),
         }
+    }
+}
+
+impl Gate {
+    fn set_open(&self, open: bool) {
+        if self.is_open.replace(open) == open {
+            return;
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (count, since, other) = match open {
+            true => (&self.open, &self.open_time, &self.shut_time),
+            false => (&self.shut, &self.shut_time, &self.open_time),
+        };
+        count.add(1);
+        since.set_time(now);
+        other.set_time(Duration::ZERO);
     }
 }
 
@@ -131,5 +204,51 @@ impl Drop for Queued<'_> {
     fn drop(&mut self) {
         self.handles.queue_length.add(-1);
         self.handles.queue_latency.observe_time(self.since.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gate_tells_when_requests_begin_to_fail_and_when_they_no_longer_do() {
+        let mut all = Families::default();
+        let families = BalancerFamilies::new(&mut all, "http");
+        let handles = families.handles(&Labels::default(), Duration::from_secs(3));
+        let rendered = || {
+            let mut out = String::new();
+            for family in all.iter() {
+                family.render(&mut out);
+            }
+            out
+        };
+        let value = |name: &str| {
+            let start = format!("outbound_http_balancer_queue_gate_{name}{{}} ");
+            let out = rendered();
+            let line = out.lines().find_map(|line| line.strip_prefix(&start));
+            line.expect("a series").parse::<f64>().expect("a number")
+        };
+        let gate = || ["open_total", "shut_total"].map(value);
+        let is_open = || {
+            let [open, shut] = ["open_time_seconds", "shut_time_seconds"].map(|name| value(name) > 0.0);
+            assert_ne!(open, shut, "it is either open or shut");
+            open
+        };
+        assert_eq!(
+            (gate(), is_open(), value("timeout_seconds")),
+            ([1.0, 0.0], true, 3.0)
+        );
+        for _ in 0..2 {
+            handles.failed_fast();
+            assert_eq!((gate(), is_open()), ([1.0, 1.0], false));
+        }
+        handles.endpoints(1, 0);
+        assert!(!is_open(), "an endpoint that rests is no hope");
+        handles.endpoints(1, 1);
+        assert_eq!((gate(), is_open()), ([2.0, 1.0], true));
+        handles.failed_fast();
+        handles.served_at_once();
+        assert_eq!((gate(), is_open()), ([3.0, 2.0], true));
     }
 }

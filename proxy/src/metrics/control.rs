@@ -18,6 +18,7 @@ use tower_service::Service;
 use super::{
     LATENCY_BUCKETS_MS,
     family::{Counter, Families, Family, Histogram},
+    http::End,
     labels::Labels,
 };
 use crate::http::grpc_status;
@@ -109,11 +110,12 @@ impl Count {
         } = self;
         let success = !failed && status.is_success() && grpc_status.is_none_or(|code| code == 0);
         let labels = handles.labels.clone().with("status_code", status.as_u16());
-        let labels = labels.with("classification", if success { "success" } else { "failure" });
-        let labels = match grpc_status {
-            Some(code) => labels.with("grpc_status", code),
-            None => labels,
+        let end = match (failed, grpc_status) {
+            (true, _) => End::Failed("unclassified"),
+            (false, Some(code)) => End::Grpc(code),
+            (false, None) => End::Http,
         };
+        let labels = end.classified(labels, !success);
         handles.families.responses.get(&labels).add(1);
     }
 
@@ -138,12 +140,8 @@ impl Service<Request<tonic::body::Body>> for CountedChannel {
         let responding = self.inner.call(request);
         Box::pin(async move {
             let response = responding.await.inspect_err(|_| {
-                let labels = handles.labels.clone().with("classification", "failure");
-                handles
-                    .families
-                    .responses
-                    .get(&labels.with("error", "unknown"))
-                    .add(1);
+                let labels = End::Failed("unclassified").classified(handles.labels.clone(), true);
+                handles.families.responses.get(&labels).add(1);
             })?;
             let took = started.elapsed();
             let status = response.status();

@@ -33,6 +33,11 @@ impl Counter {
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
+
+    /// For what somebody else counts.
+    pub(super) fn raise_to(&self, count: u64) {
+        self.0.fetch_max(count, Relaxed);
+    }
 }
 
 /// A count that grows and shrinks.
@@ -48,6 +53,17 @@ impl Gauge {
     pub(crate) fn set(&self, count: usize) {
         self.0.store(i64::try_from(count).unwrap_or(i64::MAX), Relaxed);
     }
+
+    /// For gauges of seconds.
+    pub(crate) fn set_time(&self, time: Duration) {
+        self.0
+            .store(time.as_micros().try_into().unwrap_or(i64::MAX), Relaxed);
+    }
+}
+
+/// For counters and histograms of seconds.
+pub(super) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Counts by upper bound, and their sum.
@@ -78,6 +94,10 @@ impl Shape {
         bounds: &[],
         unit: Unit::Plain,
     };
+    const SECONDS: Self = Self {
+        bounds: &[],
+        unit: Unit::Seconds,
+    };
 }
 
 impl Histogram {
@@ -104,7 +124,7 @@ impl Histogram {
 
     /// For histograms of seconds.
     pub(crate) fn observe_time(&self, time: Duration) {
-        self.observe(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        self.observe(micros(time));
     }
 }
 
@@ -139,7 +159,7 @@ pub(crate) trait Metric: fmt::Debug + Send + Sync + 'static {
     #[doc(hidden)]
     fn make(shape: Shape) -> Self;
     #[doc(hidden)]
-    fn write(&self, name: &str, labels: &Labels, out: &mut String);
+    fn write(&self, shape: Shape, name: &str, labels: &Labels, out: &mut String);
 }
 
 /// A family whatever it counts.
@@ -155,6 +175,24 @@ impl Families {
 
     pub(crate) fn gauge(&mut self, name: impl Into<String>, help: &'static str) -> Arc<Family<Gauge>> {
         self.add(name, help, Shape::NONE)
+    }
+
+    /// A counter of time, in microseconds.
+    pub(crate) fn counter_of_seconds(
+        &mut self,
+        name: impl Into<String>,
+        help: &'static str,
+    ) -> Arc<Family<Counter>> {
+        self.add(name, help, Shape::SECONDS)
+    }
+
+    /// A gauge of a time.
+    pub(crate) fn gauge_of_seconds(
+        &mut self,
+        name: impl Into<String>,
+        help: &'static str,
+    ) -> Arc<Family<Gauge>> {
+        self.add(name, help, Shape::SECONDS)
     }
 
     pub(crate) fn histogram(
@@ -243,7 +281,7 @@ impl<M: Metric> AnyFamily for Family<M> {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {}", M::TYPE);
         for (labels, metric) in sorted {
-            metric.write(name, &labels, out);
+            metric.write(self.shape, name, &labels, out);
         }
     }
 
@@ -268,8 +306,8 @@ impl Metric for Counter {
         Self::default()
     }
 
-    fn write(&self, name: &str, labels: &Labels, out: &mut String) {
-        let _ = writeln!(out, "{name}{{{labels}}} {}", self.get());
+    fn write(&self, shape: Shape, name: &str, labels: &Labels, out: &mut String) {
+        let _ = writeln!(out, "{name}{{{labels}}} {}", Shown(self.get(), shape.unit));
     }
 }
 
@@ -280,8 +318,11 @@ impl Metric for Gauge {
         Self::default()
     }
 
-    fn write(&self, name: &str, labels: &Labels, out: &mut String) {
-        let _ = writeln!(out, "{name}{{{labels}}} {}", self.0.load(Relaxed));
+    fn write(&self, shape: Shape, name: &str, labels: &Labels, out: &mut String) {
+        let value = self.0.load(Relaxed);
+        let sign = if value < 0 { "-" } else { "" };
+        let shown = Shown(value.unsigned_abs(), shape.unit);
+        let _ = writeln!(out, "{name}{{{labels}}} {sign}{shown}");
     }
 }
 
@@ -304,8 +345,7 @@ impl Metric for Histogram {
         Self::new(shape)
     }
 
-    fn write(&self, name: &str, labels: &Labels, out: &mut String) {
-        let Shape { bounds, unit } = self.shape;
+    fn write(&self, Shape { bounds, unit }: Shape, name: &str, labels: &Labels, out: &mut String) {
         let comma = if labels.is_empty() { "" } else { "," };
         let mut total = 0;
         for (index, bucket) in self.buckets.iter().enumerate() {
@@ -348,6 +388,16 @@ mod tests {
             .get(&Labels::default())
             .observe_time(Duration::from_millis(60));
         families.gauge("d", "Not shown without a series.");
+        let gauge = families.gauge("e", "E.").get(&Labels::default());
+        gauge.add(-2);
+        let since = families
+            .gauge_of_seconds("f_seconds", "F.")
+            .get(&Labels::default());
+        since.set_time(Duration::from_millis(1_764_528_000_250));
+        let busy = families.counter_of_seconds("g_seconds_total", "G.");
+        for count in [1_500_000, 1_000_000] {
+            busy.get(&Labels::default()).raise_to(count);
+        }
         let mut out = String::new();
         for family in families.iter() {
             family.render(&mut out);
@@ -359,7 +409,10 @@ mod tests {
              b_ms_bucket{le=\"+Inf\"} 4\nb_ms_count{} 4\nb_ms_sum{} 14\n\
              # HELP c_seconds C.\n# TYPE c_seconds histogram\nc_seconds_bucket{le=\"0.05\"} 0\n\
              c_seconds_bucket{le=\"1\"} 1\nc_seconds_bucket{le=\"+Inf\"} 1\nc_seconds_count{} 1\n\
-             c_seconds_sum{} 0.06\n"
+             c_seconds_sum{} 0.06\n\
+             # HELP e E.\n# TYPE e gauge\ne{} -2\n\
+             # HELP f_seconds F.\n# TYPE f_seconds gauge\nf_seconds{} 1764528000.25\n\
+             # HELP g_seconds_total G.\n# TYPE g_seconds_total counter\ng_seconds_total{} 1.5\n"
         );
     }
 

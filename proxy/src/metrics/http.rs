@@ -1,6 +1,6 @@
 //! Counters of requests and responses.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use heddle_proxy_policy::profile::is_grpc_failure;
 use http::StatusCode;
@@ -26,21 +26,50 @@ pub(crate) struct HttpHandles {
 
 #[derive(Debug)]
 struct Outcome {
-    status: StatusCode,
+    status: Option<StatusCode>,
     end: End,
     responses: Arc<Counter>,
-    latency: Arc<Histogram>,
+    latency: Option<Arc<Histogram>>,
 }
 
 /// How a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Whole, without a gRPC status.
+    /// Whole, without a gRPC status; or until nobody wanted more of it.
     Http,
     /// With this gRPC status.
     Grpc(u32),
-    /// Cut, or never begun.
-    Failed,
+    /// Cut, or never begun, for this reason.
+    Failed(&'static str),
+}
+
+impl End {
+    /// The labels of its class. Linkerd writes each, empty where there is nothing to tell.
+    pub(super) fn classified(self, labels: Labels, failed: bool) -> Labels {
+        let labels = labels.with("classification", if failed { "failure" } else { "success" });
+        match self {
+            Self::Http => labels.with("grpc_status", "").with("error", ""),
+            Self::Grpc(code) => labels.with("grpc_status", code).with("error", ""),
+            Self::Failed(why) => labels.with("grpc_status", "").with("error", why),
+        }
+    }
+}
+
+/// These labels, and a response's status, if there is a response.
+pub(super) fn with_status(labels: &Labels, status: Option<StatusCode>) -> Labels {
+    match status {
+        Some(status) => labels.clone().with("status_code", status.as_u16()),
+        None => labels.clone(),
+    }
+}
+
+impl Outcome {
+    fn count(&self, took: Duration) {
+        self.responses.add(1);
+        if let Some(latency) = &self.latency {
+            latency.observe_millis(took);
+        }
+    }
 }
 
 impl HttpHandles {
@@ -59,37 +88,30 @@ impl HttpHandles {
         self.requests.add(1);
     }
 
-    /// Counts a response that has ended.
-    pub(crate) fn response(&self, status: StatusCode, end: End, started: Instant) {
+    /// Counts a response that has ended, or that there is none.
+    pub(crate) fn response(&self, status: Option<StatusCode>, end: End, started: Instant) {
         let took = started.elapsed();
         let mut outcomes = self.outcomes.borrow_mut();
         if let Some(known) = outcomes.iter().find(|one| one.status == status && one.end == end) {
-            known.responses.add(1);
-            known.latency.observe_millis(took);
-            return;
+            return known.count(took);
         }
-        let success = match end {
-            End::Http => !status.is_server_error(),
-            End::Grpc(code) => !is_grpc_failure(code),
-            End::Failed => false,
+        let failed = match end {
+            End::Http => status.is_some_and(|status| status.is_server_error()),
+            End::Grpc(code) => is_grpc_failure(code),
+            End::Failed(_) => true,
         };
-        let with_status = self.labels.clone().with("status_code", status.as_u16());
-        let mut labels = with_status
-            .clone()
-            .with("classification", if success { "success" } else { "failure" });
-        match end {
-            End::Http => {}
-            End::Grpc(code) => labels = labels.with("grpc_status", code),
-            End::Failed => labels = labels.with("error", "unknown"),
-        }
+        let with_status = with_status(&self.labels, status);
+        let latency = || self.metrics.response_latency_ms.get(&with_status);
         let outcome = Outcome {
             status,
             end,
-            responses: self.metrics.response_total.get(&labels),
-            latency: self.metrics.response_latency_ms.get(&with_status),
+            latency: status.map(|_| latency()),
+            responses: self
+                .metrics
+                .response_total
+                .get(&end.classified(with_status.clone(), failed)),
         };
-        outcome.responses.add(1);
-        outcome.latency.observe_millis(took);
+        outcome.count(took);
         if outcomes.len() < OUTCOMES_MAX {
             outcomes.push(outcome);
         }

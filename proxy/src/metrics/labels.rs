@@ -3,6 +3,7 @@
 use std::{
     fmt::{self, Write as _},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use heddle_mesh::PeerId;
@@ -14,6 +15,28 @@ const VALUE_BYTES_MAX: usize = 512;
 /// Labels as text, without the braces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Labels(String);
+
+/// Why a client's TLS does not end at this proxy. Says nothing of a client that is meshed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Unmeshed {
+    /// The port's policy has nothing looked at.
+    PortSkipped,
+    /// Its first bytes are no TLS, or name no server.
+    NoClientHello,
+    /// It speaks the application's own TLS, for this server name.
+    Passthru(Arc<str>),
+}
+
+impl Unmeshed {
+    /// Linkerd's word for it where server names are not told.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::PortSkipped => "port_skipped",
+            Self::NoClientHello => "no_tls_from_remote",
+            Self::Passthru(_) => "opaque",
+        }
+    }
+}
 
 impl Labels {
     pub(crate) fn direction(direction: &str) -> Self {
@@ -56,11 +79,14 @@ impl Labels {
 
     /// How an inbound client is known.
     #[must_use]
-    pub(crate) fn client_tls(self, tls: &ClientTls, no_tls_reason: &str) -> Self {
+    pub(crate) fn client_tls(self, tls: &ClientTls, unmeshed: &Unmeshed) -> Self {
         match tls {
-            ClientTls::None => self
-                .with("tls", "no_identity")
-                .with("no_tls_reason", no_tls_reason),
+            ClientTls::None => match unmeshed {
+                Unmeshed::Passthru(name) => self.with("tls", "opaque").with("sni", name),
+                other => self
+                    .with("tls", "no_identity")
+                    .with("no_tls_reason", other.reason()),
+            },
             ClientTls::Established(None) => self.with("tls", "true").with("client_id", ""),
             ClientTls::Established(Some(id)) => self.with("tls", "true").with("client_id", id),
         }

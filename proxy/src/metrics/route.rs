@@ -1,6 +1,6 @@
 //! Counters of ServiceProfiles' routes: `route_*` per request, `route_actual_*` per try.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use heddle_proxy_policy::profile::RouteProfile;
 use http::{HeaderValue, StatusCode};
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{
     Metrics,
     family::{Counter, Families, Family, Histogram},
-    http::End,
+    http::{End, with_status},
     labels::Labels,
 };
 
@@ -43,10 +43,10 @@ pub(crate) struct RouteHandles {
 #[derive(Debug)]
 struct Outcome {
     of: Of,
-    status: StatusCode,
+    status: Option<StatusCode>,
     end: End,
     responses: Arc<Counter>,
-    latency: Arc<Histogram>,
+    latency: Option<Arc<Histogram>>,
 }
 
 /// What a response is counted as.
@@ -65,7 +65,6 @@ pub(crate) struct RouteTracker {
     of: Of,
     status: StatusCode,
     started: Instant,
-    counted: bool,
 }
 
 impl RouteFamilies {
@@ -101,6 +100,15 @@ impl RouteFamilies {
                 "route_retryable_total",
                 "Total count of failures that could be tried again.",
             ),
+        }
+    }
+}
+
+impl Outcome {
+    fn count(&self, took: Duration) {
+        self.responses.add(1);
+        if let Some(latency) = &self.latency {
+            latency.observe_millis(took);
         }
     }
 }
@@ -147,32 +155,22 @@ impl RouteHandles {
         self.metrics.route.retryable_total.get(&labels).add(1);
     }
 
-    /// Counts a response that has ended.
-    pub(crate) fn response(&self, of: Of, status: StatusCode, end: End, started: Instant) {
+    /// Counts a response that has ended, or that there is none.
+    pub(crate) fn response(&self, of: Of, (status, end): (Option<StatusCode>, End), started: Instant) {
         let took = started.elapsed();
         let mut outcomes = self.outcomes.borrow_mut();
         if let Some(known) = outcomes
             .iter()
             .find(|one| one.of == of && one.status == status && one.end == end)
         {
-            known.responses.add(1);
-            known.latency.observe_millis(took);
-            return;
+            return known.count(took);
         }
-        let failed = match end {
-            End::Http => self.profile.is_failure(status, None),
-            End::Grpc(code) => self.profile.is_failure(status, Some(code)),
-            End::Failed => true,
+        let failed = match (end, status) {
+            (End::Http, Some(status)) => self.profile.is_failure(status, None),
+            (End::Grpc(code), Some(status)) => self.profile.is_failure(status, Some(code)),
+            (End::Failed(_), _) | (_, None) => true,
         };
-        let with_status = self.labels.clone().with("status_code", status.as_u16());
-        let labels = with_status
-            .clone()
-            .with("classification", if failed { "failure" } else { "success" });
-        let labels = match end {
-            End::Http => labels,
-            End::Grpc(code) => labels.with("grpc_status", code),
-            End::Failed => labels.with("error", "unknown"),
-        };
+        let with_status = with_status(&self.labels, status);
         let families = &self.metrics.route;
         let (responses, latency) = match of {
             Of::Request => (&families.response_total, &families.response_latency_ms),
@@ -185,11 +183,10 @@ impl RouteHandles {
             of,
             status,
             end,
-            responses: responses.get(&labels),
-            latency: latency.get(&with_status),
+            responses: responses.get(&end.classified(with_status.clone(), failed)),
+            latency: status.map(|_| latency.get(&with_status)),
         };
-        outcome.responses.add(1);
-        outcome.latency.observe_millis(took);
+        outcome.count(took);
         if outcomes.len() < OUTCOMES_MAX {
             outcomes.push(outcome);
         }
@@ -203,25 +200,12 @@ impl RouteTracker {
             of,
             status,
             started,
-            counted: false,
         }
     }
 
     /// The response has ended so.
-    pub(crate) fn ended(&mut self, grpc_status: Option<u32>) {
-        if !self.counted {
-            self.counted = true;
-            let end = grpc_status.map_or(End::Http, End::Grpc);
-            self.handles.response(self.of, self.status, end, self.started);
-        }
-    }
-}
-
-impl Drop for RouteTracker {
-    fn drop(&mut self) {
-        if !self.counted {
-            self.handles
-                .response(self.of, self.status, End::Failed, self.started);
-        }
+    pub(crate) fn end(self, end: End) {
+        self.handles
+            .response(self.of, (Some(self.status), end), self.started);
     }
 }

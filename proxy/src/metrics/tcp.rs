@@ -1,11 +1,12 @@
 //! Counters of connections.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use heddle_proxy_policy::Endpoint;
+use parking_lot::Mutex;
 
 use super::{
-    Metrics,
+    Metrics, errno,
     family::{Counter, Families, Family, Gauge},
     labels::Labels,
 };
@@ -21,7 +22,10 @@ struct Inner {
     read: Arc<Counter>,
     write: Arc<Counter>,
     close: Arc<Counter>,
-    close_failed: Arc<Counter>,
+    /// Connections that errors ended, by the error's name; each is looked up when it is first seen.
+    close_failed: Mutex<Vec<(&'static str, Arc<Counter>)>>,
+    close_total: Arc<Family<Counter>>,
+    labels: Labels,
     zone: Option<Zone>,
 }
 
@@ -60,9 +64,9 @@ impl TcpHandles {
             read: metrics.tcp_read_bytes_total.get(labels),
             write: metrics.tcp_write_bytes_total.get(labels),
             close: metrics.tcp_close_total.get(&labels.clone().with("errno", "")),
-            close_failed: metrics
-                .tcp_close_total
-                .get(&labels.clone().with("errno", "UNKNOWN")),
+            close_failed: Mutex::default(),
+            close_total: metrics.tcp_close_total.clone(),
+            labels: labels.clone(),
         }))
     }
 
@@ -72,8 +76,20 @@ impl TcpHandles {
         self.0.open_connections.add(1);
         TcpOpen {
             handles: self.clone(),
-            failed: false,
+            errno: "",
         }
+    }
+}
+
+impl Inner {
+    fn closed_by(&self, errno: &'static str) {
+        let mut failed = self.close_failed.lock();
+        if let Some((_, count)) = failed.iter().find(|(known, _)| *known == errno) {
+            return count.add(1);
+        }
+        let count = self.close_total.get(&self.labels.clone().with("errno", errno));
+        count.add(1);
+        failed.push((errno, count));
     }
 }
 
@@ -81,7 +97,8 @@ impl TcpHandles {
 #[derive(Debug)]
 pub(crate) struct TcpOpen {
     handles: TcpHandles,
-    failed: bool,
+    /// The error that ended it.
+    errno: &'static str,
 }
 
 impl TcpOpen {
@@ -101,17 +118,19 @@ impl TcpOpen {
         }
     }
 
-    pub(crate) fn fail(&mut self) {
-        self.failed = true;
+    /// The connection fails: the first error is what ended it.
+    pub(crate) fn fail(&mut self, error: &io::Error) {
+        self.errno = errno::name(error);
     }
 }
 
 impl Drop for TcpOpen {
     fn drop(&mut self) {
-        self.handles.0.open_connections.add(-1);
-        match self.failed {
-            true => self.handles.0.close_failed.add(1),
-            false => self.handles.0.close.add(1),
+        let handles = &*self.handles.0;
+        handles.open_connections.add(-1);
+        match self.errno {
+            "" => handles.close.add(1),
+            errno => handles.closed_by(errno),
         }
     }
 }

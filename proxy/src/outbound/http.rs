@@ -19,7 +19,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::{
-    Known, Target, counters::RouteCounters, mirror::Copies, overrides::Asked, sticky::Chosen, target::Policy,
+    Known, Target, attempt::Patience, counters::RouteCounters, mirror::Copies, overrides::Asked,
+    sticky::Chosen, target::Policy,
 };
 use crate::{
     dst::NameAddr,
@@ -29,11 +30,11 @@ use crate::{
         filter, headers,
         incoming::Incoming,
         is_grpc,
+        limit::{Deadline, Limit},
         serve::{self, HttpVersion},
         strict,
     },
     metrics::{
-        http::End,
         labels::Labels,
         route::{Of, RouteHandles, RouteTracker},
         stream::Stream,
@@ -74,6 +75,8 @@ pub(super) struct Way<'p> {
     pub(super) route: Option<&'p Rc<RouteHandles>>,
     /// Who the endpoint must be.
     pub(super) require_id: Option<&'p PeerId>,
+    /// Whether the client speaks HTTP/1.
+    http1: bool,
     pub(super) started: Instant,
 }
 
@@ -108,7 +111,7 @@ impl Way<'_> {
                 let tracker = RouteTracker::new(route, of, response.status(), started);
                 ResponseBody::also_tracked(response, tracker);
             }
-            Err(error) => route.response(of, error.status(), End::Failed, started),
+            Err(error) => route.response(of, error.end(self.http1), started),
         }
         result
     }
@@ -232,6 +235,7 @@ impl Client {
             retry: asked.retry.as_ref().or(rule.retry.as_ref()),
             route: policy.route_handles(rule),
             require_id: asked.id.as_ref(),
+            http1: version == HttpVersion::Http1,
             started,
         };
         let stream = Stream::new(counters.stream.clone(), started);
@@ -287,14 +291,15 @@ impl Client {
     ) -> Result<Response<ResponseBody>, ProxyError> {
         match way.retry {
             Some(retry) => Box::pin(super::retry::send(self, way, retry, head, body)).await,
-            None => self.send(way, head, body).await,
+            None => self.send(way, None, head, body).await,
         }
     }
 
-    /// One try.
+    /// One try, which may have a time limit of its own.
     pub(super) async fn send(
         self: &Rc<Self>,
         way: Way<'_>,
+        of_try: Option<Duration>,
         head: Box<Parts>,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, ProxyError> {
@@ -306,18 +311,26 @@ impl Client {
             idle: _,
         } = way.timeouts;
         let end = request.map(|limit| started + limit);
-        let limit = match (response, request) {
-            (Some(one), Some(two)) => Some(one.min(two)),
-            (one, two) => one.or(two),
+        let patience = Patience {
+            until: Deadline::earliest([
+                Limit::Request.of(started, request),
+                Limit::Response.of(started, response),
+                // The clock is asked only where it matters.
+                of_try.and_then(|_| Limit::Try.of(Instant::now(), of_try)),
+            ]),
+            activity: way.activity,
         };
-        let sending = self.send_untimed(way, limit.map(|limit| started + limit), head, body);
+        let sending = self.send_untimed(way, &patience, head, body);
         let tried = way.route.map(|route| {
             route.request(Of::Try);
             Instant::now()
         });
-        let result = match (limit, way.activity) {
-            (None, None) => sending.await,
-            (limit, activity) => Box::pin(bounded(sending, started, limit, activity)).await,
+        let result = match patience {
+            Patience {
+                until: None,
+                activity: None,
+            } => sending.await,
+            _ => Box::pin(bounded(sending, &patience)).await,
         };
         let response = way.counted(Of::Try, tried.unwrap_or(started), result)?;
         Ok(match (end, way.activity) {
@@ -329,7 +342,7 @@ impl Client {
     async fn send_untimed(
         self: &Rc<Self>,
         way: Way<'_>,
-        until: Option<Instant>,
+        patience: &Patience<'_>,
         mut head: Box<Parts>,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, ProxyError> {
@@ -351,7 +364,7 @@ impl Client {
             route: way.route,
             require_id: way.require_id,
             started: way.started,
-            until,
+            patience,
         };
         let (endpoint, mut response) = match Copies::draw(&backend.mirrors, &head) {
             None => self.to_balancer(balancer, errand, head, body).await?,
@@ -388,31 +401,30 @@ impl Client {
 /// A try that must have its response's head in time, and without its request's body standing still for too long.
 async fn bounded(
     sending: impl Future<Output = Result<Response<ResponseBody>, ProxyError>>,
-    started: Instant,
-    limit: Option<Duration>,
-    activity: Option<&Activity>,
+    Patience { until, activity }: &Patience<'_>,
 ) -> Result<Response<ResponseBody>, ProxyError> {
     let late = async {
-        match limit {
-            Some(limit) => {
-                sleep_until(started + limit).await;
-                limit
+        match until {
+            Some(Deadline { at, limit, after }) => {
+                sleep_until(*at).await;
+                (*limit, *after)
             }
             None => std::future::pending().await,
         }
     };
     let idle = async {
         match activity {
-            Some(activity) => activity.idle().await,
+            Some(activity) => (Limit::Idle, activity.idle().await),
             None => std::future::pending().await,
         }
     };
-    tokio::select! {
+    let (limit, after) = tokio::select! {
         biased;
-        result = sending => result,
-        limit = late => Err(ProxyError::Timeout(limit)),
-        limit = idle => Err(ProxyError::Timeout(limit)),
-    }
+        result = sending => return result,
+        passed = late => passed,
+        passed = idle => passed,
+    };
+    Err(ProxyError::Timeout { limit, after })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::{
+    attempt::Patience,
     http::{Client, Errand},
     target::Policy,
 };
@@ -113,7 +114,7 @@ async fn one(
         route: None,
         require_id: None,
         started: Instant::now(),
-        until: None,
+        patience: &Patience::default(),
     };
     let (_, answer) = client.to_balancer(balancer, errand, head, body).await?;
     // What is not read to its end closes its connection, which is as good.

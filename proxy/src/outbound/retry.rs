@@ -7,11 +7,11 @@ use futures_util::FutureExt as _;
 use heddle_proxy_policy::outbound::Retry;
 use http::{Response, StatusCode, request::Parts};
 use http_body_util::BodyExt as _;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::http::{Client, Way};
-use crate::http::{ProxyError, RequestBody, ResponseBody, error::Side, grpc_status, is_grpc};
+use crate::http::{ProxyError, RequestBody, ResponseBody, error::Side, grpc_status, is_grpc, limit::Limit};
 
 /// How long a gRPC call's head waits for what comes next. A call that fails sends trailers right behind its head, and one
 /// that streams may send nothing for hours, while its client waits for the head.
@@ -29,14 +29,9 @@ pub(super) async fn send(
         budget.deposit(Instant::now().into_std());
     }
     for tried in 0.. {
-        let sending = client.send(way, head.clone(), replay.body());
         let last = tried >= retry.max_retries;
-        let mut result = match retry.timeout {
-            Some(limit) if !last => timeout(limit, sending)
-                .await
-                .unwrap_or(Err(ProxyError::Timeout(limit))),
-            _ => sending.await,
-        };
+        let of_try = retry.timeout.filter(|_| !last);
+        let mut result = client.send(way, of_try, head.clone(), replay.body()).await;
         let failed = is_worth_another(retry, &mut result).await;
         if !failed && tried == 0 {
             return result;
@@ -87,11 +82,9 @@ async fn is_worth_another(retry: &Retry, result: &mut Result<Response<ResponseBo
             }
             retry.conditions.hold(status, grpc)
         }
-        // As if the endpoint had answered 5xx, when the policy counts those. A time that was set for tries counts too.
-        Err(error) => {
-            let answer = error.response(false).status();
-            error.side() == Side::Upstream
-                && (matches!(error, ProxyError::Timeout(_)) || retry.conditions.hold(answer, Some(14)))
-        }
+        // A time that was set for tries. The others are the request's own: no time is left for another try.
+        Err(ProxyError::Timeout { limit, .. }) => *limit == Limit::Try,
+        // As if the endpoint had answered 5xx, when the policy counts those.
+        Err(error) => error.side() == Side::Upstream && retry.conditions.hold(error.status(), Some(14)),
     }
 }

@@ -50,6 +50,7 @@ pub(crate) struct Exporter {
     queue: mpsc::Receiver<Message>,
     client: Grpc<ControlChannel>,
     resource: Resource,
+    streams: Arc<Counter>,
     requests: Arc<Counter>,
     sent: Arc<Counter>,
     dropped: Arc<Counter>,
@@ -74,6 +75,7 @@ impl Exporter {
                 attributes: attributes.collect(),
                 ..Resource::default()
             },
+            streams: metrics.span_export_streams.get(&Labels::default()),
             requests: metrics.span_export_requests.get(&Labels::default()),
             sent: metrics.span_exports.get(&Labels::default()),
             dropped: dropped.clone(),
@@ -134,6 +136,7 @@ impl Exporter {
             }],
         };
         for tried in 1..=TRIES_MAX {
+            self.streams.add(1);
             let sent = timeout(EXPORT_TIMEOUT, self.export(request.clone())).await;
             match sent.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))) {
                 Ok(response) => {

@@ -33,6 +33,9 @@ mod smuggling;
 mod taps;
 mod tcp_traffic;
 mod telemetry;
+mod telemetry_bounds;
+mod telemetry_errors;
+mod telemetry_labels;
 mod tracing;
 
 use std::time::{Duration, Instant};

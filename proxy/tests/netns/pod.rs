@@ -1,6 +1,7 @@
 //! A meshed pod: a namespace with redirection, a control plane on its loopback, and the proxy.
 
 use std::{
+    collections::BTreeMap,
     io::Write as _,
     net::SocketAddr,
     os::unix::process::CommandExt as _,
@@ -201,6 +202,16 @@ impl Pod {
         line.rsplit_once(' ')?.1.parse().ok()
     }
 
+    /// All series of this name: their labels, all of them, and their values.
+    pub(crate) fn series(&self, name: &str) -> BTreeMap<Labels, f64> {
+        let (_, text) = self.admin("/metrics");
+        let series = text.lines().filter_map(|line| {
+            let (labels, value) = line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once("} ")?;
+            Some((labels_of(labels), value.parse().expect("a number")))
+        });
+        series.collect()
+    }
+
     /// What the proxy has written to its access log.
     pub(crate) fn stderr(&self) -> String {
         let file = self.stderr.as_ref().expect("the access log is on");
@@ -239,6 +250,27 @@ impl Pod {
     pub(crate) fn is_running(&mut self) -> bool {
         self.proxy.try_wait().expect("our own child").is_none()
     }
+}
+
+/// A series' labels.
+pub(crate) type Labels = BTreeMap<String, String>;
+
+/// Labels as tests write them.
+pub(crate) fn labels<'l>(all: impl IntoIterator<Item = (&'l str, &'l str)>) -> Labels {
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    all.into_iter().map(owned).collect()
+}
+
+/// Labels as the proxy shows them; no test has a quotation mark in a value.
+fn labels_of(text: &str) -> Labels {
+    let mut parts = text.split('"');
+    let mut all = Labels::new();
+    while let (Some(name), Some(value)) = (parts.next(), parts.next()) {
+        let name = name.trim_start_matches(',').trim_end_matches('=');
+        let before = all.insert(name.to_owned(), value.to_owned());
+        assert_eq!(before, None, "{name} is told twice in {text}");
+    }
+    all
 }
 
 impl Drop for Pod {

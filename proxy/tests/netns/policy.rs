@@ -99,7 +99,7 @@ fn a_rate_limit_holds_for_the_whole_proxy() {
     // One at once, and one more for each second that it took.
     let most = 1 + usize::try_from(took.as_secs()).expect("small");
     assert!((1..=most).contains(&served), "{served} in {took:?}");
-    let labels = [("srv_name", "web"), ("scope", "identity")];
+    let labels = [("srv_name", "web"), ("ratelimit_scope", "identity")];
     assert!(
         pod.metric("inbound_http_local_ratelimit_total", &labels)
             .is_some()

@@ -137,6 +137,23 @@ fn routes_of_a_profile_come_before_the_policys() {
     );
 
     assert_eq!(post(&client, "/slow").status, 504);
+    let late = [
+        of("slow").as_slice(),
+        &[
+            ("classification", "failure"),
+            ("grpc_status", ""),
+            ("error", "timeout"),
+        ],
+    ]
+    .concat();
+    let late = crate::pod::labels(late);
+    for family in ["route_response_total", "route_actual_response_total"] {
+        assert_eq!(client.series(family).get(&late), Some(&1.0), "{family}");
+    }
+    assert_eq!(
+        client.metric("route_response_latency_ms_count", &of("fails")),
+        Some(1.0)
+    );
     let echoed = post(&client, "/echo/");
     assert_eq!(
         echoed.status, 200,

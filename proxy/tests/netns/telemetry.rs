@@ -19,12 +19,12 @@ use crate::{
     policies::{authz, endpoint, http_rule, identity, opaque_server, outbound_detect, outbound_opaque, path},
 };
 
-fn bytes_service() -> SocketAddr {
+pub(crate) fn bytes_service() -> SocketAddr {
     ([10, 96, 0, 2], 25).into()
 }
 
 /// The service's policy with the names that Kubernetes gives it.
-fn resources() -> outbound::OutboundPolicy {
+pub(crate) fn resources() -> outbound::OutboundPolicy {
     let service = meta::Metadata {
         kind: Some(meta::metadata::Kind::Resource(meta::Resource {
             group: "core".to_owned(),
@@ -116,6 +116,12 @@ fn metrics_have_linkerds_names_types_and_labels() {
         ("backend_name", "web"),
         ("backend_port", "80"),
     ];
+    // A policy that is not used for five seconds is forgotten, and its endpoints with it.
+    let ready = [backend[2], ("endpoint_state", "ready")];
+    assert_eq!(
+        client.metric("outbound_http_balancer_endpoints", &ready),
+        Some(1.0)
+    );
     let status = [parent[2], ("http_status", "200"), ("error", "")];
     let backend_status = [backend[2], ("http_status", "200"), ("error", "")];
     let to_server = [
@@ -219,12 +225,20 @@ fn metrics_have_linkerds_names_types_and_labels() {
         ),
         ("control_request_total", "counter", &[("addr", "127.0.0.1:8086")]),
         (
+            "control_response_total",
+            "counter",
+            &[("classification", "success"), ("error", "")],
+        ),
+        (
             "control_response_latency_ms",
             "histogram",
             &[("status_code", "200")],
         ),
         ("tokio_rt_workers", "gauge", &[("rt", "worker-0")]),
         ("tokio_rt_alive_tasks", "gauge", &[("rt", "control")]),
+        ("tokio_rt_injection_queue_depth", "gauge", &[("rt", "control")]),
+        ("tokio_rt_park_total", "counter", &[("rt", "worker-0")]),
+        ("tokio_rt_busy_seconds_total", "counter", &[("rt", "worker-0")]),
         (
             "rustls_info",
             "gauge",
@@ -333,6 +347,10 @@ fn metrics_have_linkerds_names_types_and_labels() {
         assert_eq!(families.len(), all, "each family is told once");
     }
     assert_eq!(
+        client.metric("control_identity_cert_refreshes_total", &[("result", "ok")]),
+        Some(1.0)
+    );
+    assert_eq!(
         client.metric("outbound_http_route_backend_requests_total", &backend),
         Some(3.0)
     );
@@ -343,11 +361,6 @@ fn metrics_have_linkerds_names_types_and_labels() {
     assert_eq!(
         server.metric("inbound_http_requests_total", &server_route),
         Some(3.0)
-    );
-    let ready = [backend[2], ("endpoint_state", "ready")];
-    assert_eq!(
-        client.metric("outbound_http_balancer_endpoints", &ready),
-        Some(1.0)
     );
     assert_eq!(
         client.metric("outbound_http_balancer_queue_requests_total", &backend),

@@ -215,6 +215,11 @@ fn a_sampled_request_leaves_a_chain_of_spans_at_a_collector_that_proves_who_it_i
     eventually("spans are counted", || {
         (client.metric("opentelemetry_span_exports", &[]) == Some(4.0)).then_some(())
     });
+    let [streams, requests] = ["streams", "requests"].map(|what| {
+        let name = format!("opentelemetry_span_export_{what}");
+        client.metric(&name, &[]).expect("a counter")
+    });
+    assert!(streams >= requests && requests >= 1.0, "{streams}, {requests}");
 
     // One that is somebody else gets none.
     let mut wrong = tracing("wrong");

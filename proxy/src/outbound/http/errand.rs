@@ -8,12 +8,14 @@ use http::{Request, Response, Version, header, request::Parts, uri::Authority};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{super::attempt::Attempt, Client};
+use super::{
+    super::attempt::{Attempt, Patience, Sent},
+    Client,
+};
 use crate::{
     balance::{Answer, Balancer, Endpoint, Picked, Terms, Verdict},
     http::{ProxyError, RequestBody, ResponseBody, headers, pipe, tracker::Tracker},
     metrics::{
-        http::End,
         route::RouteHandles,
         stream::{Stream, StreamHandles},
     },
@@ -38,8 +40,7 @@ pub(in crate::outbound) struct Errand<'p> {
     pub(in crate::outbound) route: Option<&'p Rc<RouteHandles>>,
     pub(in crate::outbound) require_id: Option<&'p PeerId>,
     pub(in crate::outbound) started: Instant,
-    /// When its time is over.
-    pub(in crate::outbound) until: Option<Instant>,
+    pub(in crate::outbound) patience: &'p Patience<'p>,
 }
 
 impl Client {
@@ -84,7 +85,7 @@ impl Client {
             terms,
             require_id,
             accrual,
-            until,
+            patience,
             ..
         }: Errand<'_>,
         head: &Parts,
@@ -93,7 +94,7 @@ impl Client {
         loop {
             let endpoint = balancer.pick(terms, deadline).await?;
             endpoint.must_be(require_id)?;
-            let attempt = Attempt::begin(balancer, &endpoint, accrual, until);
+            let attempt = Attempt::begin(balancer, &endpoint, accrual, patience);
             let connected = connection(&endpoint, head.version != Version::HTTP_2).await;
             attempt.over();
             match connected {
@@ -126,7 +127,7 @@ impl Client {
             route,
             counter,
             started,
-            until,
+            patience,
             ..
         } = errand;
         let http1 = head.version != Version::HTTP_2;
@@ -155,7 +156,11 @@ impl Client {
                 .headers_mut()
                 .insert(headers::DST_CANONICAL, route.service().clone());
         }
-        let attempt = Attempt::begin(balancer, &endpoint, accrual, until);
+        let attempt = Attempt::begin(balancer, &endpoint, accrual, patience).counting(Sent {
+            handles,
+            stream,
+            started,
+        });
         let result = match connection {
             Connection::Http2(mut sender) => {
                 match http1 {
@@ -174,7 +179,7 @@ impl Client {
                 sent.map(|response| response.map(ResponseBody::http1))
             }
         };
-        attempt.over();
+        let unanswered = attempt.over();
         let mut response = match result {
             Ok(response) => response,
             Err(error) => {
@@ -182,10 +187,9 @@ impl Client {
                 if let Some(observed) = &mut observed {
                     observed.failed(error.h2_reason());
                 }
-                if let Some(stream) = stream {
-                    stream.failed(error.stream_label());
+                if let Some(sent) = unanswered {
+                    sent.refused(&error, http1);
                 }
-                handles.response(http::StatusCode::BAD_GATEWAY, End::Failed, started);
                 return Err(error);
             }
         };
@@ -193,8 +197,9 @@ impl Client {
         let verdict = Verdict::now_or_later(balancer, &endpoint, accrual, &response);
         *response.version_mut() = if http1 { Version::HTTP_11 } else { Version::HTTP_2 };
         let (status, in_flight) = (response.status(), Some(in_flight));
-        let tracker = Tracker::new(Some(handles), status, response.headers(), started, in_flight);
-        let tracker = tracker.counting(stream).judging(verdict);
+        let (handles, stream) = unanswered.map(|sent| (sent.handles, sent.stream)).unzip();
+        let tracker = Tracker::new(handles, status, response.headers(), started, in_flight);
+        let tracker = tracker.counting(stream.flatten()).judging(verdict);
         let response = response.map(|body| body.tracked(tracker));
         let response = match observed {
             None => response,
