@@ -28,13 +28,21 @@ pub(crate) struct Arguments {
     /// Only the tests that need neither root nor a cluster.
     #[arg(long)]
     pure: bool,
+    /// Faults and attacks as large and as long as docs/proxy.md promises; takes half an hour more.
+    #[arg(long)]
+    long: bool,
     /// Passed to the test programs, after `--`.
     #[arg(last = true)]
     rest: Vec<String>,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
-    let Arguments { keep, pure, rest } = arguments;
+    let Arguments {
+        keep,
+        pure,
+        long,
+        rest,
+    } = arguments;
     let start = Instant::now();
     if pure {
         return run_tests(&mut cargo_test(&["--lib", "--bins"], &rest));
@@ -56,6 +64,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         images::build_and_load("dev", images::Target::Cluster(cluster), &[]).await?;
         let mut tests = cargo_test(&[], &rest);
         tests.env("HEDDLE_H2SPEC", tools.path(Program::H2spec));
+        if long {
+            tests.env("HEDDLE_LONG_FAULTS", "1");
+        }
         run_tests(&mut tests)
     }
     .await;

@@ -18,7 +18,7 @@ use crate::{
     fault_app::{Fickle, PIECE, PIECES},
     http_traffic::{pair, service},
     net::{Network, runtime},
-    pod::Pod,
+    pod::{Options, Pod},
     policies::{authz, endpoint, http_rule, opaque_server, outbound_detect, outbound_opaque, path},
 };
 
@@ -78,6 +78,48 @@ fn nothing_is_truncated_by_a_drain() {
     assert_eq!((server.exit_code(), client.exit_code()), (Some(0), Some(0)));
 }
 
+/// What never ends by itself has the grace period, and then the proxy ends all the same.
+#[test]
+fn a_connection_without_end_has_the_grace_period() {
+    if !can_run() {
+        return;
+    }
+    let (network, script) = (Network::new(), Script::new());
+    script.set_inbound("server", 9000, opaque_server(vec![authz(None)]));
+    let server = Pod::start(&network, &script, "server");
+    serve_greeting(&server.namespace, 9000);
+    let bytes: SocketAddr = ([10, 96, 0, 1], 9000).into();
+    script.set_outbound(bytes, outbound_opaque("bytes"));
+    script.set_endpoints(
+        &path("bytes"),
+        vec![endpoint(server.namespace.ip, 9000, Some("server"), true)],
+    );
+    let options = Options {
+        env: vec![("SHUTDOWN_GRACE_PERIOD", "1500ms".to_owned())],
+    };
+    let mut client = Pod::start_with(&network, &script, "client", options);
+    let (ready, is_ready) = std::sync::mpsc::sync_channel::<()>(1);
+    let (ending, is_ending) = std::sync::mpsc::sync_channel::<()>(1);
+    let held = client.namespace.thread(move || {
+        runtime().block_on(async move {
+            let mut tcp = TcpStream::connect(bytes).await.expect("connects");
+            tcp.read_exact(&mut [0; 11]).await.expect("a greeting");
+            ready.send(()).expect("the test waits for this");
+            is_ending.recv().expect("the test says so");
+            tcp.write_all(b"x").await.expect("it is open");
+            let mut echo = [0; 1];
+            tcp.read_exact(&mut echo).await.expect("it has its time");
+            // Then it is over, without the application's doing.
+            assert!(!matches!(tcp.read(&mut echo).await, Ok(1..)));
+        })
+    });
+    is_ready.recv().expect("the connection is there");
+    client.terminate();
+    ending.send(()).expect("it is held");
+    assert_eq!(client.exit_code(), Some(0));
+    held.join().expect("it ended with the proxy");
+}
+
 /// F11: without the identity service certificates end. Then no new connection is made, and none without TLS instead.
 #[test]
 fn an_expired_certificate_ends_new_connections_and_no_old_one() {
@@ -133,6 +175,12 @@ fn an_expired_certificate_ends_new_connections_and_no_old_one() {
     for pod in [&mut client, &mut server] {
         pod.control.take().expect("it runs").stop();
     }
+    let greeting = greeted(&client);
+    assert_eq!(
+        greeting.as_ref(),
+        Some(b"220 hello\r\n"),
+        "not for lack of a control plane"
+    );
     eventually("new connections are refused", || {
         greeted(&client).is_none().then_some(())
     });

@@ -80,6 +80,11 @@ pub(crate) const CORPUS: &[Entry] = &[
         Taken(&["POST a web.test \"hello\" +1"]),
     ),
     entry(
+        "trailers that speak for others",
+        &[Text(b"POST {e}/a HTTP/1.1\r\nhost: web.test\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nx-sum: 1\r\nl5d-client-id: admin\r\nhost: admin.test\r\ncontent-length: 7\r\n\r\n")],
+        Taken(&["POST a web.test \"hello\" +1"]),
+    ),
+    entry(
         "a body that looks like a request",
         &[Text(
             b"GET {e}/a HTTP/1.1\r\nhost: web.test\r\ncontent-length: 32\r\n\r\nGET /x HTTP/1.1\r\nhost: a\r\nx: y\r\n",
