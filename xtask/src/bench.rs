@@ -3,6 +3,7 @@
 use std::{ffi::OsString, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum as _;
 use heddle_tests_harness::{host, progress::Progress, workspace_root};
 
 use crate::{lint, packages};
@@ -29,67 +30,70 @@ enum Name {
 
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
     let Arguments { name, rest } = arguments;
-    // What the programs are held against, the example of a package, must be built alike.
-    let example = match name {
-        Name::Proxy => Some(("heddle-proxy", "floor")),
-        Name::Identity => Some(("heddle-identity", "bound")),
-        Name::Reconcile | Name::Injector | Name::Fanout | Name::Outage => None,
-    };
-    let (name, packages): (&str, &[&str]) = match name {
+    match name {
         Name::Proxy => {
             packages::ensure(host::BENCH_PACKAGES, Progress::Shown)?;
-            ("proxy", &["heddle-proxy", "heddle-proxy-init"])
+            lint::build_sidecar()?;
+            build_proxys_beside()?;
         }
-        Name::Identity => ("identity", &["heddle-identity"]),
-        Name::Reconcile => ("reconcile", &["heddle-reconciler"]),
-        Name::Injector => ("injector", &["heddle-control"]),
         Name::Outage => {
             packages::ensure(host::BENCH_PACKAGES, Progress::Shown)?;
-            let programs = &[
-                "heddle-control",
-                "heddle-identity",
-                "heddle-proxy",
-                "heddle-proxy-init",
-            ];
-            ("outage", programs)
+            lint::build_sidecar()?;
+            build_programs(&["heddle-control", "heddle-identity", "heddle-proxy-init"])?;
         }
-        Name::Fanout => ("fanout", &["heddle-control", "heddle-identity"]),
-    };
-    let mut build = vec!["build", "--profile", "image"];
-    build.extend(packages.iter().flat_map(|package| ["--package", package]));
-    build.push("--bins");
-    lint::cargo(&build)?;
-    // By itself: with an example, Cargo gives the programs the features that only tests have, and they are no longer those
-    // that users run (the proxy at rest took a third more memory).
-    if let Some((package, example)) = example {
-        lint::cargo(&[
-            "build",
-            "--profile",
-            "image",
-            "--package",
-            package,
-            "--example",
-            example,
-        ])?;
+        Name::Identity => {
+            build_programs(&["heddle-identity"])?;
+            build_example("heddle-identity", "bound")?;
+        }
+        Name::Reconcile => build_programs(&["heddle-reconciler"])?,
+        Name::Injector => build_programs(&["heddle-control"])?,
+        Name::Fanout => build_programs(&["heddle-control", "heddle-identity"])?,
     }
-    // Optimised too: a load generator that takes most of a processor wakes what it measures for each message, and that
-    // is then measured (certificates cost a fifth more).
-    lint::cargo(&[
-        "build",
-        "--profile",
-        "image",
-        "--package",
-        "heddle-tests-bench",
-        "--bin",
-        "heddle-bench",
-    ])?;
+    build_bench()?;
     let binary = lint::target_dir().join("image/heddle-bench");
+    let value = name.to_possible_value().expect("no name is skipped");
     let status = Command::new(&binary)
-        .arg(name)
+        .arg(value.get_name())
         .args(rest)
         .current_dir(workspace_root())
         .status()
         .with_context(|| format!("failed to start {}", binary.display()))?;
     ensure!(status.success(), "the benchmark failed ({status})");
     Ok(())
+}
+
+/// What the sidecar is measured with, but not the sidecar.
+pub(crate) fn build_proxys_beside() -> Result<()> {
+    build_programs(&["heddle-proxy-init"])?;
+    build_example("heddle-proxy", "floor")?;
+    build_bench()
+}
+
+fn build_programs(packages: &[&str]) -> Result<()> {
+    let mut build = vec!["build", "--profile", "image", "--bins"];
+    build.extend(packages.iter().flat_map(|package| ["--package", package]));
+    lint::cargo(&build)
+}
+
+/// What a program is held against, the example of its package, is built alike, but by itself: with an example, Cargo gives
+/// the programs the features that only tests have, and they are no longer those that users run (the proxy at rest took a
+/// third more memory).
+fn build_example(package: &str, example: &str) -> Result<()> {
+    let image = [
+        "build",
+        "--profile",
+        "image",
+        "--package",
+        package,
+        "--example",
+        example,
+    ];
+    lint::cargo(&image)
+}
+
+/// Optimised too: a load generator that takes most of a processor wakes what it measures for each message, and that
+/// is then measured (certificates cost a fifth more).
+fn build_bench() -> Result<()> {
+    let bench = ["--package", "heddle-tests-bench", "--bin", "heddle-bench"];
+    lint::cargo(&[&["build", "--profile", "image"], &bench[..]].concat())
 }

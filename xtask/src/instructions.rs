@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use heddle_tests_harness::{host, progress::Progress, workspace_root};
+use heddle_tests_harness::{host, progress::Progress, sidecar, workspace_root};
 
 use crate::{lint, packages};
 
@@ -17,15 +17,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     packages::ensure(host::COUNT_PACKAGES, Progress::Shown)?;
-    lint::cargo(&[
-        "build",
-        "--profile",
-        "image",
-        "--package",
-        "heddle-proxy",
-        "--bin",
-        "heddle-proxy",
-    ])?;
+    lint::build_sidecar()?;
     // As part of the workspace, or their dependencies would be built anew with other features.
     lint::cargo(&[
         "build",
@@ -39,7 +31,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let status = Command::new(target.join("debug/heddle-bench"))
         .arg("instructions")
         .arg("--proxy")
-        .arg(target.join("image/heddle-proxy"))
+        .arg(target.join(sidecar::PROFILE).join(sidecar::NAME))
         .arg("--init")
         .arg(target.join("debug/heddle-init"))
         .args(arguments.record.then_some("--record"))

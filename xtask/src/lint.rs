@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use heddle_tests_harness::{progress::Progress, tools, workspace_root};
+use heddle_tests_harness::{progress::Progress, sidecar, tools, workspace_root};
 
 /// The version that deny.toml is written for.
 const CARGO_DENY: &str = "0.20.2";
@@ -35,6 +35,13 @@ pub(crate) fn cargo(args: &[&str]) -> Result<()> {
             .args(args)
             .current_dir(workspace_root()),
     )
+}
+
+/// Builds the sidecar as users get it.
+pub(crate) fn build_sidecar() -> Result<()> {
+    let arguments = sidecar::build_arguments();
+    let arguments = ["build"].into_iter().chain(arguments.iter().map(String::as_str));
+    cargo(&arguments.collect::<Vec<_>>())
 }
 
 /// Where cargo puts what it builds.

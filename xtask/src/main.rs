@@ -8,6 +8,7 @@ mod images;
 mod instructions;
 mod lint;
 mod packages;
+mod pgo;
 mod test;
 mod tools;
 mod up;
@@ -31,6 +32,7 @@ enum Command {
     Conformance(conformance::Arguments),
     Bench(bench::Arguments),
     Instructions(instructions::Arguments),
+    Pgo(pgo::Arguments),
     /// Check formatting, run clippy, and check what is depended upon; warnings are errors.
     Lint,
     Up(up::Arguments),
@@ -47,6 +49,7 @@ async fn main() -> ExitCode {
         Command::Conformance(arguments) => conformance::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
+        Command::Pgo(arguments) => pgo::run(&arguments),
         Command::Lint => lint::run(),
         Command::Up(arguments) => up::run(arguments).await,
         Command::Down(arguments) => down::run(arguments).await,

@@ -25,8 +25,8 @@ use crate::proxy::{
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The proxy, built with the profile `image`.
-    #[arg(long, default_value = "target/image/heddle-proxy")]
+    /// The proxy, as users get it.
+    #[arg(long, default_value = "target/release/heddle-proxy")]
     proxy: PathBuf,
     /// What redirects a namespace's traffic to it.
     #[arg(long, default_value = "target/debug/heddle-init")]

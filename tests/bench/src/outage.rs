@@ -9,7 +9,7 @@ mod load;
 use std::{
     net::IpAddr,
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// Where the programs under test are.
     #[arg(long, default_value = "target/image")]
     binaries: PathBuf,
+    /// The proxy.
+    #[arg(long, default_value = "target/release/heddle-proxy")]
+    proxy: PathBuf,
 }
 
 const BENCH: &str = "outage";
@@ -85,7 +88,7 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<Vec<Record>> {
         netns: pair,
         files: tempfile::tempdir()?,
     };
-    pods.start(&client, &plane, &options.binaries).await?;
+    pods.start(&client, &plane, options).await?;
 
     let outage = Duration::from_secs(options.seconds);
     let calm = CALM.min(outage / 2);
@@ -208,7 +211,7 @@ async fn slice(client: &Client, ip: &str) -> Result<()> {
 
 impl Pods {
     /// The application, both addresses of the server, and both proxies.
-    async fn start(&mut self, client: &Client, plane: &Plane, binaries: &Path) -> Result<()> {
+    async fn start(&mut self, client: &Client, plane: &Plane, options: &Options) -> Result<()> {
         let dir = self.files.path().to_owned();
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755))?;
         let Pair {
@@ -235,7 +238,7 @@ impl Pods {
         nginx.arg("-c").arg(&path);
         self.processes.push(Process::start("nginx", &mut nginx)?);
 
-        let (proxy, init) = (binaries.join("heddle-proxy"), binaries.join("heddle-init"));
+        let (proxy, init) = (&options.proxy, options.binaries.join("heddle-init"));
         let init = init
             .canonicalize()
             .with_context(|| format!("no {}", init.display()))?;

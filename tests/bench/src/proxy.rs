@@ -42,7 +42,7 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',')]
     arms: Vec<String>,
     /// The proxy under test.
-    #[arg(long, default_value = "target/image/heddle-proxy")]
+    #[arg(long, default_value = "target/release/heddle-proxy")]
     proxy: PathBuf,
     /// What redirects a namespace's traffic to it.
     #[arg(long, default_value = "target/image/heddle-init")]

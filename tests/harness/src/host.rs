@@ -77,6 +77,9 @@ pub const BENCH_PACKAGES: &[Package] = &[
     program("wrk", "wrk", "generating load"),
 ];
 
+/// What recording the sidecar's profile needs, besides: the tool of the compiler's LLVM.
+pub const PGO_PACKAGES: &[Package] = &[program("llvm-22", "llvm-profdata-22", "merging profiles")];
+
 /// What counting instructions needs.
 pub const COUNT_PACKAGES: &[Package] = &[
     program("iproute2", "ip", "network namespaces and veth pairs"),

@@ -5,6 +5,7 @@
 //!   an API server alone.
 //! - [`audit`] reads what an API server was asked to write, and by whom.
 //! - [`image`] turns built binaries into images that a cluster loads without a registry.
+//! - [`sidecar`] says how the sidecar is built for users.
 //! - [`git`] serves bare repositories over HTTP to whatever runs in a cluster.
 //! - [`crds`] gets other projects' CRDs out of their Go modules.
 //! - [`netns`] makes a pod's network without a cluster.
@@ -21,6 +22,7 @@ pub mod host;
 pub mod image;
 pub mod netns;
 pub mod progress;
+pub mod sidecar;
 pub mod token;
 pub mod tools;
 pub mod wait;

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::elf;
 use super::tarball::{Entry, Image, Layer};
-use crate::tools::cache_dir;
+use crate::{sidecar, tools::cache_dir};
 
 /// Tag of every image.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -125,16 +125,26 @@ pub(super) fn base_layer() -> Layer {
 /// these once. For development that set is the whole workspace's, as `cargo build --workspace` and the tests have it.
 pub fn build_programs(images: &[ProgramImage], profile: &str) -> Result<BTreeMap<String, PathBuf>> {
     let mut arguments = vec!["--profile", profile];
+    let mut alone = false;
     if profile == "dev" {
         arguments.push("--workspace");
     }
     for image in images {
-        if profile != "dev" {
-            arguments.extend(image.packages.iter().flat_map(|package| ["--package", package]));
+        if profile == "dev" {
+            arguments.extend(image.programs.iter().flat_map(|program| ["--bin", program]));
+            continue;
         }
-        arguments.extend(image.programs.iter().flat_map(|program| ["--bin", program]));
+        // The sidecar for users is built in a way of its own.
+        let others = |names: &'static [&'static str]| names.iter().filter(|name| **name != sidecar::NAME);
+        alone |= image.programs.contains(&sidecar::NAME);
+        arguments.extend(others(image.packages).flat_map(|package| ["--package", package]));
+        arguments.extend(others(image.programs).flat_map(|program| ["--bin", program]));
     }
     let mut programs = cargo("build", arguments)?;
+    if alone {
+        let arguments = sidecar::build_arguments();
+        programs.extend(cargo("build", arguments.iter().map(String::as_str))?);
+    }
     for (package, program) in STATIC {
         // Images for development run on this very machine, and linking differently would build every dependency anew.
         if profile != "dev" && programs.contains_key(*program) {
