@@ -38,17 +38,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     packages::ensure(host::BENCH_PACKAGES, Progress::Shown)?;
     let target = lint::target_dir().join("pgo");
     let raw = target.join("raw");
+    let mut build = vec!["build".to_owned()];
+    build.extend(sidecar::recording_arguments(&raw));
+    build.extend(["--target-dir".to_owned(), target.display().to_string()]);
+    lint::cargo(&build.iter().map(String::as_str).collect::<Vec<_>>())?;
+    bench::build_proxys_beside()?;
+    // Build scripts have written theirs.
     if raw.exists() {
         fs::remove_dir_all(&raw).with_context(|| format!("failed to remove {}", raw.display()))?;
     }
     fs::create_dir_all(&raw).with_context(|| format!("failed to make {}", raw.display()))?;
     // The sidecar runs as a user of its own.
     fs::set_permissions(&raw, fs::Permissions::from_mode(0o777))?;
-    let mut build = vec!["build".to_owned()];
-    build.extend(sidecar::recording_arguments(&raw));
-    build.extend(["--target-dir".to_owned(), target.display().to_string()]);
-    lint::cargo(&build.iter().map(String::as_str).collect::<Vec<_>>())?;
-    bench::build_proxys_beside()?;
     let records = target.join("training.json");
     let mut training = Command::new(lint::target_dir().join("image/heddle-bench"));
     training
@@ -74,7 +75,7 @@ fn merge(raw: &Path, recorded: &Path) -> Result<()> {
     );
     succeed(
         Command::new(PROFDATA)
-            .args(["merge", "--output"])
+            .args(["merge", "--sparse", "--output"])
             .arg(recorded)
             .args(written),
     )?;
