@@ -21,7 +21,7 @@ use crate::{
     limits::{Gate, Permit, Service},
     metrics::{http::HttpHandles, labels::Labels, tcp::TcpHandles},
     transport_header::TransportHeader,
-    upstream::{Peer, Target, TargetTls, Upstream},
+    upstream::{Care, Peer, Target, TargetTls, Upstream},
     worker::Worker,
 };
 
@@ -47,7 +47,7 @@ pub(crate) struct Endpoint {
     pub(super) id: u64,
     pub(super) gate: Rc<Gate>,
     pub(super) load: RefCell<PeakEwma>,
-    pub(super) in_flight: Cell<u32>,
+    pub(super) in_flight: Rc<Cell<u32>>,
     /// Failed connections in a row, and failed responses in a row.
     connect_failures: Cell<u32>,
     pub(super) failures: Cell<u32>,
@@ -106,6 +106,11 @@ impl Endpoint {
         let peer = identity.ok().map(|id| Peer::new(id, info.server_name.as_ref()));
         let proves_identity = peer.is_some();
         let connect_timeout = worker.config.outbound.connect_timeout;
+        let in_flight = Rc::new(Cell::new(0));
+        let care = info.keep_alive.map(|keep_alive| Care {
+            keep_alive,
+            in_flight: in_flight.clone(),
+        });
         let upstream = |addr, tls| {
             Upstream::new(
                 Target {
@@ -113,6 +118,7 @@ impl Endpoint {
                     connect_timeout,
                     tls,
                     near: false,
+                    care: care.clone(),
                 },
                 worker.tls.clone(),
                 tcp.clone(),
@@ -145,7 +151,7 @@ impl Endpoint {
             id: affinity::endpoint_id(info.addr),
             gate,
             load: RefCell::new(PeakEwma::new(ewma, std::time::Instant::now())),
-            in_flight: Cell::new(0),
+            in_flight,
             connect_failures: Cell::new(0),
             failures: Cell::new(0),
             trips: Cell::new(0),
