@@ -16,13 +16,15 @@ use std::{
 
 use heddle_proxy_policy::{
     EndpointSet, Meta, affinity,
-    balance::{EwmaParams, Successes, two_choices},
+    balance::{EwmaParams, two_choices},
+    breaker::{Pass, Turn},
     outbound::{Backend, BackendKind, FailureAccrual, Limits},
 };
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout_at},
 };
+use tracing::debug;
 
 use crate::{
     http::ProxyError,
@@ -33,7 +35,8 @@ use crate::{
 };
 
 pub(crate) use endpoint::{Endpoint, InFlight, Picked};
-pub(crate) use verdict::{Answer, Verdict};
+pub(crate) use heddle_proxy_policy::breaker::Answer;
+pub(crate) use verdict::Verdict;
 
 /// A request that waits for a connection looks again after this, though it was told nothing.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -214,20 +217,19 @@ impl Balancer {
         let endpoint = self.candidate(terms)?;
         // Another worker may have taken the last place.
         let permit = endpoint.gate.request(&terms.limits).ok()?;
-        Some(Picked { endpoint, permit })
+        Some(endpoint.pick(permit, terms.layer == Layer::Http))
     }
 
-    fn candidate(
-        &self,
-        Terms {
-            layer: _,
-            wish,
-            limits,
-        }: Terms,
-    ) -> Option<Rc<Endpoint>> {
+    fn candidate(&self, Terms { layer, wish, limits }: Terms) -> Option<Rc<Endpoint>> {
         let endpoints = self.endpoints.borrow();
         let now = Instant::now();
-        let can_take = |endpoint: &Endpoint| endpoint.is_ready(now) && endpoint.gate.has_room(&limits);
+        let can_take = |endpoint: &Endpoint| {
+            let ready = match layer {
+                Layer::Http => endpoint.is_ready(now),
+                Layer::Tcp | Layer::Tls => endpoint.takes_bytes(now),
+            };
+            ready && endpoint.gate.has_room(&limits)
+        };
         if let [only] = endpoints.as_slice() {
             return can_take(only).then(|| only.clone());
         }
@@ -268,7 +270,7 @@ impl Balancer {
         self.endpoints
             .borrow()
             .iter()
-            .filter_map(|endpoint| endpoint.rests_until.get())
+            .filter_map(|endpoint| endpoint.ready_at())
             .min()
     }
 
@@ -332,7 +334,13 @@ impl Balancer {
     }
 
     /// Counts a response, or that there was none. An endpoint that fails as often as the policy says rests.
-    pub(crate) fn judge(&self, endpoint: &Endpoint, answer: Answer, accrual: Option<&FailureAccrual>) {
+    pub(crate) fn judge(
+        &self,
+        endpoint: &Endpoint,
+        pass: Pass,
+        answer: Answer,
+        accrual: Option<&FailureAccrual>,
+    ) {
         let now = Instant::now();
         if answer.overloaded {
             endpoint
@@ -341,32 +349,25 @@ impl Balancer {
                 .penalize(answer.retry_after, now.into_std());
         }
         let Some(accrual) = accrual else { return };
-        let too_few = accrual.success_rate.as_ref().is_some_and(|rate| {
-            let mut successes = endpoint.successes.borrow_mut();
-            successes.observe(!answer.failed, rate, now.into_std())
-        });
-        let failures = match answer.failed {
-            true => endpoint.failures.get().saturating_add(1),
-            false => {
-                endpoint.trips.set(0);
-                0
-            }
+        let others = || {
+            let endpoints = self.endpoints.borrow();
+            let others = endpoints
+                .iter()
+                .filter(|other| !std::ptr::eq(&raw const ***other, endpoint));
+            others.filter(|other| other.is_ready(now)).count()
         };
-        endpoint.failures.set(failures);
-        let in_a_row = accrual.max_failures > 0 && failures >= accrual.max_failures;
-        if !in_a_row && !too_few {
-            return;
-        }
-        if self.ready() > accrual.min_ready_endpoints as usize {
-            let trips = endpoint.trips.get().saturating_add(1);
-            endpoint.trips.set(trips);
-            let rest = match answer.retry_after.filter(|_| accrual.respect_retry_after) {
-                Some(asked) => asked.clamp(accrual.backoff.min, accrual.backoff.max),
-                None => accrual.backoff.after(trips, rand::random()),
-            };
-            // It begins anew after its rest: judged by what it does then.
-            *endpoint.successes.borrow_mut() = Successes::new(now.into_std());
-            endpoint.rests_until.set(Some(now + rest));
+        let turn =
+            endpoint
+                .breaker
+                .borrow_mut()
+                .judge(pass, answer, accrual, others, rand::random, now.into_std());
+        match turn {
+            Turn::None => {}
+            Turn::Opened => {
+                debug!(addr = %endpoint.info.addr, "An endpoint does well again");
+                endpoint.gate.endpoint_is_free();
+            }
+            Turn::Shut => debug!(addr = %endpoint.info.addr, "An endpoint that fails too often rests"),
         }
     }
 

@@ -63,6 +63,11 @@ impl PeakEwma {
         }
     }
 
+    /// Whether an endpoint is charged for having too much to do.
+    pub fn has_penalty(&self) -> bool {
+        self.penalty.is_some()
+    }
+
     /// Takes in one observed latency.
     pub fn observe(&mut self, rtt: Duration, now: Instant) {
         let rtt_secs = rtt.as_secs_f64();

@@ -243,7 +243,7 @@ pub struct FailureAccrual {
     pub success_rate: Option<SuccessRate>,
     /// How long it rests.
     pub backoff: Backoff,
-    /// Whether it rests as long as its answer asks for (`Retry-After`), within the backoff's bounds.
+    /// Whether it rests for at least as long as its answers ask for (`Retry-After`), within the backoff's bounds.
     pub respect_retry_after: bool,
     /// At least this many endpoints stay in use.
     pub min_ready_endpoints: u32,

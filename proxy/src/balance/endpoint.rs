@@ -10,7 +10,8 @@ use std::{
 
 use heddle_proxy_policy::{
     self as policy, affinity,
-    balance::{Backoff, EwmaParams, PeakEwma, Successes},
+    balance::{Backoff, EwmaParams, PeakEwma},
+    breaker::{Breaker, Pass},
     endpoint::ProtocolHint,
 };
 use heddle_tls::PeerId;
@@ -35,8 +36,17 @@ const CONNECT_BACKOFF: Backoff = Backoff {
 /// An endpoint that has been picked, with its place under the limits.
 #[derive(Debug)]
 pub(crate) struct Picked {
-    pub(super) endpoint: Rc<Endpoint>,
-    pub(super) permit: Option<Permit>,
+    endpoint: Rc<Endpoint>,
+    pass: Pass,
+    permit: Option<Permit>,
+    probe: Option<Probe>,
+}
+
+/// A request whose answer decides whether the endpoint gets more. When it ends without one, another takes its place.
+#[derive(Debug)]
+struct Probe {
+    endpoint: Rc<Endpoint>,
+    pass: Pass,
 }
 
 /// One endpoint, with what this worker knows of it.
@@ -48,13 +58,12 @@ pub(crate) struct Endpoint {
     pub(super) gate: Rc<Gate>,
     pub(super) load: RefCell<PeakEwma>,
     pub(super) in_flight: Rc<Cell<u32>>,
-    /// Failed connections in a row, and failed responses in a row.
+    /// Failed connections in a row.
     connect_failures: Cell<u32>,
-    pub(super) failures: Cell<u32>,
-    /// Rests in a row, without a success in between.
-    pub(super) trips: Cell<u32>,
-    pub(super) successes: RefCell<Successes>,
-    pub(super) rests_until: Cell<Option<Instant>>,
+    /// When the next connection may be made, after one that failed.
+    connects_at: Cell<Option<Instant>>,
+    /// Judges its answers.
+    pub(super) breaker: RefCell<Breaker>,
     /// For requests.
     pub(super) http: Rc<Upstream>,
     /// For connections of bytes.
@@ -70,7 +79,9 @@ pub(crate) struct Endpoint {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     endpoint: Rc<Endpoint>,
+    pass: Pass,
     _permit: Option<Permit>,
+    _probe: Option<Probe>,
 }
 
 impl Endpoint {
@@ -153,10 +164,8 @@ impl Endpoint {
             load: RefCell::new(PeakEwma::new(ewma, std::time::Instant::now())),
             in_flight,
             connect_failures: Cell::new(0),
-            failures: Cell::new(0),
-            trips: Cell::new(0),
-            successes: RefCell::new(Successes::new(std::time::Instant::now())),
-            rests_until: Cell::new(None),
+            connects_at: Cell::new(None),
+            breaker: RefCell::new(Breaker::new(Instant::now().into_std())),
             http,
             opaque,
             handles: HttpHandles::new(worker.metrics.clone(), labels),
@@ -166,15 +175,42 @@ impl Endpoint {
         })
     }
 
+    /// Whether it could take a request now.
     pub(super) fn is_ready(&self, now: Instant) -> bool {
-        match self.rests_until.get() {
-            Some(until) if until > now => false,
-            Some(_) => {
-                // One try is let through; another failure makes the rest longer.
-                self.rests_until.set(None);
-                true
-            }
-            None => true,
+        self.connects(now) && self.breaker.borrow().admits(now.into_std())
+    }
+
+    /// Whether it could take a connection of bytes now, which nobody judges.
+    pub(super) fn takes_bytes(&self, now: Instant) -> bool {
+        self.connects(now) && !self.breaker.borrow().rests(now.into_std())
+    }
+
+    fn connects(&self, now: Instant) -> bool {
+        self.connects_at.get().is_none_or(|at| at <= now)
+    }
+
+    /// When it could take a request, if it is not ready.
+    pub(super) fn ready_at(&self) -> Option<Instant> {
+        let admits_at = self.breaker.borrow().admits_at().map(Instant::from_std);
+        self.connects_at.get().max(admits_at)
+    }
+
+    /// Takes it for what comes next, which is judged unless it is bytes.
+    pub(super) fn pick(self: &Rc<Self>, permit: Option<Permit>, judged: bool) -> Picked {
+        let mut breaker = self.breaker.borrow_mut();
+        let pass = match judged && !breaker.is_open() {
+            true => breaker.pass(Instant::now().into_std()),
+            false => breaker.pass_by(),
+        };
+        drop(breaker);
+        Picked {
+            endpoint: self.clone(),
+            pass,
+            permit,
+            probe: pass.is_probe().then(|| Probe {
+                endpoint: self.clone(),
+                pass,
+            }),
         }
     }
 
@@ -227,29 +263,42 @@ impl Endpoint {
     /// A connection failed: the endpoint rests. Several requests that waited for the one connection count once.
     pub(crate) fn connect_failed(&self) {
         let now = Instant::now();
-        if self.rests_until.get().is_some_and(|until| until > now) {
+        if !self.connects(now) {
             return;
         }
         let failures = self.connect_failures.get().saturating_add(1);
         self.connect_failures.set(failures);
-        self.rests_until
+        self.connects_at
             .set(Some(now + CONNECT_BACKOFF.after(failures, rand::random())));
     }
 
     /// A connection was there.
     pub(crate) fn connected(&self) {
         self.connect_failures.set(0);
+        self.connects_at.set(None);
     }
 }
 
 impl Picked {
+    /// By this its answer is known.
+    pub(crate) fn pass(&self) -> Pass {
+        self.pass
+    }
+
     /// Counts what it was picked for as in flight until what is returned is dropped.
     pub(crate) fn begin(self) -> InFlight {
-        let Self { endpoint, permit } = self;
+        let Self {
+            endpoint,
+            pass,
+            permit,
+            probe,
+        } = self;
         endpoint.in_flight.set(endpoint.in_flight.get() + 1);
         InFlight {
             endpoint,
+            pass,
             _permit: permit,
+            _probe: probe,
         }
     }
 }
@@ -266,10 +315,24 @@ impl InFlight {
     pub(crate) fn endpoint(&self) -> &Rc<Endpoint> {
         &self.endpoint
     }
+
+    /// By this its answer is known.
+    pub(crate) fn pass(&self) -> Pass {
+        self.pass
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.in_flight.set(self.endpoint.in_flight.get() - 1);
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        let now = Instant::now().into_std();
+        if self.endpoint.breaker.borrow_mut().over(self.pass, now) {
+            self.endpoint.gate.endpoint_is_free();
+        }
     }
 }

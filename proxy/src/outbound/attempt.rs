@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use heddle_proxy_policy::outbound::FailureAccrual;
+use heddle_proxy_policy::{breaker::Pass, outbound::FailureAccrual};
 use tokio::time::Instant;
 
 use crate::balance::{Answer, Balancer, Endpoint};
@@ -12,6 +12,7 @@ use crate::balance::{Answer, Balancer, Endpoint};
 pub(super) struct Attempt<'p> {
     balancer: &'p Balancer,
     endpoint: Rc<Endpoint>,
+    pass: Pass,
     accrual: Option<&'p FailureAccrual>,
     until: Option<Instant>,
 }
@@ -20,12 +21,14 @@ impl<'p> Attempt<'p> {
     pub(super) fn begin(
         balancer: &'p Balancer,
         endpoint: &Rc<Endpoint>,
+        pass: Pass,
         accrual: Option<&'p FailureAccrual>,
         until: Option<Instant>,
     ) -> Self {
         Self {
             balancer,
             endpoint: endpoint.clone(),
+            pass,
             accrual,
             until,
         }
@@ -40,7 +43,8 @@ impl<'p> Attempt<'p> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         if self.until.is_some_and(|until| Instant::now() >= until) {
-            self.balancer.judge(&self.endpoint, Answer::FAILED, self.accrual);
+            self.balancer
+                .judge(&self.endpoint, self.pass, Answer::FAILED, self.accrual);
         }
     }
 }

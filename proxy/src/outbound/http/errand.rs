@@ -93,7 +93,7 @@ impl Client {
         loop {
             let endpoint = balancer.pick(terms, deadline).await?;
             endpoint.must_be(require_id)?;
-            let attempt = Attempt::begin(balancer, &endpoint, accrual, until);
+            let attempt = Attempt::begin(balancer, &endpoint, endpoint.pass(), accrual, until);
             let connected = connection(&endpoint, head.version != Version::HTTP_2).await;
             attempt.over();
             match connected {
@@ -131,7 +131,7 @@ impl Client {
         } = errand;
         let http1 = head.version != Version::HTTP_2;
         let in_flight = endpoint.begin();
-        let endpoint = in_flight.endpoint().clone();
+        let (endpoint, pass) = (in_flight.endpoint().clone(), in_flight.pass());
         let handles = endpoint.handles().clone();
         handles.request();
         let sent = Instant::now();
@@ -155,7 +155,7 @@ impl Client {
                 .headers_mut()
                 .insert(headers::DST_CANONICAL, route.service().clone());
         }
-        let attempt = Attempt::begin(balancer, &endpoint, accrual, until);
+        let attempt = Attempt::begin(balancer, &endpoint, pass, accrual, until);
         let result = match connection {
             Connection::Http2(mut sender) => {
                 match http1 {
@@ -178,7 +178,7 @@ impl Client {
         let mut response = match result {
             Ok(response) => response,
             Err(error) => {
-                balancer.judge(&endpoint, Answer::FAILED, accrual);
+                balancer.judge(&endpoint, pass, Answer::FAILED, accrual);
                 if let Some(observed) = &mut observed {
                     observed.failed(error.h2_reason());
                 }
@@ -190,7 +190,7 @@ impl Client {
             }
         };
         endpoint.observe(sent.elapsed());
-        let verdict = Verdict::now_or_later(balancer, &endpoint, accrual, &response);
+        let verdict = Verdict::now_or_later(balancer, &endpoint, pass, accrual, &response);
         *response.version_mut() = if http1 { Version::HTTP_11 } else { Version::HTTP_2 };
         let (status, in_flight) = (response.status(), Some(in_flight));
         let tracker = Tracker::new(Some(handles), status, response.headers(), started, in_flight);
