@@ -4,6 +4,7 @@
 //! rests for a time that doubles; so does one that fails too often, when the policy asks for it. Belongs to one worker.
 
 mod endpoint;
+mod failfast;
 mod verdict;
 
 use std::{
@@ -24,7 +25,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout_at},
 };
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::{
     http::ProxyError,
@@ -35,6 +36,7 @@ use crate::{
 };
 
 pub(crate) use endpoint::{Endpoint, InFlight, Picked};
+use failfast::Failfast;
 pub(crate) use heddle_proxy_policy::breaker::Answer;
 pub(crate) use verdict::Verdict;
 
@@ -46,8 +48,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 pub(crate) struct Balancer {
     worker: Rc<Worker>,
     authority: String,
-    ewma: EwmaParams,
-    failfast_timeout: Duration,
+    ewma: Cell<EwmaParams>,
+    failfast: Failfast,
     watch: RefCell<Option<watch::Receiver<Arc<EndpointSet>>>>,
     exists: Cell<bool>,
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
@@ -57,12 +59,14 @@ pub(crate) struct Balancer {
     counters: [OnceCell<BalancerHandles>; 3],
 }
 
-/// What the next request or connection asks of its endpoint.
-#[derive(Clone, Copy, Debug, Default)]
+/// What the next request or connection asks of its endpoint, by the policy in force.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
     pub layer: Layer,
     pub wish: Wish,
     pub limits: Limits,
+    /// How long it may wait for one.
+    pub failfast: Duration,
 }
 
 /// What it is, as metrics tell them apart.
@@ -87,6 +91,13 @@ pub(crate) enum Wish {
     Endpoint(u64),
     /// The one that this key leads to.
     Key(u64),
+}
+
+impl Terms {
+    /// Until when what begins now may wait for an endpoint.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.failfast
+    }
 }
 
 impl Balancer {
@@ -122,8 +133,8 @@ impl Balancer {
         Ok(Rc::new(Self {
             worker,
             authority,
-            ewma,
-            failfast_timeout: backend.failfast_timeout,
+            ewma: Cell::new(ewma),
+            failfast: Failfast::default(),
             watch: RefCell::new(watch),
             exists: Cell::new(!matches!(backend.kind, BackendKind::Nowhere)),
             endpoints: RefCell::new(endpoints),
@@ -135,9 +146,16 @@ impl Balancer {
         }))
     }
 
-    /// When a request that begins now must have an endpoint.
-    pub(crate) fn failfast_deadline(&self) -> Instant {
-        Instant::now() + self.failfast_timeout
+    /// Goes on as a policy says that was just taken over. What is known of the endpoints stays.
+    pub(crate) fn adopt(&self, backend: &Backend) {
+        let BackendKind::Balance { path: _, ewma } = &backend.kind else {
+            return;
+        };
+        if self.ewma.replace(*ewma) != *ewma {
+            for endpoint in self.endpoints.borrow().iter() {
+                endpoint.load.borrow_mut().set_params(*ewma);
+            }
+        }
     }
 
     /// Whether any endpoint could take a request now.
@@ -150,8 +168,9 @@ impl Balancer {
             .any(|endpoint| endpoint.is_ready(now))
     }
 
-    /// The endpoint for the next request; waits for one until `deadline`. Where the policy sets no limit, as many wait as
-    /// come over the connections that are taken: as with Linkerd, whose queue makes those wait that find it full.
+    /// The endpoint for the next request; waits for one until `deadline`, unless others have waited in vain. Where the
+    /// policy sets no limit, as many wait as come over the connections that are taken: as with Linkerd, whose queue makes
+    /// those wait that find it full.
     pub(crate) async fn pick(&self, terms: Terms, deadline: Instant) -> Result<Picked, ProxyError> {
         let counters = self.counters(terms.layer);
         if let Some(picked) = self.try_pick(terms) {
@@ -169,13 +188,11 @@ impl Balancer {
             if let Some(picked) = self.try_pick(terms) {
                 return Ok(picked);
             }
-            if Instant::now() >= deadline {
-                return Err(ProxyError::FailFast(self.failfast_timeout));
-            }
             if !self.exists.get() {
                 return Err(ProxyError::NoSuchService);
             }
-            let wake = self.next_ready().map_or(deadline, |at| at.min(deadline));
+            let until = self.waits_until(terms, deadline)?;
+            let wake = self.next_ready().map_or(until, |at| at.min(until));
             let changes = self.watch.borrow().clone();
             let changed = async {
                 match changes {
@@ -187,6 +204,42 @@ impl Balancer {
                 () = changed => {}
                 () = freed => {}
             }
+        }
+    }
+
+    /// Until when what has found no endpoint may wait, if it may.
+    fn waits_until(&self, terms: Terms, deadline: Instant) -> Result<Instant, ProxyError> {
+        let now = Instant::now();
+        let until = match self.is_available() {
+            // It is a limit that there is no room under: each waits for its own time.
+            true => deadline,
+            false => {
+                let until = self.failfast.unready(terms.failfast, now);
+                if self.failfast.is_over(terms.failfast, now) && self.failfast.shut() {
+                    self.gate_turned(false);
+                }
+                until.min(deadline)
+            }
+        };
+        match until > now {
+            true => Ok(until),
+            false => Err(ProxyError::FailFast(terms.failfast)),
+        }
+    }
+
+    /// There is an endpoint that nothing speaks against.
+    fn is_ready_again(&self) {
+        if self.failfast.ready() {
+            self.gate_turned(true);
+        }
+    }
+
+    /// From now on requests wait for an endpoint, or fail at once.
+    fn gate_turned(&self, open: bool) {
+        let backend = self.authority.as_str();
+        match open {
+            true => info!(%backend, "An endpoint is ready again"),
+            false => info!(%backend, "No endpoint is ready: requests fail at once until one is"),
         }
     }
 
@@ -217,10 +270,21 @@ impl Balancer {
         let endpoint = self.candidate(terms)?;
         // Another worker may have taken the last place.
         let permit = endpoint.gate.request(&terms.limits).ok()?;
+        if self.failfast.is_unready() && endpoint.is_sound() {
+            self.is_ready_again();
+        }
         Some(endpoint.pick(permit, terms.layer == Layer::Http))
     }
 
-    fn candidate(&self, Terms { layer, wish, limits }: Terms) -> Option<Rc<Endpoint>> {
+    fn candidate(
+        &self,
+        Terms {
+            layer,
+            wish,
+            limits,
+            failfast: _,
+        }: Terms,
+    ) -> Option<Rc<Endpoint>> {
         let endpoints = self.endpoints.borrow();
         let now = Instant::now();
         let can_take = |endpoint: &Endpoint| {
@@ -321,7 +385,7 @@ impl Balancer {
                     &self.authority,
                     &self.service,
                     info.clone(),
-                    self.ewma,
+                    self.ewma.get(),
                 )
             }
         }));
@@ -374,8 +438,13 @@ impl Balancer {
     /// Closes connections that have been idle for too long.
     pub(crate) fn sweep(&self) {
         self.refresh();
+        let now = Instant::now();
         for endpoint in self.endpoints.borrow().iter() {
             endpoint.http.sweep();
+            // Perhaps no request has come to see it.
+            if self.failfast.is_unready() && endpoint.is_sound() && endpoint.is_ready(now) {
+                self.is_ready_again();
+            }
         }
         for counters in self.counters.iter().filter_map(OnceCell::get) {
             counters.endpoints(self.endpoints.borrow().len(), self.ready());

@@ -63,6 +63,12 @@ impl PeakEwma {
         }
     }
 
+    /// Goes on with other parameters; what was observed stays.
+    pub fn set_params(&mut self, params: EwmaParams) {
+        self.decay_secs = params.decay.as_secs_f64().max(1e-9);
+        self.penalty = params.penalty;
+    }
+
     /// Whether an endpoint is charged for having too much to do.
     pub fn has_penalty(&self) -> bool {
         self.penalty.is_some()
@@ -270,6 +276,19 @@ mod tests {
         let mut plain = PeakEwma::new(EwmaParams::default(), start);
         plain.penalize(None, start);
         assert!((plain.load(0, start) - before).abs() < 1e-9);
+    }
+
+    #[test]
+    fn an_estimate_goes_on_with_other_parameters() {
+        let start = Instant::now();
+        let mut ewma = PeakEwma::new(EwmaParams::default(), start);
+        ewma.observe(100 * MS, start);
+        ewma.set_params(EwmaParams {
+            decay: Duration::from_secs(1),
+            ..EwmaParams::default()
+        });
+        let later = start + Duration::from_secs(1);
+        assert!((ewma.load(0, later) - 0.1 * (-1f64).exp()).abs() < 1e-9);
     }
 
     #[test]

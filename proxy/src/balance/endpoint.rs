@@ -195,6 +195,11 @@ impl Endpoint {
         self.connects_at.get().max(admits_at)
     }
 
+    /// Whether nothing speaks against it: what it got last, it took.
+    pub(super) fn is_sound(&self) -> bool {
+        self.connect_failures.get() == 0 && self.breaker.borrow().is_open()
+    }
+
     /// Takes it for what comes next, which is judged unless it is bytes.
     pub(super) fn pick(self: &Rc<Self>, permit: Option<Permit>, judged: bool) -> Picked {
         let mut breaker = self.breaker.borrow_mut();

@@ -109,6 +109,7 @@ async fn one(
             layer: Layer::Http,
             wish: Wish::Any,
             limits: mirror.backend.limits,
+            failfast: mirror.backend.failfast_timeout,
         },
         route: None,
         require_id: None,

@@ -23,7 +23,7 @@ pub(super) async fn serve(
         return Ok(response);
     }
     let mut request = Request::from_parts(head, body);
-    let deadline = balancer.failfast_deadline();
+    let deadline = chosen.terms.deadline();
     let (endpoint, connection) = loop {
         let endpoint = balancer.pick(chosen.terms, deadline).await?;
         endpoint.must_be(way.require_id)?;

@@ -51,7 +51,7 @@ impl Client {
         mut head: Box<Parts>,
         mut body: RequestBody,
     ) -> Result<(u64, Response<ResponseBody>), ProxyError> {
-        let deadline = balancer.failfast_deadline();
+        let deadline = errand.terms.deadline();
         for _ in 1..UNPROCESSED_MAX {
             let (endpoint, connection) = self.connection(balancer, errand, &head, deadline).await?;
             let Connection::Http2(sender) = connection else {
