@@ -52,6 +52,8 @@ pub(crate) struct Balancer {
     failfast: Failfast,
     watch: RefCell<Option<watch::Receiver<Arc<EndpointSet>>>>,
     exists: Cell<bool>,
+    /// Whether it has been told which endpoints there are.
+    is_known: Cell<bool>,
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
     service: Arc<Service>,
     /// Parent and backend.
@@ -67,6 +69,16 @@ pub(crate) struct Terms {
     pub limits: Limits,
     /// How long it may wait for one.
     pub failfast: Duration,
+}
+
+/// Whether a backend has an endpoint for the next request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Availability {
+    Ready,
+    /// All of them rest, or nobody has said yet which there are.
+    Unready,
+    /// It has none, or does not exist.
+    Absent,
 }
 
 /// What it is, as metrics tell them apart.
@@ -136,6 +148,7 @@ impl Balancer {
             ewma: Cell::new(ewma),
             failfast: Failfast::default(),
             watch: RefCell::new(watch),
+            is_known: Cell::new(matches!(backend.kind, BackendKind::Forward(_))),
             exists: Cell::new(!matches!(backend.kind, BackendKind::Nowhere)),
             endpoints: RefCell::new(endpoints),
             service,
@@ -158,14 +171,21 @@ impl Balancer {
         }
     }
 
-    /// Whether any endpoint could take a request now.
-    pub(crate) fn is_available(&self) -> bool {
+    /// Whether any endpoint could take a request now. One that took no connection is for requests that have no other.
+    pub(crate) fn availability(&self) -> Availability {
         self.refresh();
         let now = Instant::now();
-        self.endpoints
-            .borrow()
+        let endpoints = self.endpoints.borrow();
+        if endpoints
             .iter()
-            .any(|endpoint| endpoint.is_ready(now))
+            .any(|endpoint| endpoint.is_reachable() && endpoint.is_ready(now))
+        {
+            return Availability::Ready;
+        }
+        match self.exists.get() && !(self.is_known.get() && endpoints.is_empty()) {
+            true => Availability::Unready,
+            false => Availability::Absent,
+        }
     }
 
     /// The endpoint for the next request; waits for one until `deadline`, unless others have waited in vain. Where the
@@ -210,10 +230,10 @@ impl Balancer {
     /// Until when what has found no endpoint may wait, if it may.
     fn waits_until(&self, terms: Terms, deadline: Instant) -> Result<Instant, ProxyError> {
         let now = Instant::now();
-        let until = match self.is_available() {
+        let until = match self.availability() {
             // It is a limit that there is no room under: each waits for its own time.
-            true => deadline,
-            false => {
+            Availability::Ready => deadline,
+            Availability::Unready | Availability::Absent => {
                 let until = self.failfast.unready(terms.failfast, now);
                 if self.failfast.is_over(terms.failfast, now) && self.failfast.shut() {
                     self.gate_turned(false);
@@ -370,6 +390,7 @@ impl Balancer {
         }
         let set = watch.borrow_and_update().clone();
         self.exists.set(!matches!(*set, EndpointSet::DoesNotExist));
+        self.is_known.set(matches!(*set, EndpointSet::Known(_)));
         let mut endpoints = self.endpoints.borrow_mut();
         let mut old: ahash::AHashMap<SocketAddr, Rc<Endpoint>> = endpoints
             .drain(..)
@@ -441,6 +462,7 @@ impl Balancer {
         let now = Instant::now();
         for endpoint in self.endpoints.borrow().iter() {
             endpoint.http.sweep();
+            endpoint.try_again(now);
             // Perhaps no request has come to see it.
             if self.failfast.is_unready() && endpoint.is_sound() && endpoint.is_ready(now) {
                 self.is_ready_again();

@@ -194,6 +194,22 @@ impl Weights {
         self.0.last().copied().unwrap_or(0)
     }
 
+    /// An index among those that are asked for, in the proportion of their weights; `None` when those weigh nothing.
+    pub fn pick_among(&self, random: u64, is_asked_for: impl Fn(usize) -> bool) -> Option<usize> {
+        let weight = |index: usize| match is_asked_for(index) {
+            true => self.0[index] - index.checked_sub(1).map_or(0, |before| self.0[before]),
+            false => 0,
+        };
+        let total = (0..self.0.len()).map(weight).sum();
+        let mut left = random.checked_rem(total)?;
+        (0..self.0.len()).find(|index| {
+            let weight = weight(*index);
+            let found = left < weight;
+            left = left.saturating_sub(weight);
+            found
+        })
+    }
+
     /// An index, or `None` when all weights are zero.
     pub fn pick(&self, random: u64) -> Option<usize> {
         if self.0.len() == 1 {
@@ -345,6 +361,17 @@ mod tests {
         assert_eq!(Weights::new([0, 0]).pick(9), None);
         assert_eq!(Weights::new([]).pick(9), None);
         assert_eq!(Weights::new([0]).pick(9), None);
+    }
+
+    #[test]
+    fn what_is_not_asked_for_leaves_its_share_to_the_others() {
+        let weights = Weights::new([1, 5, 0, 3]);
+        let picks: Vec<_> = (0..4)
+            .map(|draw| weights.pick_among(draw, |index| index != 1))
+            .collect();
+        assert_eq!(picks, [Some(0), Some(3), Some(3), Some(3)]);
+        assert_eq!(weights.pick_among(9, |index| index == 2), None);
+        assert_eq!(weights.pick_among(9, |_| false), None);
     }
 
     #[test]

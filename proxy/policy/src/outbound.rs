@@ -149,8 +149,10 @@ pub enum Distribution {
     Empty,
     /// The first that is available.
     FirstAvailable(Vec<RouteBackend>),
-    /// At random by weight.
+    /// At random by weight. A backend that has no endpoints answers for its share, as Gateway API wants it.
     RandomAvailable(Vec<RouteBackend>, Weights),
+    /// At random by weight, among those that have endpoints: a ServiceProfile's targets.
+    Split(Vec<RouteBackend>, Weights),
 }
 
 /// A backend of a rule.
@@ -399,7 +401,9 @@ impl Distribution {
     pub fn backends(&self) -> &[RouteBackend] {
         match self {
             Self::Empty => &[],
-            Self::FirstAvailable(backends) | Self::RandomAvailable(backends, _) => backends,
+            Self::FirstAvailable(backends)
+            | Self::RandomAvailable(backends, _)
+            | Self::Split(backends, _) => backends,
         }
     }
 }

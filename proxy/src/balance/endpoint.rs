@@ -22,7 +22,7 @@ use crate::{
     limits::{Gate, Permit, Service},
     metrics::{http::HttpHandles, labels::Labels, tcp::TcpHandles},
     transport_header::TransportHeader,
-    upstream::{Care, Peer, Target, TargetTls, Upstream},
+    upstream::{Care, ConnectError, Peer, Target, TargetTls, Upstream},
     worker::Worker,
 };
 
@@ -62,6 +62,8 @@ pub(crate) struct Endpoint {
     connect_failures: Cell<u32>,
     /// When the next connection may be made, after one that failed.
     connects_at: Cell<Option<Instant>>,
+    /// Whether one is being made only to see whether it can be.
+    is_tried: Cell<bool>,
     /// Judges its answers.
     pub(super) breaker: RefCell<Breaker>,
     /// For requests.
@@ -165,6 +167,7 @@ impl Endpoint {
             in_flight,
             connect_failures: Cell::new(0),
             connects_at: Cell::new(None),
+            is_tried: Cell::new(false),
             breaker: RefCell::new(Breaker::new(Instant::now().into_std())),
             http,
             opaque,
@@ -195,9 +198,33 @@ impl Endpoint {
         self.connects_at.get().max(admits_at)
     }
 
+    /// Whether it took the last connection that was to be made.
+    pub(super) fn is_reachable(&self) -> bool {
+        self.connect_failures.get() == 0
+    }
+
     /// Whether nothing speaks against it: what it got last, it took.
     pub(super) fn is_sound(&self) -> bool {
-        self.connect_failures.get() == 0 && self.breaker.borrow().is_open()
+        self.is_reachable() && self.breaker.borrow().is_open()
+    }
+
+    /// Sees whether one that failed takes connections again, for requests that go around it as long as it does not.
+    pub(super) fn try_again(self: &Rc<Self>, now: Instant) {
+        if self.is_reachable() || !self.connects(now) || self.is_tried.replace(true) {
+            return;
+        }
+        let this = self.clone();
+        tokio::task::spawn_local(async move {
+            match Box::pin(this.http.connect()).await {
+                Ok(_) => {
+                    this.connected();
+                    this.gate.endpoint_is_free();
+                }
+                Err(ConnectError::Limited { .. }) => {}
+                Err(_) => this.connect_failed(),
+            }
+            this.is_tried.set(false);
+        });
     }
 
     /// Takes it for what comes next, which is judged unless it is bytes.

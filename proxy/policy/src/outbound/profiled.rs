@@ -149,7 +149,7 @@ fn distribution(service: &str, profile: &Profile) -> Distribution {
         0 => Distribution::Empty,
         _ => {
             let backends = profile.targets.iter().map(|target| backend(&target.path));
-            Distribution::RandomAvailable(backends.collect(), weights)
+            Distribution::Split(backends.collect(), weights)
         }
     }
 }
