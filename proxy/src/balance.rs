@@ -38,7 +38,7 @@ use crate::{
 pub(crate) use endpoint::{Endpoint, InFlight, Picked};
 use failfast::Failfast;
 pub(crate) use heddle_proxy_policy::breaker::Answer;
-pub(crate) use verdict::Verdict;
+pub(crate) use verdict::{Verdict, of_head};
 
 /// A request that waits for a connection looks again after this, though it was told nothing.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);

@@ -71,7 +71,7 @@ impl Verdict {
 }
 
 /// What the head of an answer says.
-fn of_head(status: StatusCode, headers: &HeaderMap) -> Answer {
+pub(crate) fn of_head(status: StatusCode, headers: &HeaderMap) -> Answer {
     let grpc = match status {
         StatusCode::OK => of_grpc(grpc_status(headers), || pushback(headers)),
         _ => Answer::default(),

@@ -86,7 +86,12 @@ pub(crate) struct ClientBody {
     body: Incoming,
     counter: Option<Rc<StreamHandles>>,
     activity: Option<Activity>,
+    sent: Option<Sent>,
 }
+
+/// When all of a client's request was there. Shared by the body and who waits for its end.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sent(Rc<Cell<Option<Instant>>>);
 
 /// When either side of a stream last moved. Shared by both.
 #[derive(Clone, Debug)]
@@ -141,12 +146,38 @@ impl Idle {
     }
 }
 
+impl Sent {
+    pub(crate) fn at(&self) -> Option<Instant> {
+        self.0.get()
+    }
+
+    /// It is there as of now.
+    pub(crate) fn now(&self) {
+        self.0.set(Some(Instant::now()));
+    }
+}
+
 impl ClientBody {
     pub(crate) fn new(body: Incoming, counter: Option<Rc<StreamHandles>>) -> Self {
         Self {
             body,
             counter,
             activity: None,
+            sent: None,
+        }
+    }
+
+    /// Notes there when it has come to its end.
+    #[must_use]
+    pub(crate) fn noting_end(mut self, sent: Option<Sent>) -> Self {
+        self.sent = sent;
+        self.note_end(false);
+        self
+    }
+
+    fn note_end(&mut self, over: bool) {
+        if let Some(sent) = self.sent.take_if(|_| over || self.body.is_end_stream()) {
+            sent.now();
         }
     }
 
@@ -175,6 +206,9 @@ impl Body for ClientBody {
             && let Some(data) = frame.data_ref()
         {
             counter.request_frame(data.len());
+        }
+        if let Poll::Ready(frame) = &polled {
+            this.note_end(!matches!(frame, Some(Ok(frame)) if frame.is_data()));
         }
         polled
     }

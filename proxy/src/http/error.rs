@@ -26,8 +26,8 @@ pub(crate) enum ProxyError {
     Busy(#[from] crate::discovery::Full),
     #[error("no connection to the endpoint")]
     Connect(#[from] ConnectError),
-    #[error("no response headers within {0:?}")]
-    Timeout(std::time::Duration),
+    #[error("no response headers within {1:?}")]
+    Timeout(Limit, std::time::Duration),
     #[error("the endpoint did not answer")]
     Http1(#[source] Http1Error),
     #[error("the endpoint did not answer")]
@@ -54,6 +54,19 @@ pub(crate) enum ProxyError {
     GatewayLoop,
 }
 
+/// What a time is the limit of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// The request with all its tries.
+    Request,
+    /// The response, from the request's end on.
+    Response,
+    /// One try; there may be another.
+    Try,
+    /// Standing still.
+    Idle,
+}
+
 /// Who erred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -68,7 +81,7 @@ impl ProxyError {
         match self {
             Self::Connect(ConnectError::Limited { .. }) => Side::Internal,
             Self::Connect(_)
-            | Self::Timeout(_)
+            | Self::Timeout(..)
             | Self::Http1(_)
             | Self::Upgrade(_)
             | Self::Http2(_)
@@ -92,7 +105,7 @@ impl ProxyError {
         match self {
             Self::FailFast(_) => "failfast",
             Self::LoadShed(_) | Self::Connect(ConnectError::Limited { .. }) => "load_shed",
-            Self::Timeout(_) => "response timeout",
+            Self::Timeout(..) => "response timeout",
             Self::Connect(_) | Self::Http1(_) | Self::Upgrade(_) | Self::Http2(_) => "i/o",
             Self::Unauthorized => "unauthorized",
             Self::RateLimited => "rate limited",
@@ -123,7 +136,7 @@ impl ProxyError {
         match self {
             Self::FailFast(_) => "FAIL_FAST",
             Self::LoadShed(_) | Self::Connect(ConnectError::Limited { .. }) => "LOAD_SHED",
-            Self::Timeout(_) => "RESPONSE_HEADERS_TIMEOUT",
+            Self::Timeout(..) => "RESPONSE_HEADERS_TIMEOUT",
             Self::Http2(error) => super::body::h2_label(error),
             Self::Client(error) => error.label(),
             Self::Connect(_) | Self::Http1(_) | Self::Upgrade(_) => "IO",
@@ -156,7 +169,7 @@ impl ProxyError {
             | Self::Http1(_)
             | Self::Upgrade(_)
             | Self::Http2(_) => StatusCode::BAD_GATEWAY,
-            Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Timeout(..) => StatusCode::GATEWAY_TIMEOUT,
             Self::Client(_) | Self::BadRequest(_) | Self::Ambiguous(_) => StatusCode::BAD_REQUEST,
             Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Unauthorized => StatusCode::FORBIDDEN,
@@ -170,7 +183,7 @@ impl ProxyError {
             Self::RateLimited => "8",
             Self::NoRoute | Self::NotServed(_) => "5",
             Self::InvalidPolicy(_) | Self::NoBackend => "13",
-            Self::Timeout(_) => "4",
+            Self::Timeout(..) => "4",
             Self::Client(_) | Self::BadRequest(_) | Self::Ambiguous(_) | Self::TooManyHeaders => "3",
             _ => "14",
         }

@@ -6,15 +6,17 @@ use std::rc::Rc;
 use heddle_proxy_policy::{breaker::Pass, outbound::FailureAccrual};
 use tokio::time::Instant;
 
+use super::clock::Clock;
 use crate::balance::{Answer, Balancer, Endpoint};
 
-/// A try that is under way. Dropped after its time, it counts against the endpoint.
+/// A try that is under way. Dropped because its time is over, it counts against the endpoint.
 pub(super) struct Attempt<'p> {
     balancer: &'p Balancer,
     endpoint: Rc<Endpoint>,
     pass: Pass,
     accrual: Option<&'p FailureAccrual>,
-    until: Option<Instant>,
+    clock: Option<&'p Clock>,
+    since: Option<Instant>,
 }
 
 impl<'p> Attempt<'p> {
@@ -23,26 +25,29 @@ impl<'p> Attempt<'p> {
         endpoint: &Rc<Endpoint>,
         pass: Pass,
         accrual: Option<&'p FailureAccrual>,
-        until: Option<Instant>,
+        clock: Option<&'p Clock>,
     ) -> Self {
         Self {
             balancer,
             endpoint: endpoint.clone(),
             pass,
             accrual,
-            until,
+            clock,
+            since: clock.map(|_| Instant::now()),
         }
     }
 
     /// It has come to its own end.
     pub(super) fn over(mut self) {
-        self.until = None;
+        self.clock = None;
     }
 }
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        if self.until.is_some_and(|until| Instant::now() >= until) {
+        if let (Some(clock), Some(since)) = (self.clock, self.since)
+            && clock.blames(since)
+        {
             self.balancer
                 .judge(&self.endpoint, self.pass, Answer::FAILED, self.accrual);
         }

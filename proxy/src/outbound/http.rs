@@ -15,17 +15,18 @@ use heddle_proxy_policy::{
 };
 use heddle_tls::PeerId;
 use http::{HeaderValue, Request, Response, Version, header, request::Parts, uri::Authority};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::{
-    Known, Target, counters::RouteCounters, mirror::Copies, overrides::Asked, sticky::Chosen, target::Policy,
+    Known, Target, clock::Clock, counters::RouteCounters, mirror::Copies, overrides::Asked, sticky::Chosen,
+    target::Policy,
 };
 use crate::{
     dst::NameAddr,
     http::{
         ProxyError, RequestBody, ResponseBody,
-        body::{Activity, ClientBody},
+        body::{Activity, ClientBody, Sent},
         filter, headers,
         incoming::Incoming,
         is_grpc,
@@ -66,8 +67,12 @@ pub(super) struct Way<'p> {
     /// The part of the path by which the rule was chosen.
     pub(super) prefix: Option<&'p str>,
     /// The rule's, or what the request asks for where the rule allows it.
-    pub(super) timeouts: Timeouts,
+    pub(super) timeouts: &'p Timeouts,
     pub(super) retry: Option<&'p Retry>,
+    /// The limit of this try.
+    pub(super) one_try: Option<Duration>,
+    /// When all of the client's request was there, where a limit counts from then.
+    pub(super) sent: Option<&'p Sent>,
     /// When either side last moved, where idle streams are ended.
     pub(super) activity: Option<&'p Activity>,
     /// The counters of the ServiceProfile's route.
@@ -95,6 +100,28 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Box<Known>, version: HttpVe
 }
 
 impl Way<'_> {
+    fn is_limited(&self) -> bool {
+        let Timeouts {
+            head,
+            response,
+            request,
+            idle,
+        } = self.timeouts;
+        [head, response, request, idle, &self.one_try]
+            .iter()
+            .any(|limit| limit.is_some())
+    }
+
+    /// The limits of a try that begins now.
+    pub(super) fn clock(&self) -> Clock {
+        Clock::new(self.started, *self.timeouts, self.one_try, self.sent.cloned())
+    }
+
+    /// When the request's time is over, whatever its tries come to.
+    pub(super) fn ends_at(&self) -> Option<Instant> {
+        Some(self.started + self.timeouts.whole()?)
+    }
+
     /// Has the route count what came of a request, or of one try.
     fn counted(
         &self,
@@ -215,8 +242,12 @@ impl Client {
         let counters = policy
             .counters
             .route(metrics, &policy.policy, &route.meta, rule, host.as_deref());
-        let timeouts = asked.timeouts.unwrap_or(rule.timeouts);
+        let timeouts = asked.timeouts.as_ref().unwrap_or(&rule.timeouts);
+        let retry = asked.retry.as_ref().or(rule.retry.as_ref());
         let activity = timeouts.idle.map(Activity::new);
+        let counts_from_end =
+            timeouts.response.is_some() || retry.is_some_and(|retry| retry.timeout.is_some());
+        let sent = counts_from_end.then(Sent::default);
         let way = Way {
             policy: &policy,
             http,
@@ -229,7 +260,9 @@ impl Client {
                 .flatten(),
             timeouts,
             activity: activity.as_ref(),
-            retry: asked.retry.as_ref().or(rule.retry.as_ref()),
+            retry,
+            one_try: None,
+            sent: sent.as_ref(),
             route: policy.route_handles(rule),
             require_id: asked.id.as_ref(),
             started,
@@ -262,7 +295,9 @@ impl Client {
         }
         let (head, body) = request.into_parts();
         let head = Box::new(head);
-        let body = ClientBody::new(body, Some(way.counters.stream.clone())).noting(way.activity.cloned());
+        let body = ClientBody::new(body, Some(way.counters.stream.clone()))
+            .noting(way.activity.cloned())
+            .noting_end(way.sent.cloned());
         let body = RequestBody::Incoming(body);
         if let Some(route) = way.route {
             route.request(Of::Request);
@@ -298,38 +333,34 @@ impl Client {
         head: Box<Parts>,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, ProxyError> {
-        let started = way.started;
-        let Timeouts {
-            response,
-            request,
-            // Watched over by `way.activity`.
-            idle: _,
-        } = way.timeouts;
-        let end = request.map(|limit| started + limit);
-        let limit = match (response, request) {
-            (Some(one), Some(two)) => Some(one.min(two)),
-            (one, two) => one.or(two),
-        };
-        let sending = self.send_untimed(way, limit.map(|limit| started + limit), head, body);
         let tried = way.route.map(|route| {
             route.request(Of::Try);
             Instant::now()
         });
-        let result = match (limit, way.activity) {
-            (None, None) => sending.await,
-            (limit, activity) => Box::pin(bounded(sending, started, limit, activity)).await,
+        let result = match way.is_limited() {
+            false => self.send_untimed(way, None, head, body).await,
+            true => Box::pin(self.send_in_time(way, head, body)).await,
         };
-        let response = way.counted(Of::Try, tried.unwrap_or(started), result)?;
-        Ok(match (end, way.activity) {
-            (None, None) => response,
-            (end, activity) => response.map(|body| body.deadline(end).idle(activity.cloned())),
-        })
+        way.counted(Of::Try, tried.unwrap_or(way.started), result)
+    }
+
+    async fn send_in_time(
+        self: &Rc<Self>,
+        way: Way<'_>,
+        head: Box<Parts>,
+        body: RequestBody,
+    ) -> Result<Response<ResponseBody>, ProxyError> {
+        let clock = way.clock();
+        let sending = self.send_untimed(way, Some(&clock), head, body);
+        let response = clock.bound(sending, way.activity).await?;
+        let ends_at = clock.ends_at();
+        Ok(response.map(|body| body.deadline(ends_at).idle(way.activity.cloned())))
     }
 
     async fn send_untimed(
         self: &Rc<Self>,
         way: Way<'_>,
-        until: Option<Instant>,
+        clock: Option<&Clock>,
         mut head: Box<Parts>,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, ProxyError> {
@@ -351,7 +382,7 @@ impl Client {
             route: way.route,
             require_id: way.require_id,
             started: way.started,
-            until,
+            clock,
         };
         let (endpoint, mut response) = match Copies::draw(&backend.mirrors, &head) {
             None => self.to_balancer(balancer, errand, head, body).await?,
@@ -382,36 +413,6 @@ impl Client {
     /// What a request that names no host is for.
     fn authority(&self) -> Authority {
         Authority::try_from(self.target.dst.to_string()).unwrap_or(Authority::from_static("localhost"))
-    }
-}
-
-/// A try that must have its response's head in time, and without its request's body standing still for too long.
-async fn bounded(
-    sending: impl Future<Output = Result<Response<ResponseBody>, ProxyError>>,
-    started: Instant,
-    limit: Option<Duration>,
-    activity: Option<&Activity>,
-) -> Result<Response<ResponseBody>, ProxyError> {
-    let late = async {
-        match limit {
-            Some(limit) => {
-                sleep_until(started + limit).await;
-                limit
-            }
-            None => std::future::pending().await,
-        }
-    };
-    let idle = async {
-        match activity {
-            Some(activity) => activity.idle().await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        biased;
-        result = sending => result,
-        limit = late => Err(ProxyError::Timeout(limit)),
-        limit = idle => Err(ProxyError::Timeout(limit)),
     }
 }
 

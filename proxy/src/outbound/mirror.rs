@@ -114,7 +114,7 @@ async fn one(
         route: None,
         require_id: None,
         started: Instant::now(),
-        until: None,
+        clock: None,
     };
     let (_, answer) = client.to_balancer(balancer, errand, head, body).await?;
     // What is not read to its end closes its connection, which is as good.

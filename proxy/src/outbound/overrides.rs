@@ -55,7 +55,7 @@ fn timeouts(headers: &mut HeaderMap, own: Timeouts) -> Option<Timeouts> {
     (request.is_some() || response.is_some()).then(|| Timeouts {
         request: request.or(own.request),
         response: response.or(own.response),
-        idle: own.idle,
+        ..own
     })
 }
 
@@ -83,6 +83,7 @@ fn retry(headers: &mut HeaderMap, own: Option<&Retry>) -> Option<Retry> {
         conditions,
         timeout: timeout.or(own.and_then(|own| own.timeout)),
         backoff: own.map_or(Some(BACKOFF), |own| own.backoff),
+        respect_retry_after: own.is_some_and(|own| own.respect_retry_after),
         budget: own.and_then(|own| own.budget.clone()),
     })
 }

@@ -7,11 +7,18 @@ use futures_util::FutureExt as _;
 use heddle_proxy_policy::outbound::Retry;
 use http::{Response, StatusCode, request::Parts};
 use http_body_util::BodyExt as _;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::http::{Client, Way};
-use crate::http::{ProxyError, RequestBody, ResponseBody, error::Side, grpc_status, is_grpc};
+use crate::{
+    balance::of_head,
+    http::{
+        ProxyError, RequestBody, ResponseBody,
+        error::{Limit, Side},
+        grpc_status, is_grpc,
+    },
+};
 
 /// How long a gRPC call's head waits for what comes next. A call that fails sends trailers right behind its head, and one
 /// that streams may send nothing for hours, while its client waits for the head.
@@ -29,14 +36,13 @@ pub(super) async fn send(
         budget.deposit(Instant::now().into_std());
     }
     for tried in 0.. {
-        let sending = client.send(way, head.clone(), replay.body());
         let last = tried >= retry.max_retries;
-        let mut result = match retry.timeout {
-            Some(limit) if !last => timeout(limit, sending)
-                .await
-                .unwrap_or(Err(ProxyError::Timeout(limit))),
-            _ => sending.await,
+        let way = Way {
+            // There is nothing to gain by giving the last one up.
+            one_try: retry.timeout.filter(|_| !last),
+            ..way
         };
+        let mut result = client.send(way, head.clone(), replay.body()).await;
         let failed = is_worth_another(retry, &mut result).await;
         if !failed && tried == 0 {
             return result;
@@ -52,6 +58,12 @@ pub(super) async fn send(
         }
         if !replay.can_repeat() {
             counters.overflow.add(1);
+            return result;
+        }
+        let pause = retry
+            .pause(tried + 1, asked(&result), rand::random())
+            .unwrap_or_default();
+        if way.ends_at().is_some_and(|end| Instant::now() + pause >= end) {
             return result;
         }
         let in_budget = retry
@@ -70,8 +82,8 @@ pub(super) async fn send(
             // Trailers that were looked at are what it ended with, for those who count.
             let _ = response.body_mut().frame().now_or_never();
         }
-        if let Some(backoff) = &retry.backoff {
-            sleep(backoff.after(tried + 1, rand::random())).await;
+        if !pause.is_zero() {
+            sleep(pause).await;
         }
     }
     unreachable!("the last try returns")
@@ -87,11 +99,15 @@ async fn is_worth_another(retry: &Retry, result: &mut Result<Response<ResponseBo
             }
             retry.conditions.hold(status, grpc)
         }
-        // As if the endpoint had answered 5xx, when the policy counts those. A time that was set for tries counts too.
-        Err(error) => {
-            let answer = error.response(false).status();
-            error.side() == Side::Upstream
-                && (matches!(error, ProxyError::Timeout(_)) || retry.conditions.hold(answer, Some(14)))
-        }
+        // A time that was set for tries is there to be followed by another. Other limits end the request.
+        Err(ProxyError::Timeout(limit, _)) => *limit == Limit::Try,
+        // As if the endpoint had answered 5xx, when the policy counts those.
+        Err(error) => error.side() == Side::Upstream && retry.conditions.hold(error.status(), Some(14)),
     }
+}
+
+/// How long the endpoint wants to be left alone.
+fn asked(result: &Result<Response<ResponseBody>, ProxyError>) -> Option<Duration> {
+    let response = result.as_ref().ok()?;
+    of_head(response.status(), response.headers()).retry_after
 }

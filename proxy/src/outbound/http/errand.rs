@@ -8,7 +8,10 @@ use http::{Request, Response, Version, header, request::Parts, uri::Authority};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{super::attempt::Attempt, Client};
+use super::{
+    super::{attempt::Attempt, clock::Clock},
+    Client,
+};
 use crate::{
     balance::{Answer, Balancer, Endpoint, Picked, Terms, Verdict},
     http::{ProxyError, RequestBody, ResponseBody, headers, pipe, tracker::Tracker},
@@ -38,8 +41,8 @@ pub(in crate::outbound) struct Errand<'p> {
     pub(in crate::outbound) route: Option<&'p Rc<RouteHandles>>,
     pub(in crate::outbound) require_id: Option<&'p PeerId>,
     pub(in crate::outbound) started: Instant,
-    /// When its time is over.
-    pub(in crate::outbound) until: Option<Instant>,
+    /// What limits its time.
+    pub(in crate::outbound) clock: Option<&'p Clock>,
 }
 
 impl Client {
@@ -84,7 +87,7 @@ impl Client {
             terms,
             require_id,
             accrual,
-            until,
+            clock,
             ..
         }: Errand<'_>,
         head: &Parts,
@@ -93,7 +96,7 @@ impl Client {
         loop {
             let endpoint = balancer.pick(terms, deadline).await?;
             endpoint.must_be(require_id)?;
-            let attempt = Attempt::begin(balancer, &endpoint, endpoint.pass(), accrual, until);
+            let attempt = Attempt::begin(balancer, &endpoint, endpoint.pass(), accrual, clock);
             let connected = connection(&endpoint, head.version != Version::HTTP_2).await;
             attempt.over();
             match connected {
@@ -126,7 +129,7 @@ impl Client {
             route,
             counter,
             started,
-            until,
+            clock,
             ..
         } = errand;
         let http1 = head.version != Version::HTTP_2;
@@ -155,7 +158,7 @@ impl Client {
                 .headers_mut()
                 .insert(headers::DST_CANONICAL, route.service().clone());
         }
-        let attempt = Attempt::begin(balancer, &endpoint, pass, accrual, until);
+        let attempt = Attempt::begin(balancer, &endpoint, pass, accrual, clock);
         let result = match connection {
             Connection::Http2(mut sender) => {
                 match http1 {
