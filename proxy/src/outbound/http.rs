@@ -43,7 +43,7 @@ use crate::{
     worker::Worker,
 };
 
-pub(super) use errand::Errand;
+pub(super) use errand::{Errand, override_authority};
 
 /// A client's connection.
 pub(super) struct Client {

@@ -253,7 +253,7 @@ async fn connection(endpoint: &Endpoint, http1: bool) -> Result<Connection, Conn
     }
 }
 
-fn override_authority<B>(request: &mut Request<B>, authority: &Authority) {
+pub(in crate::outbound) fn override_authority<B>(request: &mut Request<B>, authority: &Authority) {
     if let Ok(host) = http::HeaderValue::from_str(authority.as_str()) {
         request.headers_mut().insert(header::HOST, host);
     }
