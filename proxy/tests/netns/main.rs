@@ -34,6 +34,7 @@ mod taps;
 mod tcp_traffic;
 mod telemetry;
 mod tracing;
+mod tries;
 
 use std::time::{Duration, Instant};
 
