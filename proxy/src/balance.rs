@@ -205,6 +205,7 @@ impl Balancer {
             let freed = self.service.freed().notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
+            let looked = Instant::now();
             if let Some(picked) = self.try_pick(terms) {
                 return Ok(picked);
             }
@@ -212,7 +213,7 @@ impl Balancer {
                 return Err(ProxyError::NoSuchService);
             }
             let until = self.waits_until(terms, deadline)?;
-            let wake = self.next_ready().map_or(until, |at| at.min(until));
+            let wake = self.next_ready(looked).map_or(until, |at| at.min(until));
             let changes = self.watch.borrow().clone();
             let changed = async {
                 match changes {
@@ -349,12 +350,13 @@ impl Balancer {
         }
     }
 
-    /// When the first of the resting endpoints may be tried again.
-    fn next_ready(&self) -> Option<Instant> {
+    /// When the first of the endpoints may be tried again that rested then. One that did not is told of by who is at it.
+    fn next_ready(&self, then: Instant) -> Option<Instant> {
         self.endpoints
             .borrow()
             .iter()
             .filter_map(|endpoint| endpoint.ready_at())
+            .filter(|at| *at > then)
             .min()
     }
 

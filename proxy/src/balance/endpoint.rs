@@ -40,7 +40,12 @@ pub(crate) struct Picked {
     pass: Pass,
     permit: Option<Permit>,
     probe: Option<Probe>,
+    _trial: Option<Trial>,
 }
+
+/// A connection to an endpoint that took none last time. Meanwhile nobody else makes one.
+#[derive(Debug)]
+struct Trial(Rc<Endpoint>);
 
 /// A request whose answer decides whether the endpoint gets more. When it ends without one, another takes its place.
 #[derive(Debug)]
@@ -62,7 +67,7 @@ pub(crate) struct Endpoint {
     connect_failures: Cell<u32>,
     /// When the next connection may be made, after one that failed.
     connects_at: Cell<Option<Instant>>,
-    /// Whether one is being made only to see whether it can be.
+    /// Whether one is being made that shows whether it takes any.
     is_tried: Cell<bool>,
     /// Judges its answers.
     pub(super) breaker: RefCell<Breaker>,
@@ -189,10 +194,10 @@ impl Endpoint {
     }
 
     fn connects(&self, now: Instant) -> bool {
-        self.connects_at.get().is_none_or(|at| at <= now)
+        self.connects_at.get().is_none_or(|at| at <= now) && !self.is_tried.get()
     }
 
-    /// When it could take a request, if it is not ready.
+    /// When it could take a request, if it is not ready, as far as time alone tells.
     pub(super) fn ready_at(&self) -> Option<Instant> {
         let admits_at = self.breaker.borrow().admits_at().map(Instant::from_std);
         self.connects_at.get().max(admits_at)
@@ -210,20 +215,17 @@ impl Endpoint {
 
     /// Sees whether one that failed takes connections again, for requests that go around it as long as it does not.
     pub(super) fn try_again(self: &Rc<Self>, now: Instant) {
-        if self.is_reachable() || !self.connects(now) || self.is_tried.replace(true) {
+        if self.is_reachable() || !self.connects(now) {
             return;
         }
-        let this = self.clone();
+        let trial = Trial::begin(self);
         tokio::task::spawn_local(async move {
-            match Box::pin(this.http.connect()).await {
-                Ok(_) => {
-                    this.connected();
-                    this.gate.endpoint_is_free();
-                }
+            let endpoint = &trial.0;
+            match Box::pin(endpoint.http.connect()).await {
+                Ok(_) => endpoint.connected(),
                 Err(ConnectError::Limited { .. }) => {}
-                Err(_) => this.connect_failed(),
+                Err(_) => endpoint.connect_failed(),
             }
-            this.is_tried.set(false);
         });
     }
 
@@ -243,6 +245,7 @@ impl Endpoint {
                 endpoint: self.clone(),
                 pass,
             }),
+            _trial: (!self.is_reachable()).then(|| Trial::begin(self)),
         }
     }
 
@@ -295,7 +298,7 @@ impl Endpoint {
     /// A connection failed: the endpoint rests. Several requests that waited for the one connection count once.
     pub(crate) fn connect_failed(&self) {
         let now = Instant::now();
-        if !self.connects(now) {
+        if self.connects_at.get().is_some_and(|at| at > now) {
             return;
         }
         let failures = self.connect_failures.get().saturating_add(1);
@@ -324,6 +327,8 @@ impl Picked {
             pass,
             permit,
             probe,
+            // It is connected.
+            _trial,
         } = self;
         endpoint.in_flight.set(endpoint.in_flight.get() + 1);
         InFlight {
@@ -366,5 +371,19 @@ impl Drop for Probe {
         if self.endpoint.breaker.borrow_mut().over(self.pass, now) {
             self.endpoint.gate.endpoint_is_free();
         }
+    }
+}
+
+impl Trial {
+    fn begin(endpoint: &Rc<Endpoint>) -> Self {
+        endpoint.is_tried.set(true);
+        Self(endpoint.clone())
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        self.0.is_tried.set(false);
+        self.0.gate.endpoint_is_free();
     }
 }

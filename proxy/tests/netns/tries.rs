@@ -1,6 +1,12 @@
 //! How often a request is tried, how long it may take, and which backend it goes to when not all of them can take it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::Request;
@@ -383,6 +389,47 @@ fn a_policys_waiting_time_holds_for_a_service_that_is_in_use() {
         (reply.status == 503).then_some(took)
     });
     assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+#[test]
+fn an_endpoint_that_takes_no_connection_is_tried_by_one_request_at_a_time() {
+    if !can_run() {
+        return;
+    }
+    const CLIENTS: u32 = 20;
+    let story = Story::new(policy(http_rule("web"), None));
+    let server = story.network.namespace();
+    let tried = Arc::new(AtomicU32::new(0));
+    let counting = tried.clone();
+    // It is to prove an identity, and does not even speak TLS.
+    server.serve(8080, move |tcp| {
+        counting.fetch_add(1, Relaxed);
+        async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            drop(tcp);
+            Ok::<_, std::io::Error>(())
+        }
+    });
+    let known = linkerd2_proxy_api::destination::WeightedAddr {
+        // So that each request makes its own connection.
+        protocol_hint: None,
+        ..endpoint(server.ip, 8080, Some("server"), false)
+    };
+    story.script.set_endpoints(&path("web"), vec![known]);
+    let failed = story.client.namespace.block_on(|| async {
+        let asking: Vec<_> = (0..CLIENTS)
+            .map(|_| tokio::spawn(try_get(service(), "/")))
+            .collect();
+        let mut failed = 0;
+        for one in asking {
+            failed += u32::from(one.await.expect("ends").expect("a reply").status >= 500);
+        }
+        failed
+    });
+    assert_eq!(failed, CLIENTS);
+    // At first nobody knows. Then there are about five tries until all give up, each after twice the time.
+    let tried = tried.load(Relaxed);
+    assert!(tried <= CLIENTS + 10, "{tried} connections");
 }
 
 /// Two backends, of which the first is the story's.
