@@ -4,6 +4,7 @@
 //! rests for a time that doubles; so does one that fails too often, when the policy asks for it. Belongs to one worker.
 
 mod endpoint;
+mod failfast;
 mod verdict;
 
 use std::{
@@ -16,13 +17,15 @@ use std::{
 
 use heddle_proxy_policy::{
     EndpointSet, Meta, affinity,
-    balance::{EwmaParams, Successes, two_choices},
+    balance::{EwmaParams, two_choices},
+    breaker::{Pass, Turn},
     outbound::{Backend, BackendKind, FailureAccrual, Limits},
 };
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout_at},
 };
+use tracing::{debug, info};
 
 use crate::{
     http::ProxyError,
@@ -33,7 +36,9 @@ use crate::{
 };
 
 pub(crate) use endpoint::{Endpoint, InFlight, Picked};
-pub(crate) use verdict::{Answer, Verdict};
+use failfast::Failfast;
+pub(crate) use heddle_proxy_policy::breaker::Answer;
+pub(crate) use verdict::{Verdict, of_head};
 
 /// A request that waits for a connection looks again after this, though it was told nothing.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -43,10 +48,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 pub(crate) struct Balancer {
     worker: Rc<Worker>,
     authority: String,
-    ewma: EwmaParams,
-    failfast_timeout: Duration,
+    ewma: Cell<EwmaParams>,
+    failfast: Failfast,
     watch: RefCell<Option<watch::Receiver<Arc<EndpointSet>>>>,
     exists: Cell<bool>,
+    /// Whether it has been told which endpoints there are.
+    is_known: Cell<bool>,
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
     service: Arc<Service>,
     /// Parent and backend.
@@ -54,12 +61,24 @@ pub(crate) struct Balancer {
     counters: [OnceCell<BalancerHandles>; 3],
 }
 
-/// What the next request or connection asks of its endpoint.
-#[derive(Clone, Copy, Debug, Default)]
+/// What the next request or connection asks of its endpoint, by the policy in force.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
     pub layer: Layer,
     pub wish: Wish,
     pub limits: Limits,
+    /// How long it may wait for one.
+    pub failfast: Duration,
+}
+
+/// Whether a backend has an endpoint for the next request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Availability {
+    Ready,
+    /// All of them rest, or nobody has said yet which there are.
+    Unready,
+    /// It has none, or does not exist.
+    Absent,
 }
 
 /// What it is, as metrics tell them apart.
@@ -84,6 +103,13 @@ pub(crate) enum Wish {
     Endpoint(u64),
     /// The one that this key leads to.
     Key(u64),
+}
+
+impl Terms {
+    /// Until when what begins now may wait for an endpoint.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.failfast
+    }
 }
 
 impl Balancer {
@@ -119,9 +145,10 @@ impl Balancer {
         Ok(Rc::new(Self {
             worker,
             authority,
-            ewma,
-            failfast_timeout: backend.failfast_timeout,
+            ewma: Cell::new(ewma),
+            failfast: Failfast::default(),
             watch: RefCell::new(watch),
+            is_known: Cell::new(matches!(backend.kind, BackendKind::Forward(_))),
             exists: Cell::new(!matches!(backend.kind, BackendKind::Nowhere)),
             endpoints: RefCell::new(endpoints),
             service,
@@ -132,25 +159,40 @@ impl Balancer {
         }))
     }
 
-    /// When a request that begins now must have an endpoint.
-    pub(crate) fn failfast_deadline(&self) -> Instant {
-        Instant::now() + self.failfast_timeout
+    /// Goes on as a policy says that was just taken over. What is known of the endpoints stays.
+    pub(crate) fn adopt(&self, backend: &Backend) {
+        let BackendKind::Balance { path: _, ewma } = &backend.kind else {
+            return;
+        };
+        if self.ewma.replace(*ewma) != *ewma {
+            for endpoint in self.endpoints.borrow().iter() {
+                endpoint.load.borrow_mut().set_params(*ewma);
+            }
+        }
     }
 
-    /// Whether any endpoint could take a request now.
-    pub(crate) fn is_available(&self) -> bool {
+    /// Whether any endpoint could take a request now. One that took no connection is for requests that have no other.
+    pub(crate) fn availability(&self) -> Availability {
         self.refresh();
         let now = Instant::now();
-        self.endpoints
-            .borrow()
+        let endpoints = self.endpoints.borrow();
+        if endpoints
             .iter()
-            .any(|endpoint| endpoint.is_ready(now))
+            .any(|endpoint| endpoint.is_reachable() && endpoint.is_ready(now))
+        {
+            return Availability::Ready;
+        }
+        match self.exists.get() && !(self.is_known.get() && endpoints.is_empty()) {
+            true => Availability::Unready,
+            false => Availability::Absent,
+        }
     }
 
-    /// The endpoint for the next request; waits for one until `deadline`. Where the policy sets no limit, as many wait as
-    /// come over the connections that are taken: as with Linkerd, whose queue makes those wait that find it full.
+    /// The endpoint for the next request; waits for one until `deadline`, unless others have waited in vain. Where the
+    /// policy sets no limit, as many wait as come over the connections that are taken: as with Linkerd, whose queue makes
+    /// those wait that find it full.
     pub(crate) async fn pick(&self, terms: Terms, deadline: Instant) -> Result<Picked, ProxyError> {
-        let counters = self.counters(terms.layer);
+        let counters = self.counters(terms.layer, terms.failfast);
         if let Some(picked) = self.try_pick(terms) {
             counters.served_at_once();
             return Ok(picked);
@@ -163,17 +205,15 @@ impl Balancer {
             let freed = self.service.freed().notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
+            let looked = Instant::now();
             if let Some(picked) = self.try_pick(terms) {
                 return Ok(picked);
-            }
-            if Instant::now() >= deadline {
-                counters.failed_fast();
-                return Err(ProxyError::FailFast(self.failfast_timeout));
             }
             if !self.exists.get() {
                 return Err(ProxyError::NoSuchService);
             }
-            let wake = self.next_ready().map_or(deadline, |at| at.min(deadline));
+            let until = self.waits_until(terms, deadline)?;
+            let wake = self.next_ready(looked).map_or(until, |at| at.min(until));
             let changes = self.watch.borrow().clone();
             let changed = async {
                 match changes {
@@ -185,6 +225,45 @@ impl Balancer {
                 () = changed => {}
                 () = freed => {}
             }
+        }
+    }
+
+    /// Until when what has found no endpoint may wait, if it may.
+    fn waits_until(&self, terms: Terms, deadline: Instant) -> Result<Instant, ProxyError> {
+        let now = Instant::now();
+        let until = match self.availability() {
+            // It is a limit that there is no room under: each waits for its own time.
+            Availability::Ready => deadline,
+            Availability::Unready | Availability::Absent => {
+                let until = self.failfast.unready(terms.failfast, now);
+                if self.failfast.is_over(terms.failfast, now) && self.failfast.shut() {
+                    self.gate_turned(false);
+                }
+                until.min(deadline)
+            }
+        };
+        match until > now {
+            true => Ok(until),
+            false => Err(ProxyError::FailFast(terms.failfast)),
+        }
+    }
+
+    /// There is an endpoint that nothing speaks against.
+    fn is_ready_again(&self) {
+        if self.failfast.ready() {
+            self.gate_turned(true);
+        }
+    }
+
+    /// From now on requests wait for an endpoint, or fail at once.
+    fn gate_turned(&self, open: bool) {
+        for counters in self.counters.iter().filter_map(|one| one.get()) {
+            counters.gate_turned(open);
+        }
+        let backend = self.authority.as_str();
+        match open {
+            true => info!(%backend, "An endpoint is ready again"),
+            false => info!(%backend, "No endpoint is ready: requests fail at once until one is"),
         }
     }
 
@@ -215,20 +294,30 @@ impl Balancer {
         let endpoint = self.candidate(terms)?;
         // Another worker may have taken the last place.
         let permit = endpoint.gate.request(&terms.limits).ok()?;
-        Some(Picked { endpoint, permit })
+        if self.failfast.is_unready() && endpoint.is_sound() {
+            self.is_ready_again();
+        }
+        Some(endpoint.pick(permit, terms.layer == Layer::Http))
     }
 
     fn candidate(
         &self,
         Terms {
-            layer: _,
+            layer,
             wish,
             limits,
+            failfast: _,
         }: Terms,
     ) -> Option<Rc<Endpoint>> {
         let endpoints = self.endpoints.borrow();
         let now = Instant::now();
-        let can_take = |endpoint: &Endpoint| endpoint.is_ready(now) && endpoint.gate.has_room(&limits);
+        let can_take = |endpoint: &Endpoint| {
+            let ready = match layer {
+                Layer::Http => endpoint.is_ready(now),
+                Layer::Tcp | Layer::Tls => endpoint.takes_bytes(now),
+            };
+            ready && endpoint.gate.has_room(&limits)
+        };
         if let [only] = endpoints.as_slice() {
             return can_take(only).then(|| only.clone());
         }
@@ -264,17 +353,18 @@ impl Balancer {
         }
     }
 
-    /// When the first of the resting endpoints may be tried again.
-    fn next_ready(&self) -> Option<Instant> {
+    /// When the first of the endpoints may be tried again that rested then. One that did not is told of by who is at it.
+    fn next_ready(&self, then: Instant) -> Option<Instant> {
         self.endpoints
             .borrow()
             .iter()
-            .filter_map(|endpoint| endpoint.rests_until.get())
+            .filter_map(|endpoint| endpoint.ready_at())
+            .filter(|at| *at > then)
             .min()
     }
 
     /// The counters of requests, or of connections; made when the first comes.
-    fn counters(&self, layer: Layer) -> &BalancerHandles {
+    fn counters(&self, layer: Layer, failfast: Duration) -> &BalancerHandles {
         self.counters[layer as usize].get_or_init(|| {
             let metrics = &self.worker.metrics;
             let families = match layer {
@@ -282,7 +372,7 @@ impl Balancer {
                 Layer::Tcp => &metrics.tcp_balancer,
                 Layer::Tls => &metrics.tls_balancer,
             };
-            let counters = families.handles(&self.labels, self.failfast_timeout);
+            let counters = families.handles(&self.labels, failfast);
             let all = self.endpoints.borrow().len();
             counters.updated(all, 0);
             counters.endpoints(all, self.ready());
@@ -305,6 +395,7 @@ impl Balancer {
         }
         let set = watch.borrow_and_update().clone();
         self.exists.set(!matches!(*set, EndpointSet::DoesNotExist));
+        self.is_known.set(matches!(*set, EndpointSet::Known(_)));
         let mut endpoints = self.endpoints.borrow_mut();
         let mut old: ahash::AHashMap<SocketAddr, Rc<Endpoint>> = endpoints
             .drain(..)
@@ -320,7 +411,7 @@ impl Balancer {
                     &self.authority,
                     &self.service,
                     info.clone(),
-                    self.ewma,
+                    self.ewma.get(),
                 )
             }
         }));
@@ -333,7 +424,13 @@ impl Balancer {
     }
 
     /// Counts a response, or that there was none. An endpoint that fails as often as the policy says rests.
-    pub(crate) fn judge(&self, endpoint: &Endpoint, answer: Answer, accrual: Option<&FailureAccrual>) {
+    pub(crate) fn judge(
+        &self,
+        endpoint: &Endpoint,
+        pass: Pass,
+        answer: Answer,
+        accrual: Option<&FailureAccrual>,
+    ) {
         let now = Instant::now();
         if answer.overloaded {
             endpoint
@@ -342,40 +439,39 @@ impl Balancer {
                 .penalize(answer.retry_after, now.into_std());
         }
         let Some(accrual) = accrual else { return };
-        let too_few = accrual.success_rate.as_ref().is_some_and(|rate| {
-            let mut successes = endpoint.successes.borrow_mut();
-            successes.observe(!answer.failed, rate, now.into_std())
-        });
-        let failures = match answer.failed {
-            true => endpoint.failures.get().saturating_add(1),
-            false => {
-                endpoint.trips.set(0);
-                0
-            }
+        let others = || {
+            let endpoints = self.endpoints.borrow();
+            let others = endpoints
+                .iter()
+                .filter(|other| !std::ptr::eq(&raw const ***other, endpoint));
+            others.filter(|other| other.is_ready(now)).count()
         };
-        endpoint.failures.set(failures);
-        let in_a_row = accrual.max_failures > 0 && failures >= accrual.max_failures;
-        if !in_a_row && !too_few {
-            return;
-        }
-        if self.ready() > accrual.min_ready_endpoints as usize {
-            let trips = endpoint.trips.get().saturating_add(1);
-            endpoint.trips.set(trips);
-            let rest = match answer.retry_after.filter(|_| accrual.respect_retry_after) {
-                Some(asked) => asked.clamp(accrual.backoff.min, accrual.backoff.max),
-                None => accrual.backoff.after(trips, rand::random()),
-            };
-            // It begins anew after its rest: judged by what it does then.
-            *endpoint.successes.borrow_mut() = Successes::new(now.into_std());
-            endpoint.rests_until.set(Some(now + rest));
+        let turn =
+            endpoint
+                .breaker
+                .borrow_mut()
+                .judge(pass, answer, accrual, others, rand::random, now.into_std());
+        match turn {
+            Turn::None => {}
+            Turn::Opened => {
+                debug!(addr = %endpoint.info.addr, "An endpoint does well again");
+                endpoint.gate.endpoint_is_free();
+            }
+            Turn::Shut => debug!(addr = %endpoint.info.addr, "An endpoint that fails too often rests"),
         }
     }
 
     /// Closes connections that have been idle for too long.
     pub(crate) fn sweep(&self) {
         self.refresh();
+        let now = Instant::now();
         for endpoint in self.endpoints.borrow().iter() {
             endpoint.http.sweep();
+            endpoint.try_again(now);
+            // Perhaps no request has come to see it.
+            if self.failfast.is_unready() && endpoint.is_sound() && endpoint.is_ready(now) {
+                self.is_ready_again();
+            }
         }
         for counters in self.counters.iter().filter_map(OnceCell::get) {
             counters.endpoints(self.endpoints.borrow().len(), self.ready());

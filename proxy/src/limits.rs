@@ -32,7 +32,7 @@ pub(crate) struct Services(Mutex<AHashMap<String, Weak<Service>>>);
 pub(crate) struct Service {
     all: Arc<Counts>,
     waiting: AtomicU32,
-    /// Told when something under way has ended.
+    /// Told when something under way has ended, or an endpoint takes requests again.
     freed: Arc<Notify>,
     endpoints: Mutex<AHashMap<SocketAddr, Weak<Counts>>>,
 }
@@ -150,6 +150,11 @@ impl Gate {
         if limits.connections.is_some() || limits.endpoint_connections.is_some() {
             self.service.freed.notify_waiters();
         }
+    }
+
+    /// The endpoint takes requests again; who waits for one looks again.
+    pub(crate) fn endpoint_is_free(&self) {
+        self.service.freed.notify_waiters();
     }
 
     fn permit(

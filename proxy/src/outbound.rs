@@ -2,6 +2,7 @@
 //! speak, and on to an endpoint.
 
 mod attempt;
+mod clock;
 mod counters;
 mod http;
 mod mirror;

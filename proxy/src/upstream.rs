@@ -3,6 +3,8 @@
 //!
 //! Belongs to one worker. Connections are driven by tasks of that worker.
 
+mod keep_alive;
+
 use std::{cell::RefCell, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -30,6 +32,8 @@ use crate::{
     tls::{Side, Tls},
     transport_header::{self, TransportHeader},
 };
+
+pub(crate) use keep_alive::Care;
 
 /// A handshake is one round trip and a few hundred microseconds of work; a peer that takes longer is in trouble.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -92,6 +96,8 @@ pub(crate) struct Target {
     pub tls: Option<TargetTls>,
     /// In the same pod.
     pub near: bool,
+    /// How HTTP/2 connections are looked after.
+    pub care: Option<Care>,
 }
 
 /// Who the other side must be.
@@ -183,6 +189,7 @@ impl Upstream {
             connect_timeout,
             tls,
             near,
+            care: _,
         } = &self.target;
         let addr = *addr;
         let permit = match &self.gate {
@@ -297,7 +304,8 @@ impl Upstream {
             true => Windows::near(),
             false => Windows::far(),
         };
-        let (sender, connection) = h2::client::Builder::new()
+        let traffic = io.traffic();
+        let (sender, mut connection) = h2::client::Builder::new()
             .initial_window_size(windows.stream())
             .initial_connection_window_size(windows.connection())
             .max_send_buffer_size(windows.send_buffer())
@@ -309,9 +317,19 @@ impl Upstream {
                 addr,
                 source: Arc::new(source),
             })?;
+        let care = self.target.care.clone().zip(connection.ping_pong());
         tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                debug!(%addr, %error, "HTTP/2 connection ended");
+            let gone = async {
+                match care {
+                    Some((care, pings)) => care.watch(pings, traffic).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    debug!(%addr, %error, "HTTP/2 connection ended");
+                },
+                () = gone => debug!(%addr, "HTTP/2 connection ended: no answer to a ping"),
             }
             drop(windows);
         });

@@ -67,7 +67,8 @@ enum BackendKey {
 }
 
 impl Worker {
-    /// The worker's balancer of a backend. The metrics of one that several parents share name the first of them.
+    /// The worker's balancer of a backend, which goes on as that says. The metrics of one that several parents share name
+    /// the first of them.
     pub(crate) fn balancer(
         self: &Rc<Self>,
         parent: &Meta,
@@ -80,6 +81,7 @@ impl Worker {
             BackendKind::Nowhere => BackendKey::Path(String::new()),
         };
         if let Some(balancer) = self.balancers.borrow().get(&key) {
+            balancer.adopt(backend);
             return Ok(balancer.clone());
         }
         let balancer = Balancer::new(self.clone(), parent, backend)?;

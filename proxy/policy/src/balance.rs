@@ -63,6 +63,17 @@ impl PeakEwma {
         }
     }
 
+    /// Goes on with other parameters; what was observed stays.
+    pub fn set_params(&mut self, params: EwmaParams) {
+        self.decay_secs = params.decay.as_secs_f64().max(1e-9);
+        self.penalty = params.penalty;
+    }
+
+    /// Whether an endpoint is charged for having too much to do.
+    pub fn has_penalty(&self) -> bool {
+        self.penalty.is_some()
+    }
+
     /// Takes in one observed latency.
     pub fn observe(&mut self, rtt: Duration, now: Instant) {
         let rtt_secs = rtt.as_secs_f64();
@@ -183,6 +194,22 @@ impl Weights {
         self.0.last().copied().unwrap_or(0)
     }
 
+    /// An index among those that are asked for, in the proportion of their weights; `None` when those weigh nothing.
+    pub fn pick_among(&self, random: u64, is_asked_for: impl Fn(usize) -> bool) -> Option<usize> {
+        let weight = |index: usize| match is_asked_for(index) {
+            true => self.0[index] - index.checked_sub(1).map_or(0, |before| self.0[before]),
+            false => 0,
+        };
+        let total = (0..self.0.len()).map(weight).sum();
+        let mut left = random.checked_rem(total)?;
+        (0..self.0.len()).find(|index| {
+            let weight = weight(*index);
+            let found = left < weight;
+            left = left.saturating_sub(weight);
+            found
+        })
+    }
+
     /// An index, or `None` when all weights are zero.
     pub fn pick(&self, random: u64) -> Option<usize> {
         if self.0.len() == 1 {
@@ -268,6 +295,19 @@ mod tests {
     }
 
     #[test]
+    fn an_estimate_goes_on_with_other_parameters() {
+        let start = Instant::now();
+        let mut ewma = PeakEwma::new(EwmaParams::default(), start);
+        ewma.observe(100 * MS, start);
+        ewma.set_params(EwmaParams {
+            decay: Duration::from_secs(1),
+            ..EwmaParams::default()
+        });
+        let later = start + Duration::from_secs(1);
+        assert!((ewma.load(0, later) - 0.1 * (-1f64).exp()).abs() < 1e-9);
+    }
+
+    #[test]
     fn a_low_share_of_successes_shows_after_enough_answers() {
         let start = Instant::now();
         let rate = SuccessRate {
@@ -321,6 +361,17 @@ mod tests {
         assert_eq!(Weights::new([0, 0]).pick(9), None);
         assert_eq!(Weights::new([]).pick(9), None);
         assert_eq!(Weights::new([0]).pick(9), None);
+    }
+
+    #[test]
+    fn what_is_not_asked_for_leaves_its_share_to_the_others() {
+        let weights = Weights::new([1, 5, 0, 3]);
+        let picks: Vec<_> = (0..4)
+            .map(|draw| weights.pick_among(draw, |index| index != 1))
+            .collect();
+        assert_eq!(picks, [Some(0), Some(3), Some(3), Some(3)]);
+        assert_eq!(weights.pick_among(9, |index| index == 2), None);
+        assert_eq!(weights.pick_among(9, |_| false), None);
     }
 
     #[test]

@@ -4,16 +4,19 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use heddle_mesh::{Identity, PeerId};
 use http::uri::Authority;
 use linkerd2_proxy_api::destination as proto;
 
-use crate::{Invalid, net};
+use crate::{Invalid, invalid::duration, net};
 
 /// Endpoints kept of one service. More than any cluster has; a broken controller must not fill the memory.
 pub const ENDPOINTS_MAX: usize = 100_000;
+/// Pings that come faster cost more than they tell.
+const PING_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// Metric labels kept of one endpoint.
 const LABELS_MAX: usize = 32;
 
@@ -36,6 +39,19 @@ pub struct Endpoint {
     pub authority_override: Option<Authority>,
     /// Relative share of connections; 10,000 is usual.
     pub weight: u32,
+    /// How HTTP/2 connections to it are looked after.
+    pub keep_alive: Option<KeepAlive>,
+}
+
+/// Pings on an HTTP/2 connection. One that is not answered in time means that the other side is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepAlive {
+    /// The time between them.
+    pub interval: Duration,
+    /// The time for an answer.
+    pub timeout: Duration,
+    /// Whether they are sent though no request is under way.
+    pub while_idle: bool,
 }
 
 /// What an endpoint's proxy takes.
@@ -74,6 +90,7 @@ impl Endpoint {
             opaque_transport_port: None,
             authority_override: None,
             weight: 10_000,
+            keep_alive: None,
         }
     }
 
@@ -87,6 +104,7 @@ impl Endpoint {
             tls_identity,
             protocol_hint,
             authority_override,
+            http2,
             ..
         } = one;
         let addr = net::socket_addr(addr.ok_or_else(|| Invalid::missing("addr"))?)?;
@@ -148,6 +166,29 @@ impl Endpoint {
                 })
                 .transpose()?,
             weight,
+            keep_alive: http2
+                .and_then(|params| params.keep_alive)
+                .and_then(KeepAlive::read),
+        })
+    }
+}
+
+impl KeepAlive {
+    /// Whether and how, in a message. What makes no sense asks for nothing: it is no reason to do without an endpoint.
+    fn read(params: proto::http2_client_params::KeepAlive) -> Option<Self> {
+        let proto::http2_client_params::KeepAlive {
+            interval,
+            timeout,
+            while_idle,
+        } = params;
+        let read = |time: Option<prost_types::Duration>| {
+            let time = duration("http2.keep_alive", time?).ok()?;
+            (!time.is_zero()).then_some(time)
+        };
+        Some(Self {
+            interval: read(interval)?.max(PING_INTERVAL_MIN),
+            timeout: read(timeout)?,
+            while_idle,
         })
     }
 }
@@ -316,5 +357,36 @@ mod tests {
         assert_eq!(one.identity, Some("spiffe://x/vm".parse().expect("an ID")));
         assert_eq!(one.server_name, Some("vm.test".parse().expect("a name")));
         assert!(set.apply(proto::Update { update: None }, false).is_err());
+    }
+
+    #[test]
+    fn pings_are_sent_as_asked_for_but_not_as_fast_as_one_likes() {
+        let read = |interval: Option<(i64, i32)>, timeout: Option<(i64, i32)>| {
+            let time = |time: Option<(i64, i32)>| {
+                time.map(|(seconds, nanos)| prost_types::Duration { seconds, nanos })
+            };
+            let keep_alive = proto::http2_client_params::KeepAlive {
+                interval: time(interval),
+                timeout: time(timeout),
+                while_idle: true,
+            };
+            let http2 = proto::Http2ClientParams {
+                keep_alive: Some(keep_alive),
+                ..Default::default()
+            };
+            let one = proto::WeightedAddr {
+                addr: Some(addr(1)),
+                http2: Some(http2),
+                ..Default::default()
+            };
+            let endpoint = Endpoint::from_proto(one, &HashMap::new()).expect("an endpoint all the same");
+            endpoint.keep_alive.map(|one| (one.interval, one.timeout))
+        };
+        let (ten, three) = (Duration::from_secs(10), Duration::from_secs(3));
+        assert_eq!(read(Some((10, 0)), Some((3, 0))), Some((ten, three)));
+        assert_eq!(read(Some((0, 1)), Some((3, 0))), Some((PING_INTERVAL_MIN, three)));
+        assert_eq!(read(Some((-1, 0)), Some((3, 0))), None);
+        assert_eq!(read(None, Some((3, 0))), None);
+        assert_eq!(read(Some((10, 0)), None), None);
     }
 }

@@ -1,6 +1,6 @@
 //! Why a message of the control plane is refused.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// A field of a control-plane message that breaks the API's rules. The whole message is refused with it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,9 +36,13 @@ impl Invalid {
     }
 }
 
+/// Nobody waits for longer, and a clock's time can still be added to it.
+const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
 /// Reads a protobuf duration; negative or overlong values are refused.
-pub(crate) fn duration(field: &str, value: prost_types::Duration) -> Result<std::time::Duration, Invalid> {
-    std::time::Duration::try_from(value).map_err(|error| Invalid::new(field, error))
+pub(crate) fn duration(field: &str, value: prost_types::Duration) -> Result<Duration, Invalid> {
+    let time = Duration::try_from(value).map_err(|error| Invalid::new(field, error))?;
+    Ok(time.min(DURATION_MAX))
 }
 
 /// Converts each item of a repeated field, naming the index of the first bad one.

@@ -8,6 +8,7 @@
 pub mod affinity;
 pub mod authorize;
 pub mod balance;
+pub mod breaker;
 pub mod budget;
 pub mod endpoint;
 pub mod filter;

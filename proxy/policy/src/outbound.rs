@@ -104,9 +104,11 @@ pub struct Mirror {
 /// Time limits of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From the request's start to the response's headers.
+    /// From the request's start to the response's headers, tries and all: what a ServiceProfile's route sets.
+    pub head: Option<Duration>,
+    /// From the end of the request, as far as the client is concerned, to the response's end.
     pub response: Option<Duration>,
-    /// From the request's start to the response's end.
+    /// From the request's start to the response's end, tries and all.
     pub request: Option<Duration>,
     /// Without any data either way.
     pub idle: Option<Duration>,
@@ -121,10 +123,12 @@ pub struct Retry {
     pub max_request_bytes: usize,
     /// Failures that are worth another try.
     pub conditions: RetryConditions,
-    /// A try without response headers after this long is given up.
+    /// A try without response headers so long after the request's end is given up.
     pub timeout: Option<Duration>,
     /// Pause between tries.
     pub backoff: Option<Backoff>,
+    /// Whether the pause is at least what the answer asks for (`Retry-After`), within the backoff's bounds.
+    pub respect_retry_after: bool,
     /// What all requests to the service may spend on retries together.
     pub budget: Option<Arc<RetryBudget>>,
 }
@@ -149,8 +153,10 @@ pub enum Distribution {
     Empty,
     /// The first that is available.
     FirstAvailable(Vec<RouteBackend>),
-    /// At random by weight.
+    /// At random by weight. A backend that has no endpoints answers for its share, as Gateway API wants it.
     RandomAvailable(Vec<RouteBackend>, Weights),
+    /// At random by weight, among those that have endpoints: a ServiceProfile's targets.
+    Split(Vec<RouteBackend>, Weights),
 }
 
 /// A backend of a rule.
@@ -243,7 +249,7 @@ pub struct FailureAccrual {
     pub success_rate: Option<SuccessRate>,
     /// How long it rests.
     pub backoff: Backoff,
-    /// Whether it rests as long as its answer asks for (`Retry-After`), within the backoff's bounds.
+    /// Whether it rests for at least as long as its answers ask for (`Retry-After`), within the backoff's bounds.
     pub respect_retry_after: bool,
     /// At least this many endpoints stay in use.
     pub min_ready_endpoints: u32,
@@ -399,8 +405,30 @@ impl Distribution {
     pub fn backends(&self) -> &[RouteBackend] {
         match self {
             Self::Empty => &[],
-            Self::FirstAvailable(backends) | Self::RandomAvailable(backends, _) => backends,
+            Self::FirstAvailable(backends)
+            | Self::RandomAvailable(backends, _)
+            | Self::Split(backends, _) => backends,
         }
+    }
+}
+
+impl Timeouts {
+    /// How long a request may take with all its tries, at least until its response begins.
+    pub fn whole(&self) -> Option<Duration> {
+        match (self.request, self.head) {
+            (Some(one), Some(two)) => Some(one.min(two)),
+            (one, two) => one.or(two),
+        }
+    }
+}
+
+impl Retry {
+    /// The pause after so many tries, with `unit` drawn from 0..1. `asked` is what the last answer wanted.
+    pub fn pause(&self, tries: u32, asked: Option<Duration>, unit: f64) -> Option<Duration> {
+        let backoff = self.backoff.as_ref()?;
+        let pause = backoff.after(tries, unit);
+        let asked = asked.filter(|_| self.respect_retry_after);
+        Some(asked.map_or(pause, |asked| pause.max(asked.clamp(backoff.min, backoff.max))))
     }
 }
 

@@ -10,7 +10,8 @@ use std::{
 
 use heddle_proxy_policy::{
     self as policy, affinity,
-    balance::{Backoff, EwmaParams, PeakEwma, Successes},
+    balance::{Backoff, EwmaParams, PeakEwma},
+    breaker::{Breaker, Pass},
     endpoint::ProtocolHint,
 };
 use heddle_tls::PeerId;
@@ -21,7 +22,7 @@ use crate::{
     limits::{Gate, Permit, Service},
     metrics::{http::HttpHandles, labels::Labels, tcp::TcpHandles},
     transport_header::TransportHeader,
-    upstream::{Peer, Target, TargetTls, Upstream},
+    upstream::{Care, ConnectError, Peer, Target, TargetTls, Upstream},
     worker::Worker,
 };
 
@@ -35,8 +36,22 @@ const CONNECT_BACKOFF: Backoff = Backoff {
 /// An endpoint that has been picked, with its place under the limits.
 #[derive(Debug)]
 pub(crate) struct Picked {
-    pub(super) endpoint: Rc<Endpoint>,
-    pub(super) permit: Option<Permit>,
+    endpoint: Rc<Endpoint>,
+    pass: Pass,
+    permit: Option<Permit>,
+    probe: Option<Probe>,
+    _trial: Option<Trial>,
+}
+
+/// A connection to an endpoint that took none last time. Meanwhile nobody else makes one.
+#[derive(Debug)]
+struct Trial(Rc<Endpoint>);
+
+/// A request whose answer decides whether the endpoint gets more. When it ends without one, another takes its place.
+#[derive(Debug)]
+struct Probe {
+    endpoint: Rc<Endpoint>,
+    pass: Pass,
 }
 
 /// One endpoint, with what this worker knows of it.
@@ -47,14 +62,15 @@ pub(crate) struct Endpoint {
     pub(super) id: u64,
     pub(super) gate: Rc<Gate>,
     pub(super) load: RefCell<PeakEwma>,
-    pub(super) in_flight: Cell<u32>,
-    /// Failed connections in a row, and failed responses in a row.
+    pub(super) in_flight: Rc<Cell<u32>>,
+    /// Failed connections in a row.
     connect_failures: Cell<u32>,
-    pub(super) failures: Cell<u32>,
-    /// Rests in a row, without a success in between.
-    pub(super) trips: Cell<u32>,
-    pub(super) successes: RefCell<Successes>,
-    pub(super) rests_until: Cell<Option<Instant>>,
+    /// When the next connection may be made, after one that failed.
+    connects_at: Cell<Option<Instant>>,
+    /// Whether one is being made that shows whether it takes any.
+    is_tried: Cell<bool>,
+    /// Judges its answers.
+    pub(super) breaker: RefCell<Breaker>,
     /// For requests.
     pub(super) http: Rc<Upstream>,
     /// For connections of bytes.
@@ -70,7 +86,9 @@ pub(crate) struct Endpoint {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     endpoint: Rc<Endpoint>,
+    pass: Pass,
     _permit: Option<Permit>,
+    _probe: Option<Probe>,
 }
 
 impl Endpoint {
@@ -106,6 +124,11 @@ impl Endpoint {
         let peer = identity.ok().map(|id| Peer::new(id, info.server_name.as_ref()));
         let proves_identity = peer.is_some();
         let connect_timeout = worker.config.outbound.connect_timeout;
+        let in_flight = Rc::new(Cell::new(0));
+        let care = info.keep_alive.map(|keep_alive| Care {
+            keep_alive,
+            in_flight: in_flight.clone(),
+        });
         let upstream = |addr, tls| {
             Upstream::new(
                 Target {
@@ -113,6 +136,7 @@ impl Endpoint {
                     connect_timeout,
                     tls,
                     near: false,
+                    care: care.clone(),
                 },
                 worker.tls.clone(),
                 tcp.clone(),
@@ -145,12 +169,11 @@ impl Endpoint {
             id: affinity::endpoint_id(info.addr),
             gate,
             load: RefCell::new(PeakEwma::new(ewma, std::time::Instant::now())),
-            in_flight: Cell::new(0),
+            in_flight,
             connect_failures: Cell::new(0),
-            failures: Cell::new(0),
-            trips: Cell::new(0),
-            successes: RefCell::new(Successes::new(std::time::Instant::now())),
-            rests_until: Cell::new(None),
+            connects_at: Cell::new(None),
+            is_tried: Cell::new(false),
+            breaker: RefCell::new(Breaker::new(Instant::now().into_std())),
             http,
             opaque,
             handles: HttpHandles::new(worker.metrics.clone(), labels),
@@ -160,15 +183,69 @@ impl Endpoint {
         })
     }
 
+    /// Whether it could take a request now.
     pub(super) fn is_ready(&self, now: Instant) -> bool {
-        match self.rests_until.get() {
-            Some(until) if until > now => false,
-            Some(_) => {
-                // One try is let through; another failure makes the rest longer.
-                self.rests_until.set(None);
-                true
+        self.connects(now) && self.breaker.borrow().admits(now.into_std())
+    }
+
+    /// Whether it could take a connection of bytes now, which nobody judges.
+    pub(super) fn takes_bytes(&self, now: Instant) -> bool {
+        self.connects(now) && !self.breaker.borrow().rests(now.into_std())
+    }
+
+    fn connects(&self, now: Instant) -> bool {
+        self.connects_at.get().is_none_or(|at| at <= now) && !self.is_tried.get()
+    }
+
+    /// When it could take a request, if it is not ready, as far as time alone tells.
+    pub(super) fn ready_at(&self) -> Option<Instant> {
+        let admits_at = self.breaker.borrow().admits_at().map(Instant::from_std);
+        self.connects_at.get().max(admits_at)
+    }
+
+    /// Whether it took the last connection that was to be made.
+    pub(super) fn is_reachable(&self) -> bool {
+        self.connect_failures.get() == 0
+    }
+
+    /// Whether nothing speaks against it: what it got last, it took.
+    pub(super) fn is_sound(&self) -> bool {
+        self.is_reachable() && self.breaker.borrow().is_open()
+    }
+
+    /// Sees whether one that failed takes connections again, for requests that go around it as long as it does not.
+    pub(super) fn try_again(self: &Rc<Self>, now: Instant) {
+        if self.is_reachable() || !self.connects(now) {
+            return;
+        }
+        let trial = Trial::begin(self);
+        tokio::task::spawn_local(async move {
+            let endpoint = &trial.0;
+            match Box::pin(endpoint.http.connect()).await {
+                Ok(_) => endpoint.connected(),
+                Err(ConnectError::Limited { .. }) => {}
+                Err(_) => endpoint.connect_failed(),
             }
-            None => true,
+        });
+    }
+
+    /// Takes it for what comes next, which is judged unless it is bytes.
+    pub(super) fn pick(self: &Rc<Self>, permit: Option<Permit>, judged: bool) -> Picked {
+        let mut breaker = self.breaker.borrow_mut();
+        let pass = match judged && !breaker.is_open() {
+            true => breaker.pass(Instant::now().into_std()),
+            false => breaker.pass_by(),
+        };
+        drop(breaker);
+        Picked {
+            endpoint: self.clone(),
+            pass,
+            permit,
+            probe: pass.is_probe().then(|| Probe {
+                endpoint: self.clone(),
+                pass,
+            }),
+            _trial: (!self.is_reachable()).then(|| Trial::begin(self)),
         }
     }
 
@@ -221,29 +298,44 @@ impl Endpoint {
     /// A connection failed: the endpoint rests. Several requests that waited for the one connection count once.
     pub(crate) fn connect_failed(&self) {
         let now = Instant::now();
-        if self.rests_until.get().is_some_and(|until| until > now) {
+        if self.connects_at.get().is_some_and(|at| at > now) {
             return;
         }
         let failures = self.connect_failures.get().saturating_add(1);
         self.connect_failures.set(failures);
-        self.rests_until
+        self.connects_at
             .set(Some(now + CONNECT_BACKOFF.after(failures, rand::random())));
     }
 
     /// A connection was there.
     pub(crate) fn connected(&self) {
         self.connect_failures.set(0);
+        self.connects_at.set(None);
     }
 }
 
 impl Picked {
+    /// By this its answer is known.
+    pub(crate) fn pass(&self) -> Pass {
+        self.pass
+    }
+
     /// Counts what it was picked for as in flight until what is returned is dropped.
     pub(crate) fn begin(self) -> InFlight {
-        let Self { endpoint, permit } = self;
+        let Self {
+            endpoint,
+            pass,
+            permit,
+            probe,
+            // It is connected.
+            _trial,
+        } = self;
         endpoint.in_flight.set(endpoint.in_flight.get() + 1);
         InFlight {
             endpoint,
+            pass,
             _permit: permit,
+            _probe: probe,
         }
     }
 }
@@ -260,10 +352,38 @@ impl InFlight {
     pub(crate) fn endpoint(&self) -> &Rc<Endpoint> {
         &self.endpoint
     }
+
+    /// By this its answer is known.
+    pub(crate) fn pass(&self) -> Pass {
+        self.pass
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.in_flight.set(self.endpoint.in_flight.get() - 1);
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        let now = Instant::now().into_std();
+        if self.endpoint.breaker.borrow_mut().over(self.pass, now) {
+            self.endpoint.gate.endpoint_is_free();
+        }
+    }
+}
+
+impl Trial {
+    fn begin(endpoint: &Rc<Endpoint>) -> Self {
+        endpoint.is_tried.set(true);
+        Self(endpoint.clone())
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        self.0.is_tried.set(false);
+        self.0.gate.endpoint_is_free();
     }
 }

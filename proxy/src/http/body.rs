@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{
     grpc_status,
     incoming::Incoming,
-    limit::Limit,
+    limit::{Deadline, Limit},
     replay::{Kept, Replay, ReplayBody},
     serve::Busy,
     tracker::{Cut, Tracker},
@@ -40,8 +40,8 @@ pub(crate) enum BodyError {
     H2(#[from] h2::Error),
     #[error(transparent)]
     Http1(#[from] Box<Http1Error>),
-    #[error("the response took longer than its policy allows")]
-    Timeout,
+    #[error("the response took longer than its policy allows ({0})")]
+    Timeout(Limit),
     #[error("neither side sent anything for longer than its policy allows")]
     Idle,
     #[error("another try of the request has begun")]
@@ -60,7 +60,7 @@ impl BodyError {
     /// How metrics tell of it.
     pub(crate) fn cut(&self) -> Cut {
         let stream = match self {
-            Self::Timeout => Limit::Request.stream_label(),
+            Self::Timeout(limit) => limit.stream_label(),
             Self::Idle => Limit::Idle.stream_label(),
             Self::H2(error) => h2_label(error),
             Self::Hyper(_) | Self::Http1(_) => "IO",
@@ -117,7 +117,12 @@ pub(crate) struct ClientBody {
     body: Incoming,
     counter: Option<Rc<StreamHandles>>,
     activity: Option<Activity>,
+    sent: Option<Sent>,
 }
+
+/// When all of a client's request was there. Shared by the body and who waits for its end.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sent(Rc<Cell<Option<Instant>>>);
 
 /// When either side of a stream last moved. Shared by both.
 #[derive(Clone, Debug)]
@@ -176,12 +181,38 @@ impl Idle {
     }
 }
 
+impl Sent {
+    pub(crate) fn at(&self) -> Option<Instant> {
+        self.0.get()
+    }
+
+    /// It is there as of now.
+    pub(crate) fn now(&self) {
+        self.0.set(Some(Instant::now()));
+    }
+}
+
 impl ClientBody {
     pub(crate) fn new(body: Incoming, counter: Option<Rc<StreamHandles>>) -> Self {
         Self {
             body,
             counter,
             activity: None,
+            sent: None,
+        }
+    }
+
+    /// Notes there when it has come to its end.
+    #[must_use]
+    pub(crate) fn noting_end(mut self, sent: Option<Sent>) -> Self {
+        self.sent = sent;
+        self.note_end(false);
+        self
+    }
+
+    fn note_end(&mut self, over: bool) {
+        if let Some(sent) = self.sent.take_if(|_| over || self.body.is_end_stream()) {
+            sent.now();
         }
     }
 
@@ -210,6 +241,9 @@ impl Body for ClientBody {
             && let Some(data) = frame.data_ref()
         {
             counter.request_frame(data.len());
+        }
+        if let Poll::Ready(frame) = &polled {
+            this.note_end(!matches!(frame, Some(Ok(frame)) if frame.is_data()));
         }
         polled
     }
@@ -324,7 +358,7 @@ impl Body for RequestBody {
 pub(crate) struct ResponseBody {
     source: Source,
     tracker: Option<Tracker>,
-    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+    deadline: Option<(Pin<Box<tokio::time::Sleep>>, Limit)>,
     idle: Option<Box<Idle>>,
     /// Who else looks at the request; mostly nobody.
     observed: Option<Box<Observed>>,
@@ -444,8 +478,8 @@ impl ResponseBody {
 
     /// Fails when it has not ended by then.
     #[must_use]
-    pub(crate) fn deadline(mut self, deadline: Option<Instant>) -> Self {
-        self.deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
+    pub(crate) fn deadline(mut self, deadline: Option<Deadline>) -> Self {
+        self.deadline = deadline.map(|end| (Box::pin(tokio::time::sleep_until(end.at)), end.limit));
         self
     }
 
@@ -527,12 +561,13 @@ impl Body for ResponseBody {
         let polled = this.source.poll_frame(cx);
         match &polled {
             Poll::Pending => {
-                if let Some(deadline) = &mut this.deadline
+                if let Some((deadline, limit)) = &mut this.deadline
                     && deadline.as_mut().poll(cx).is_ready()
                 {
+                    let limit = *limit;
                     this.deadline = None;
-                    this.fail(&BodyError::Timeout);
-                    return Poll::Ready(Some(Err(BodyError::Timeout)));
+                    this.fail(&BodyError::Timeout(limit));
+                    return Poll::Ready(Some(Err(BodyError::Timeout(limit))));
                 }
                 if let Some(idle) = &mut this.idle
                     && idle.poll(cx).is_ready()

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 pub(crate) enum Limit {
     /// From the request's start to the response's end, with all tries.
     Request,
-    /// From the request's start to the response's head.
+    /// From the request's end to the response's end, in one try.
     Response,
     /// Of one try that is not the last.
     Try,
@@ -69,9 +69,5 @@ impl Deadline {
     /// The one that passes first, and of several at once the first.
     pub(crate) fn earliest(all: impl IntoIterator<Item = Option<Self>>) -> Option<Self> {
         all.into_iter().flatten().min_by_key(|one| one.at)
-    }
-
-    pub(crate) fn has_passed(&self) -> bool {
-        Instant::now() >= self.at
     }
 }

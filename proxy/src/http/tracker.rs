@@ -90,8 +90,11 @@ impl Tracker {
             for stream in [&self.streams.0, &self.streams.1].into_iter().flatten() {
                 stream.response_frame(data.len());
             }
-        } else if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
-            self.grpc_status = Some(status);
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.grpc_status = grpc_status(trailers).or(self.grpc_status);
+            if let Some(verdict) = &mut self.verdict {
+                verdict.trailers(trailers);
+            }
         }
     }
 

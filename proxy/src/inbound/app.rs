@@ -32,6 +32,7 @@ impl App {
             connect_timeout: worker.config.inbound.connect_timeout,
             tls: None,
             near: true,
+            care: None,
         };
         Self {
             upstream: Upstream::new(target, worker.tls.clone(), tcp, None),

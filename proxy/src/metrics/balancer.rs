@@ -149,21 +149,17 @@ impl BalancerHandles {
         self.ready.set(ready);
         self.pending.set(all - ready);
         self.p2c_endpoints.set(all);
-        if ready > 0 {
-            self.gate.set_open(true);
-        }
     }
 
-    /// A request has waited its time in vain.
-    pub(crate) fn failed_fast(&self) {
-        self.gate.set_open(false);
+    /// From now on requests wait for an endpoint, or fail at once.
+    pub(crate) fn gate_turned(&self, open: bool) {
+        self.gate.set_open(open);
     }
 
     /// A request found its endpoint at once.
     pub(crate) fn served_at_once(&self) {
         self.queue_requests.add(1);
         self.queue_latency.observe(0);
-        self.gate.set_open(true);
     }
 
     /// A request waits until what is returned is dropped.
@@ -240,15 +236,10 @@ mod tests {
             ([1.0, 0.0], true, 3.0)
         );
         for _ in 0..2 {
-            handles.failed_fast();
+            handles.gate_turned(false);
             assert_eq!((gate(), is_open()), ([1.0, 1.0], false));
         }
-        handles.endpoints(1, 0);
-        assert!(!is_open(), "an endpoint that rests is no hope");
-        handles.endpoints(1, 1);
+        handles.gate_turned(true);
         assert_eq!((gate(), is_open()), ([2.0, 1.0], true));
-        handles.failed_fast();
-        handles.served_at_once();
-        assert_eq!((gate(), is_open()), ([3.0, 2.0], true));
     }
 }

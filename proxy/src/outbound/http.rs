@@ -15,22 +15,21 @@ use heddle_proxy_policy::{
 };
 use heddle_tls::PeerId;
 use http::{HeaderValue, Request, Response, Version, header, request::Parts, uri::Authority};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::{
-    Known, Target, attempt::Patience, counters::RouteCounters, mirror::Copies, overrides::Asked,
-    sticky::Chosen, target::Policy,
+    Known, Target, clock::Clock, counters::RouteCounters, mirror::Copies, overrides::Asked, sticky::Chosen,
+    target::Policy,
 };
 use crate::{
     dst::NameAddr,
     http::{
         ProxyError, RequestBody, ResponseBody,
-        body::{Activity, ClientBody},
+        body::{Activity, ClientBody, Sent},
         filter, headers,
         incoming::Incoming,
         is_grpc,
-        limit::{Deadline, Limit},
         serve::{self, HttpVersion},
         strict,
     },
@@ -43,7 +42,7 @@ use crate::{
     worker::Worker,
 };
 
-pub(super) use errand::Errand;
+pub(super) use errand::{Errand, override_authority};
 
 /// A client's connection.
 pub(super) struct Client {
@@ -67,8 +66,12 @@ pub(super) struct Way<'p> {
     /// The part of the path by which the rule was chosen.
     pub(super) prefix: Option<&'p str>,
     /// The rule's, or what the request asks for where the rule allows it.
-    pub(super) timeouts: Timeouts,
+    pub(super) timeouts: &'p Timeouts,
     pub(super) retry: Option<&'p Retry>,
+    /// The limit of this try.
+    pub(super) one_try: Option<Duration>,
+    /// When all of the client's request was there, where a limit counts from then.
+    pub(super) sent: Option<&'p Sent>,
     /// When either side last moved, where idle streams are ended.
     pub(super) activity: Option<&'p Activity>,
     /// The counters of the ServiceProfile's route.
@@ -76,7 +79,7 @@ pub(super) struct Way<'p> {
     /// Who the endpoint must be.
     pub(super) require_id: Option<&'p PeerId>,
     /// Whether the client speaks HTTP/1.
-    http1: bool,
+    pub(super) http1: bool,
     pub(super) started: Instant,
 }
 
@@ -98,6 +101,28 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Box<Known>, version: HttpVe
 }
 
 impl Way<'_> {
+    fn is_limited(&self) -> bool {
+        let Timeouts {
+            head,
+            response,
+            request,
+            idle,
+        } = self.timeouts;
+        [head, response, request, idle, &self.one_try]
+            .iter()
+            .any(|limit| limit.is_some())
+    }
+
+    /// The limits of a try that begins now.
+    pub(super) fn clock(&self) -> Clock {
+        Clock::new(self.started, *self.timeouts, self.one_try, self.sent.cloned())
+    }
+
+    /// When the request's time is over, whatever its tries come to.
+    pub(super) fn ends_at(&self) -> Option<Instant> {
+        Some(self.started + self.timeouts.whole()?)
+    }
+
     /// Has the route count what came of a request, or of one try.
     fn counted(
         &self,
@@ -218,8 +243,12 @@ impl Client {
         let counters = policy
             .counters
             .route(metrics, &policy.policy, &route.meta, rule, host.as_deref());
-        let timeouts = asked.timeouts.unwrap_or(rule.timeouts);
+        let timeouts = asked.timeouts.as_ref().unwrap_or(&rule.timeouts);
+        let retry = asked.retry.as_ref().or(rule.retry.as_ref());
         let activity = timeouts.idle.map(Activity::new);
+        let counts_from_end =
+            timeouts.response.is_some() || retry.is_some_and(|retry| retry.timeout.is_some());
+        let sent = counts_from_end.then(Sent::default);
         let way = Way {
             policy: &policy,
             http,
@@ -232,7 +261,9 @@ impl Client {
                 .flatten(),
             timeouts,
             activity: activity.as_ref(),
-            retry: asked.retry.as_ref().or(rule.retry.as_ref()),
+            retry,
+            one_try: None,
+            sent: sent.as_ref(),
             route: policy.route_handles(rule),
             require_id: asked.id.as_ref(),
             http1: version == HttpVersion::Http1,
@@ -266,7 +297,9 @@ impl Client {
         }
         let (head, body) = request.into_parts();
         let head = Box::new(head);
-        let body = ClientBody::new(body, Some(way.counters.stream.clone())).noting(way.activity.cloned());
+        let body = ClientBody::new(body, Some(way.counters.stream.clone()))
+            .noting(way.activity.cloned())
+            .noting_end(way.sent.cloned());
         let body = RequestBody::Incoming(body);
         if let Some(route) = way.route {
             route.request(Of::Request);
@@ -291,7 +324,7 @@ impl Client {
     ) -> Result<Response<ResponseBody>, ProxyError> {
         match way.retry {
             Some(retry) => Box::pin(super::retry::send(self, way, retry, head, body)).await,
-            None => self.send(way, None, head, body).await,
+            None => self.send(way, head, body).await,
         }
     }
 
@@ -299,50 +332,37 @@ impl Client {
     pub(super) async fn send(
         self: &Rc<Self>,
         way: Way<'_>,
-        of_try: Option<Duration>,
         head: Box<Parts>,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, ProxyError> {
-        let started = way.started;
-        let Timeouts {
-            response,
-            request,
-            // Watched over by `way.activity`.
-            idle: _,
-        } = way.timeouts;
-        let end = request.map(|limit| started + limit);
-        let patience = Patience {
-            until: Deadline::earliest([
-                Limit::Request.of(started, request),
-                Limit::Response.of(started, response),
-                // The clock is asked only where it matters.
-                of_try.and_then(|_| Limit::Try.of(Instant::now(), of_try)),
-            ]),
-            activity: way.activity,
-        };
-        let sending = self.send_untimed(way, &patience, head, body);
         let tried = way.route.map(|route| {
             route.request(Of::Try);
             Instant::now()
         });
-        let result = match patience {
-            Patience {
-                until: None,
-                activity: None,
-            } => sending.await,
-            _ => Box::pin(bounded(sending, &patience)).await,
+        let result = match way.is_limited() {
+            false => self.send_untimed(way, None, head, body).await,
+            true => Box::pin(self.send_in_time(way, head, body)).await,
         };
-        let response = way.counted(Of::Try, tried.unwrap_or(started), result)?;
-        Ok(match (end, way.activity) {
-            (None, None) => response,
-            (end, activity) => response.map(|body| body.deadline(end).idle(activity.cloned())),
-        })
+        way.counted(Of::Try, tried.unwrap_or(way.started), result)
+    }
+
+    async fn send_in_time(
+        self: &Rc<Self>,
+        way: Way<'_>,
+        head: Box<Parts>,
+        body: RequestBody,
+    ) -> Result<Response<ResponseBody>, ProxyError> {
+        let clock = way.clock();
+        let sending = self.send_untimed(way, Some(&clock), head, body);
+        let response = clock.bound(sending, way.activity).await?;
+        let ends_at = clock.ends_at();
+        Ok(response.map(|body| body.deadline(ends_at).idle(way.activity.cloned())))
     }
 
     async fn send_untimed(
         self: &Rc<Self>,
         way: Way<'_>,
-        patience: &Patience<'_>,
+        clock: Option<&Clock>,
         mut head: Box<Parts>,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, ProxyError> {
@@ -364,7 +384,7 @@ impl Client {
             route: way.route,
             require_id: way.require_id,
             started: way.started,
-            patience,
+            clock,
         };
         let (endpoint, mut response) = match Copies::draw(&backend.mirrors, &head) {
             None => self.to_balancer(balancer, errand, head, body).await?,
@@ -396,35 +416,6 @@ impl Client {
     fn authority(&self) -> Authority {
         Authority::try_from(self.target.dst.to_string()).unwrap_or(Authority::from_static("localhost"))
     }
-}
-
-/// A try that must have its response's head in time, and without its request's body standing still for too long.
-async fn bounded(
-    sending: impl Future<Output = Result<Response<ResponseBody>, ProxyError>>,
-    Patience { until, activity }: &Patience<'_>,
-) -> Result<Response<ResponseBody>, ProxyError> {
-    let late = async {
-        match until {
-            Some(Deadline { at, limit, after }) => {
-                sleep_until(*at).await;
-                (*limit, *after)
-            }
-            None => std::future::pending().await,
-        }
-    };
-    let idle = async {
-        match activity {
-            Some(activity) => (Limit::Idle, activity.idle().await),
-            None => std::future::pending().await,
-        }
-    };
-    let (limit, after) = tokio::select! {
-        biased;
-        result = sending => return result,
-        passed = late => passed,
-        passed = idle => passed,
-    };
-    Err(ProxyError::Timeout { limit, after })
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::{
-    attempt::Patience,
     http::{Client, Errand},
     target::Policy,
 };
@@ -110,11 +109,12 @@ async fn one(
             layer: Layer::Http,
             wish: Wish::Any,
             limits: mirror.backend.limits,
+            failfast: mirror.backend.failfast_timeout,
         },
         route: None,
         require_id: None,
         started: Instant::now(),
-        patience: &Patience::default(),
+        clock: None,
     };
     let (_, answer) = client.to_balancer(balancer, errand, head, body).await?;
     // What is not read to its end closes its connection, which is as good.

@@ -50,7 +50,7 @@ pub(super) async fn carry(
             Some(Affinity::Hash(key)) => sticky::hashed(key, None, client),
             Some(Affinity::Persist(_)) | None => Wish::Any,
         };
-        let limits = chosen.backend.limits;
+        let (limits, failfast) = (chosen.backend.limits, chosen.backend.failfast_timeout);
         let balancer = balancer.clone();
         let labels = Labels::default()
             .port_reference("parent", &policy.policy.parent)
@@ -60,7 +60,12 @@ pub(super) async fn carry(
             _ => (&worker.metrics.outbound_tcp, Layer::Tcp),
         };
         let open = families.open(labels);
-        let terms = Terms { layer, wish, limits };
+        let terms = Terms {
+            layer,
+            wish,
+            limits,
+            failfast,
+        };
         match Box::pin(connect(&balancer, terms)).await {
             Ok((upstream, in_flight)) => (upstream, in_flight, open),
             Err(error) => {
@@ -76,7 +81,7 @@ pub(super) async fn carry(
 }
 
 async fn connect(balancer: &Balancer, terms: Terms) -> Result<(Io, InFlight), ProxyError> {
-    let deadline = balancer.failfast_deadline();
+    let deadline = terms.deadline();
     loop {
         let endpoint = balancer.pick(terms, deadline).await?;
         let started = Instant::now();

@@ -50,12 +50,13 @@ impl Asked {
 }
 
 fn timeouts(headers: &mut HeaderMap, own: Timeouts) -> Option<Timeouts> {
-    let request = duration(headers, "l5d-timeout").or(duration(headers, "l5d-request-timeout"));
+    let short = duration(headers, "l5d-timeout");
+    let request = duration(headers, "l5d-request-timeout").or(short);
     let response = duration(headers, "l5d-response-timeout");
     (request.is_some() || response.is_some()).then(|| Timeouts {
         request: request.or(own.request),
         response: response.or(own.response),
-        idle: own.idle,
+        ..own
     })
 }
 
@@ -67,12 +68,18 @@ fn retry(headers: &mut HeaderMap, own: Option<&Retry>) -> Option<Retry> {
     if limit.is_none() && http.is_none() && grpc.is_none() && timeout.is_none() {
         return None;
     }
-    let conditions = match (http, grpc, own) {
-        (Some(http), Some(grpc), _) => RetryConditions::Either(http, grpc),
-        (Some(http), None, _) => RetryConditions::Http(http),
-        (None, Some(grpc), _) => RetryConditions::Grpc(grpc),
-        (None, None, Some(own)) => own.conditions.clone(),
-        (None, None, None) => RetryConditions::Http(vec![500..=599]),
+    let (own_http, own_grpc) = match own.map(|own| &own.conditions) {
+        Some(RetryConditions::Http(http)) => (Some(http), None),
+        Some(RetryConditions::Grpc(grpc)) => (None, Some(grpc)),
+        Some(RetryConditions::Either(http, grpc)) => (Some(http), Some(grpc)),
+        // A ServiceProfile's, whose requests set nothing.
+        Some(RetryConditions::Failures(_)) | None => (None, None),
+    };
+    let conditions = match (http.or(own_http.cloned()), grpc.or(own_grpc.cloned())) {
+        (Some(http), Some(grpc)) => RetryConditions::Either(http, grpc),
+        (Some(http), None) => RetryConditions::Http(http),
+        (None, Some(grpc)) => RetryConditions::Grpc(grpc),
+        (None, None) => RetryConditions::Http(vec![500..=599]),
     };
     Some(Retry {
         max_retries: limit
@@ -83,6 +90,7 @@ fn retry(headers: &mut HeaderMap, own: Option<&Retry>) -> Option<Retry> {
         conditions,
         timeout: timeout.or(own.and_then(|own| own.timeout)),
         backoff: own.map_or(Some(BACKOFF), |own| own.backoff),
+        respect_retry_after: own.is_some_and(|own| own.respect_retry_after),
         budget: own.and_then(|own| own.budget.clone()),
     })
 }
@@ -100,9 +108,9 @@ fn duration(headers: &mut HeaderMap, name: &str) -> Option<Duration> {
 /// `500`, `500-504`, `5xx`, `gateway-error`, separated by commas.
 fn statuses(text: &str) -> Option<Vec<RangeInclusive<u16>>> {
     let status = |text: &str| text.parse().ok().filter(|status| (100..600).contains(status));
-    let one = |text: &str| match text {
-        "5xx" => Some(500..=599),
-        "gateway-error" => Some(502..=504),
+    each(text, |item| match item {
+        _ if item.eq_ignore_ascii_case("5xx") => Some(500..=599),
+        _ if item.eq_ignore_ascii_case("gateway-error") => Some(502..=504),
         range => match range.split_once('-') {
             None => status(range).map(|status| status..=status),
             Some((start, end)) => {
@@ -110,21 +118,28 @@ fn statuses(text: &str) -> Option<Vec<RangeInclusive<u16>>> {
                 (start <= end).then_some(start..=end)
             }
         },
-    };
-    text.split(',').map(|text| one(text.trim())).collect()
+    })
 }
 
 /// Names of gRPC statuses, separated by commas.
 fn codes(text: &str) -> Option<Vec<u32>> {
-    let one = |text: &str| match text {
-        "cancelled" => Some(1),
-        "deadline-exceeded" => Some(4),
-        "resource-exhausted" => Some(8),
-        "internal" => Some(13),
-        "unavailable" => Some(14),
-        _ => None,
-    };
-    text.split(',').map(|text| one(text.trim())).collect()
+    let known = [
+        ("cancelled", 1),
+        ("deadline-exceeded", 4),
+        ("resource-exhausted", 8),
+        ("internal", 13),
+        ("unavailable", 14),
+    ];
+    each(text, |item| {
+        let found = known.iter().find(|(name, _)| item.eq_ignore_ascii_case(name));
+        found.map(|(_, code)| *code)
+    })
+}
+
+/// The items of a list that can be read, if there are any; the others are left out, as with Linkerd.
+fn each<T>(text: &str, read: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+    let items: Vec<_> = text.split(',').filter_map(|item| read(item.trim())).collect();
+    (!items.is_empty()).then_some(items)
 }
 
 #[cfg(test)]
@@ -186,6 +201,36 @@ mod tests {
             .expect("asked")
             .request;
         assert_eq!(request, Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn what_can_be_read_of_a_list_holds() {
+        assert_eq!(statuses("5XX"), Some(vec![500..=599]));
+        assert_eq!(
+            statuses("Gateway-Error,teapot, 429,504-500"),
+            Some(vec![502..=504, 429..=429])
+        );
+        assert_eq!(
+            codes("Unavailable,not-found,resource-exhausted"),
+            Some(vec![14, 8])
+        );
+        assert_eq!(codes("not-found"), None);
+    }
+
+    #[test]
+    fn what_a_request_does_not_say_is_as_its_rule_says() {
+        let own = retry(&mut map(&[("l5d-retry-grpc", "internal")]), None);
+        let mut headers = map(&[("l5d-retry-http", "429")]);
+        let asked = retry(&mut headers, own.as_ref()).expect("asked").conditions;
+        assert_eq!(asked, RetryConditions::Either(vec![429..=429], vec![13]));
+    }
+
+    #[test]
+    fn the_longer_name_comes_before_the_shorter() {
+        let mut both = map(&[("l5d-timeout", "1s"), ("l5d-request-timeout", "2s")]);
+        let asked = timeouts(&mut both, Timeouts::default()).expect("asked");
+        assert_eq!(asked.request, Some(Duration::from_secs(2)));
+        assert!(both.is_empty(), "neither goes on");
     }
 
     /// Lines of `name: value`: whatever they ask for is bounded, and none of them goes on.

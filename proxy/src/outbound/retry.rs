@@ -11,7 +11,10 @@ use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::http::{Client, Way};
-use crate::http::{ProxyError, RequestBody, ResponseBody, error::Side, grpc_status, is_grpc, limit::Limit};
+use crate::{
+    balance::of_head,
+    http::{ProxyError, RequestBody, ResponseBody, error::Side, grpc_status, is_grpc, limit::Limit},
+};
 
 /// How long a gRPC call's head waits for what comes next. A call that fails sends trailers right behind its head, and one
 /// that streams may send nothing for hours, while its client waits for the head.
@@ -30,8 +33,12 @@ pub(super) async fn send(
     }
     for tried in 0.. {
         let last = tried >= retry.max_retries;
-        let of_try = retry.timeout.filter(|_| !last);
-        let mut result = client.send(way, of_try, head.clone(), replay.body()).await;
+        let way = Way {
+            // There is nothing to gain by giving the last one up.
+            one_try: retry.timeout.filter(|_| !last),
+            ..way
+        };
+        let mut result = client.send(way, head.clone(), replay.body()).await;
         let failed = is_worth_another(retry, &mut result).await;
         if !failed && tried == 0 {
             return result;
@@ -47,6 +54,12 @@ pub(super) async fn send(
         }
         if !replay.can_repeat() {
             counters.overflow.add(1);
+            return result;
+        }
+        let pause = retry
+            .pause(tried + 1, asked(&result), rand::random())
+            .unwrap_or_default();
+        if way.ends_at().is_some_and(|end| Instant::now() + pause >= end) {
             return result;
         }
         let in_budget = retry
@@ -65,8 +78,8 @@ pub(super) async fn send(
             // Trailers that were looked at are what it ended with, for those who count.
             let _ = response.body_mut().frame().now_or_never();
         }
-        if let Some(backoff) = &retry.backoff {
-            sleep(backoff.after(tried + 1, rand::random())).await;
+        if !pause.is_zero() {
+            sleep(pause).await;
         }
     }
     unreachable!("the last try returns")
@@ -82,9 +95,15 @@ async fn is_worth_another(retry: &Retry, result: &mut Result<Response<ResponseBo
             }
             retry.conditions.hold(status, grpc)
         }
-        // A time that was set for tries. The others are the request's own: no time is left for another try.
+        // A time that was set for tries is there to be followed by another. Other limits end the request.
         Err(ProxyError::Timeout { limit, .. }) => *limit == Limit::Try,
         // As if the endpoint had answered 5xx, when the policy counts those.
         Err(error) => error.side() == Side::Upstream && retry.conditions.hold(error.status(), Some(14)),
     }
+}
+
+/// How long the endpoint wants to be left alone.
+fn asked(result: &Result<Response<ResponseBody>, ProxyError>) -> Option<Duration> {
+    let response = result.as_ref().ok()?;
+    of_head(response.status(), response.headers()).retry_after
 }

@@ -54,7 +54,7 @@ impl<'p> Chosen<'p> {
             (None, Some(Affinity::Hash(key))) => (hashed(key, Some(headers), client), None),
             (None, None) => (Wish::Any, None),
         };
-        let limits = backend.backend.limits;
+        let (limits, failfast) = (backend.backend.limits, backend.backend.failfast_timeout);
         Ok(Self {
             backend,
             balancer,
@@ -62,6 +62,7 @@ impl<'p> Chosen<'p> {
                 layer: Layer::Http,
                 wish,
                 limits,
+                failfast,
             },
             sticky,
         })

@@ -10,6 +10,7 @@ use std::{
 use ahash::AHashMap;
 use heddle_proxy_policy::{
     ClientPolicy,
+    balance::Weights,
     outbound::{
         Backend, Distribution, Http, Opaque, OpaqueVerdict, OutboundRule, Protocol, RouteBackend, TlsRoute,
     },
@@ -18,7 +19,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::counters::Counters;
 use crate::{
-    balance::Balancer,
+    balance::{Availability, Balancer},
     discovery::Outbound,
     dst::Dst,
     http::{ProxyError, serve::HttpVersion},
@@ -39,6 +40,15 @@ pub(crate) struct Target {
     current: RefCell<Option<Rc<Policy>>>,
     source: OnceCell<TcpHandles>,
     used: Cell<Instant>,
+}
+
+/// What a backend without endpoints does with its share.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Absent {
+    /// Fails it. Gateway API: a backend that has none has its share answered with 503.
+    Answers,
+    /// Leaves it to the others, as Linkerd does with a ServiceProfile's targets.
+    IsLeftOut,
 }
 
 /// A policy with this worker's balancers of its backends.
@@ -239,8 +249,8 @@ impl Policy {
             .ok_or(ProxyError::NoBackend)
     }
 
-    /// The backend for the next request or connection: the one that has the wanted endpoint, else by weight, or the first
-    /// that has an endpoint.
+    /// The backend for the next request or connection: the one that has the wanted endpoint, else by weight among those
+    /// whose endpoints do not all rest, or the first that has an endpoint.
     pub(crate) fn choose<'p>(
         &'p self,
         distribution: &'p Distribution,
@@ -260,18 +270,40 @@ impl Policy {
                 let mut first = None;
                 for one in backends {
                     let balancer = self.balancer(&one.backend)?;
-                    if backends.len() == 1 || balancer.is_available() {
+                    if backends.len() == 1 || balancer.availability() == Availability::Ready {
                         return Ok((one, balancer));
                     }
                     first.get_or_insert((one, balancer));
                 }
                 first.ok_or(ProxyError::NoBackend)
             }
-            Distribution::RandomAvailable(backends, weights) => {
-                let index = weights.pick(rand::random()).ok_or(ProxyError::NoBackend)?;
-                let one = backends.get(index).ok_or(ProxyError::NoBackend)?;
-                Ok((one, self.balancer(&one.backend)?))
-            }
+            Distribution::RandomAvailable(backends, weights) => self.draw(backends, weights, Absent::Answers),
+            Distribution::Split(backends, weights) => self.draw(backends, weights, Absent::IsLeftOut),
         }
+    }
+
+    /// One by weight; if it cannot take what comes next, one of those that can.
+    fn draw<'p>(
+        &'p self,
+        backends: &'p [RouteBackend],
+        weights: &Weights,
+        absent: Absent,
+    ) -> Result<(&'p RouteBackend, &'p Rc<Balancer>), ProxyError> {
+        let takes = |index: usize| {
+            let one = backends.get(index).map(|one| self.balancer(&one.backend));
+            match one.and_then(Result::ok).map(|balancer| balancer.availability()) {
+                Some(Availability::Ready) => true,
+                Some(Availability::Absent) => absent == Absent::Answers,
+                Some(Availability::Unready) | None => false,
+            }
+        };
+        let drawn = weights.pick(rand::random()).ok_or(ProxyError::NoBackend)?;
+        let index = match backends.len() == 1 || takes(drawn) {
+            true => drawn,
+            // When there is none, it waits for the one that was drawn.
+            false => weights.pick_among(rand::random(), takes).unwrap_or(drawn),
+        };
+        let one = backends.get(index).ok_or(ProxyError::NoBackend)?;
+        Ok((one, self.balancer(&one.backend)?))
     }
 }

@@ -102,7 +102,16 @@ impl Fickle {
             });
             return Response::new(StreamBody::new(pieces).boxed());
         }
-        let mut response = Response::new(Full::new(Bytes::from_static(b"ok")).boxed());
+        let body = match request.uri().path() {
+            "/echo" => request
+                .into_body()
+                .collect()
+                .await
+                .map(|body| body.to_bytes())
+                .unwrap_or_default(),
+            _ => Bytes::from_static(b"ok"),
+        };
+        let mut response = Response::new(Full::new(body).boxed());
         // Spread evenly, whatever the share.
         let percent = self.0.fail_percent.load(Relaxed);
         if (number + 1) * percent / 100 != number * percent / 100 {

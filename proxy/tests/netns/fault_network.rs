@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    apps::Http1,
+    apps::{Http1, serve_http, try_get},
     attack::{Honest, long},
     can_run,
     control::Script,
@@ -23,7 +23,7 @@ use crate::{
     fault_app::Fickle,
     http_traffic::{pair, service},
     net::{Namespace, Network, runtime},
-    pod::Pod,
+    pod::{Options, Pod},
     policies::{endpoint, http_rule, outbound_detect, path},
 };
 
@@ -182,4 +182,63 @@ fn a_paused_proxy_goes_on_where_it_stood() {
     assert_eq!(ids.len(), usize::try_from(all).expect("small"));
     let twice: Vec<_> = ids.iter().filter(|(_, times)| **times > 1).collect();
     assert!(twice.is_empty(), "sent more than once: {twice:?}");
+}
+
+/// A connection that nothing is heard on any more, as its endpoint's pings show; nobody waits for an answer.
+#[test]
+fn a_connection_whose_other_side_is_gone_is_given_up() {
+    if !can_run() {
+        return;
+    }
+    use linkerd2_proxy_api::destination::{Http2ClientParams, WeightedAddr, http2_client_params::KeepAlive};
+    let (network, script) = (Network::new(), Script::new());
+    let server = Pod::start(&network, &script, "server");
+    serve_http(&server.namespace, 8080, "server");
+    // Of one worker, which forgets an endpoint when no client is there any more.
+    let options = Options {
+        env: vec![("CORES", "1".to_owned())],
+    };
+    let client = Pod::start_with(&network, &script, "client", options);
+    script.set_outbound(service(), outbound_detect("web", http_rule("web")));
+    let time = |ms: i32| {
+        Some(prost_types::Duration {
+            seconds: 0,
+            nanos: ms * 1_000_000,
+        })
+    };
+    let known = WeightedAddr {
+        http2: Some(Http2ClientParams {
+            keep_alive: Some(KeepAlive {
+                interval: time(300),
+                timeout: time(500),
+                while_idle: true,
+            }),
+            ..Default::default()
+        }),
+        ..endpoint(server.namespace.ip, 8080, Some("server"), false)
+    };
+    script.set_endpoints(&path("web"), vec![known]);
+    let open = || {
+        let labels = [("direction", "outbound"), ("peer", "dst"), ("tls", "true")];
+        client.metric("tcp_open_connections", &labels).unwrap_or(0.0)
+    };
+    eventually("it answers", || {
+        let reply = client
+            .namespace
+            .block_on(|| async { try_get(service(), "/").await });
+        (reply.expect("a reply").status == 200 && open() > 0.0).then_some(())
+    });
+    let _stays = client
+        .namespace
+        .block_on(|| async { std::net::TcpStream::connect(service()).expect("connects") });
+    let before = open();
+    // Pings are answered: nothing ends meanwhile.
+    std::thread::park_timeout(Duration::from_secs(2));
+    assert_eq!(open(), before);
+    // As the redirection leaves them.
+    server.namespace.drop_packets("tcp dport 4143");
+    let start = std::time::Instant::now();
+    eventually("it is given up", || (open() == 0.0).then_some(()));
+    // The kernel alone takes its time.
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }

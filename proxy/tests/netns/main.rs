@@ -37,6 +37,7 @@ mod telemetry_bounds;
 mod telemetry_errors;
 mod telemetry_labels;
 mod tracing;
+mod tries;
 
 use std::time::{Duration, Instant};
 

@@ -157,6 +157,8 @@ fn extend_backend(backend: &mut Arc<Backend>, extension: &Extension) {
 fn backends_mut(distribution: &mut Distribution) -> &mut [super::RouteBackend] {
     match distribution {
         Distribution::Empty => &mut [],
-        Distribution::FirstAvailable(backends) | Distribution::RandomAvailable(backends, _) => backends,
+        Distribution::FirstAvailable(backends)
+        | Distribution::RandomAvailable(backends, _)
+        | Distribution::Split(backends, _) => backends,
     }
 }

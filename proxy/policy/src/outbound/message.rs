@@ -143,7 +143,7 @@ fn grpc_route(route: proto::GrpcRoute) -> Result<Route<OutboundRule>, Invalid> {
     })
 }
 
-fn read_timeouts(
+pub(super) fn read_timeouts(
     timeouts: Option<linkerd2_proxy_api::http_route::Timeouts>,
     old: Option<prost_types::Duration>,
 ) -> Result<Timeouts, Invalid> {
@@ -161,11 +161,12 @@ fn read_timeouts(
     }) = timeouts
     else {
         return Ok(Timeouts {
-            response: read("request_timeout", old)?,
+            head: read("request_timeout", old)?,
             ..Default::default()
         });
     };
     Ok(Timeouts {
+        head: None,
         response: read("timeouts.response", response)?,
         request: read("timeouts.request", request)?,
         idle: read("timeouts.idle", idle)?,
@@ -245,6 +246,7 @@ fn mk_retry(
             .map(|timeout| duration("retry.timeout", timeout))
             .transpose()?
             .filter(|one| !one.is_zero()),
+        respect_retry_after: backoff.is_some_and(|backoff| backoff.respect_retry_after_hint),
         backoff: backoff
             .map(|backoff| read_backoff("retry.backoff", backoff))
             .transpose()?,

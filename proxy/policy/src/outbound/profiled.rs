@@ -97,6 +97,7 @@ fn routes(service: &str, profile: &Profile) -> Http {
             conditions: RetryConditions::Failures(of_route.clone()),
             timeout: None,
             backoff: None,
+            respect_retry_after: false,
             budget: profile.retry_budget.clone(),
         });
         Rule {
@@ -105,7 +106,7 @@ fn routes(service: &str, profile: &Profile) -> Http {
                 filters: Vec::new(),
                 distribution: distribution.clone(),
                 timeouts: Timeouts {
-                    response: route.and_then(|route| route.timeout),
+                    head: route.and_then(|route| route.timeout),
                     ..Timeouts::default()
                 },
                 retry,
@@ -149,7 +150,7 @@ fn distribution(service: &str, profile: &Profile) -> Distribution {
         0 => Distribution::Empty,
         _ => {
             let backends = profile.targets.iter().map(|target| backend(&target.path));
-            Distribution::RandomAvailable(backends.collect(), weights)
+            Distribution::Split(backends.collect(), weights)
         }
     }
 }

@@ -315,3 +315,60 @@ fn retries_are_bounded_whatever_the_policy_says() {
     assert!(retry.conditions.hold(StatusCode::BAD_GATEWAY, None));
     assert!(!retry.conditions.hold(StatusCode::GATEWAY_TIMEOUT, None));
 }
+
+#[test]
+fn an_answer_asks_for_the_least_pause_before_the_next_try() {
+    let retry = |respect_retry_after_hint| {
+        let backoff = proto::ExponentialBackoff {
+            min_backoff: second(),
+            max_backoff: Some(prost_types::Duration { seconds: 8, nanos: 0 }),
+            jitter_ratio: 0.0,
+            respect_retry_after_hint,
+        };
+        http_retry(proto::http_route::Retry {
+            max_retries: 3,
+            conditions: Some(proto::http_route::retry::Conditions::default()),
+            backoff: Some(backoff),
+            ..Default::default()
+        })
+        .expect("valid")
+    };
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    let respects = retry(true);
+    for (tries, asked, pause) in [
+        (1, None, 1),
+        (1, seconds(5), 5),
+        (3, seconds(2), 4),
+        (1, seconds(60), 8),
+    ] {
+        assert_eq!(
+            respects.pause(tries, asked, 0.0),
+            seconds(pause),
+            "{tries} {asked:?}"
+        );
+    }
+    assert_eq!(retry(false).pause(1, seconds(5), 0.0), seconds(1));
+}
+
+#[test]
+fn the_old_timeout_is_for_the_responses_head() {
+    let timeouts = super::message::read_timeouts(None, second()).expect("valid");
+    assert_eq!(
+        timeouts,
+        super::Timeouts {
+            head: Some(Duration::from_secs(1)),
+            ..Default::default()
+        }
+    );
+    let endless = prost_types::Duration {
+        seconds: i64::MAX,
+        nanos: 0,
+    };
+    let timeouts = super::message::read_timeouts(None, Some(endless)).expect("valid");
+    assert!(
+        std::time::Instant::now()
+            .checked_add(timeouts.head.expect("set"))
+            .is_some(),
+        "a clock's time can be added"
+    );
+}

@@ -157,7 +157,7 @@ fn targets_take_the_services_place_and_opaque_ports_have_no_routes() {
         panic!("detected");
     };
     let backends = |distribution: &Distribution| match distribution {
-        Distribution::RandomAvailable(backends, weights) => (backends.len(), weights.total()),
+        Distribution::Split(backends, weights) => (backends.len(), weights.total()),
         _ => panic!("by weight"),
     };
     assert_eq!(backends(&http2.routes[0].rules[0].policy.distribution), (2, 4));

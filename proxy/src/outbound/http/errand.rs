@@ -9,7 +9,10 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::{
-    super::attempt::{Attempt, Patience, Sent},
+    super::{
+        attempt::{Attempt, Unanswered},
+        clock::Clock,
+    },
     Client,
 };
 use crate::{
@@ -40,7 +43,8 @@ pub(in crate::outbound) struct Errand<'p> {
     pub(in crate::outbound) route: Option<&'p Rc<RouteHandles>>,
     pub(in crate::outbound) require_id: Option<&'p PeerId>,
     pub(in crate::outbound) started: Instant,
-    pub(in crate::outbound) patience: &'p Patience<'p>,
+    /// What limits its time.
+    pub(in crate::outbound) clock: Option<&'p Clock>,
 }
 
 impl Client {
@@ -52,7 +56,7 @@ impl Client {
         mut head: Box<Parts>,
         mut body: RequestBody,
     ) -> Result<(u64, Response<ResponseBody>), ProxyError> {
-        let deadline = balancer.failfast_deadline();
+        let deadline = errand.terms.deadline();
         for _ in 1..UNPROCESSED_MAX {
             let (endpoint, connection) = self.connection(balancer, errand, &head, deadline).await?;
             let Connection::Http2(sender) = connection else {
@@ -85,7 +89,7 @@ impl Client {
             terms,
             require_id,
             accrual,
-            patience,
+            clock,
             ..
         }: Errand<'_>,
         head: &Parts,
@@ -94,7 +98,7 @@ impl Client {
         loop {
             let endpoint = balancer.pick(terms, deadline).await?;
             endpoint.must_be(require_id)?;
-            let attempt = Attempt::begin(balancer, &endpoint, accrual, patience);
+            let attempt = Attempt::begin(balancer, &endpoint, endpoint.pass(), accrual, clock);
             let connected = connection(&endpoint, head.version != Version::HTTP_2).await;
             attempt.over();
             match connected {
@@ -127,12 +131,12 @@ impl Client {
             route,
             counter,
             started,
-            patience,
+            clock,
             ..
         } = errand;
         let http1 = head.version != Version::HTTP_2;
         let in_flight = endpoint.begin();
-        let endpoint = in_flight.endpoint().clone();
+        let (endpoint, pass) = (in_flight.endpoint().clone(), in_flight.pass());
         let handles = endpoint.handles().clone();
         handles.request();
         let sent = Instant::now();
@@ -156,7 +160,7 @@ impl Client {
                 .headers_mut()
                 .insert(headers::DST_CANONICAL, route.service().clone());
         }
-        let attempt = Attempt::begin(balancer, &endpoint, accrual, patience).counting(Sent {
+        let attempt = Attempt::begin(balancer, &endpoint, pass, accrual, clock).counting(Unanswered {
             handles,
             stream,
             started,
@@ -183,7 +187,7 @@ impl Client {
         let mut response = match result {
             Ok(response) => response,
             Err(error) => {
-                balancer.judge(&endpoint, Answer::FAILED, accrual);
+                balancer.judge(&endpoint, pass, Answer::FAILED, accrual);
                 if let Some(observed) = &mut observed {
                     observed.failed(error.h2_reason());
                 }
@@ -194,7 +198,7 @@ impl Client {
             }
         };
         endpoint.observe(sent.elapsed());
-        let verdict = Verdict::now_or_later(balancer, &endpoint, accrual, &response);
+        let verdict = Verdict::now_or_later(balancer, &endpoint, pass, accrual, &response);
         *response.version_mut() = if http1 { Version::HTTP_11 } else { Version::HTTP_2 };
         let (status, in_flight) = (response.status(), Some(in_flight));
         let (handles, stream) = unanswered.map(|sent| (sent.handles, sent.stream)).unzip();
@@ -255,7 +259,7 @@ async fn connection(endpoint: &Endpoint, http1: bool) -> Result<Connection, Conn
     }
 }
 
-fn override_authority<B>(request: &mut Request<B>, authority: &Authority) {
+pub(in crate::outbound) fn override_authority<B>(request: &mut Request<B>, authority: &Authority) {
     if let Ok(host) = http::HeaderValue::from_str(authority.as_str()) {
         request.headers_mut().insert(header::HOST, host);
     }
