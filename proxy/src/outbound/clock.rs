@@ -56,9 +56,10 @@ impl Clock {
         sending: impl Future<Output = Result<T, ProxyError>>,
         activity: Option<&Activity>,
     ) -> Result<T, ProxyError> {
+        // Noted before what is under way is dropped, which asks for it.
         let idle = async {
             match activity {
-                Some(activity) => activity.idle().await,
+                Some(activity) => self.pass(Limit::Idle, activity.idle().await),
                 None => std::future::pending().await,
             }
         };
@@ -66,7 +67,7 @@ impl Clock {
             biased;
             result = sending => result,
             error = self.late() => Err(error),
-            after = idle => Err(self.pass(Limit::Idle, after)),
+            error = idle => Err(error),
         }
     }
 

@@ -41,7 +41,7 @@ fn hosts_that_a_client_makes_up_share_a_series_beyond_the_bound() {
     let ask = async |connection: &mut Http1, host: usize| {
         let request = Request::get("/").header(header::HOST, format!("host-{host}.test"));
         let request = request.body(Full::default()).expect("valid");
-        assert_eq!(connection.send(request).await.expect("a reply").status, 302);
+        assert_eq!(connection.send(request).await.expect("a reply").status, 301);
     };
     client.namespace.block_on(move || async move {
         let each = |first: usize| async move {
