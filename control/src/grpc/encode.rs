@@ -175,8 +175,8 @@ pub(super) fn redirect(redirect: &Redirect) -> http_route::RequestRedirect {
             }),
         }),
         port: port.unwrap_or_default().into(),
-        // 0 means the default, 302.
-        status: status.unwrap_or_default().into(),
+        // Gateway API's default; to a proxy that is told none it is 301.
+        status: status.unwrap_or(302).into(),
     }
 }
 
