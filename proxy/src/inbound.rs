@@ -9,7 +9,7 @@ mod tcp;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use heddle_proxy_policy::{Client, ClientTls, inbound::Protocol};
+use heddle_proxy_policy::{Client, ClientTls, ServerPolicy, inbound::Protocol};
 use heddle_tls::peer_id;
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -53,6 +53,8 @@ enum InboundError {
     Header(#[from] HeaderError),
     #[error("the proxy does not forward to itself (port {0})")]
     Loop(u16),
+    #[error("{0} is none of the pod's addresses")]
+    NotOurs(SocketAddr),
     #[error(transparent)]
     Denied(#[from] heddle_proxy_policy::Denied),
     #[error("the application does not take the connection")]
@@ -79,6 +81,7 @@ impl InboundError {
             Self::HandshakeTimeout => "tls handshake timeout",
             Self::NotDirect | Self::Header(_) => "transport header",
             Self::Loop(_) => "loop",
+            Self::NotOurs(_) => "target address",
             Self::Denied(_) | Self::Terminated | Self::NoIdentity => "unauthorized",
             Self::Name(_) | Self::NotServed(_) => "gateway domain invalid",
             Self::Outbound(error) => error.label(),
@@ -154,6 +157,7 @@ async fn accept_app(
     let port = worker.inbound.port(worker, orig_dst)?;
     port.settled().await;
     let policy = port.policy();
+    takes(&policy, orig_dst)?;
     let timeout = match &policy.protocol {
         Protocol::Detect { timeout, .. } => *timeout,
         _ => worker.config.inbound.detect_timeout,
@@ -233,6 +237,7 @@ async fn accept_direct(
     }
     let port = worker.inbound.port(worker, addr)?;
     port.settled().await;
+    takes(&port.policy(), addr)?;
     // Reading the header took exactly its bytes.
     let known = meshed(worker, port, tls.into_inner(), client)?;
     count_header(worker, &known, protocol, name.as_ref());
@@ -266,18 +271,24 @@ fn count_header(
     connections.get(&labels).add(1);
 }
 
-/// The proxy's own listeners are no applications. What asks them over loopback they take for the pod itself, and an
-/// address that is not the pod's is reached over loopback; the admin port at the pod's own address may be asked by
-/// anyone, as if there were no proxy.
+/// The proxy's own listeners are no applications. The admin port may be asked by anyone, as if there were no proxy; but what
+/// asks it over loopback it takes for the pod itself.
 fn not_ourselves(worker: &Worker, addr: SocketAddr) -> Result<(), InboundError> {
-    let config = &worker.config;
-    let (port, ours) = (addr.port(), config.inbound.ips.contains(&addr.ip()));
+    let (config, port) = (&worker.config, addr.port());
     let ourselves = port == config.inbound.listen.port()
         || config.outbound.listen.iter().any(|listen| listen.port() == port)
-        || (!ours && port == config.admin.listen.port());
+        || (addr.ip().is_loopback() && port == config.admin.listen.port());
     match ourselves {
         true => Err(InboundError::Loop(port)),
         false => Ok(()),
+    }
+}
+
+/// The policy, too, may say at which addresses connections are taken.
+fn takes(policy: &ServerPolicy, addr: SocketAddr) -> Result<(), InboundError> {
+    match policy.takes(addr.ip()) {
+        true => Ok(()),
+        false => Err(InboundError::NotOurs(addr)),
     }
 }
 

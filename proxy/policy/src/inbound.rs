@@ -1,6 +1,6 @@
 //! The policy of one of the pod's ports.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use http::Request;
 use ipnet::IpNet;
@@ -11,7 +11,7 @@ use crate::{
     authorize::{self, Authentication, Authorization},
     filter::Filter,
     invalid::{self, duration, each},
-    net::Network,
+    net::{self, Network},
     ratelimit::RateLimit,
     route::{self, Route, Rule},
 };
@@ -25,6 +25,8 @@ pub struct ServerPolicy {
     pub protocol: Protocol,
     /// Who may connect.
     pub authorizations: Arc<[Authorization]>,
+    /// The addresses at which connections are taken; none: at all of the pod's.
+    pub ips: Arc<[IpAddr]>,
 }
 
 /// What a port speaks.
@@ -101,6 +103,11 @@ pub enum Refused<'p> {
 }
 
 impl ServerPolicy {
+    /// Whether connections to this address are taken.
+    pub fn takes(&self, ip: IpAddr) -> bool {
+        self.ips.is_empty() || self.ips.contains(&ip)
+    }
+
     /// Judges a connection as a whole, for protocols that have no requests.
     pub fn authorize(&self, client: &Client) -> Result<Permit, Denied> {
         authorize::judge(&self.meta, self.authorizations.iter(), client)
@@ -164,6 +171,7 @@ impl ServerPolicy {
                 http: default_http(),
             },
             authorizations: Arc::new([]),
+            ips: Arc::new([]),
         }
     }
 }
@@ -251,6 +259,7 @@ impl DefaultPolicy {
             meta,
             protocol,
             authorizations: authorization.into_iter().collect(),
+            ips: Arc::new([]),
         }
     }
 }
@@ -280,7 +289,7 @@ impl TryFrom<proto::Server> for ServerPolicy {
         use proto::proxy_protocol::Kind;
         let proto::Server {
             protocol,
-            server_ips: _,
+            server_ips,
             authorizations,
             labels,
         } = server;
@@ -318,6 +327,7 @@ impl TryFrom<proto::Server> for ServerPolicy {
             meta: authorize::labels_meta(&labels).unwrap_or_else(|| Meta::default_named("")),
             protocol,
             authorizations: each("authorizations", authorizations, Authorization::try_from)?.into(),
+            ips: each("server_ips", server_ips, net::ip_addr)?.into(),
         })
     }
 }
@@ -431,6 +441,28 @@ mod tests {
             labels: Default::default(),
             metadata: default_meta("all"),
         }
+    }
+
+    #[test]
+    fn addresses_that_are_named_are_the_only_ones() {
+        let message = |ips: &[&str]| proto::Server {
+            server_ips: ips
+                .iter()
+                .map(|ip| ip.parse::<IpAddr>().expect("an address").into())
+                .collect(),
+            ..server(Vec::new(), Vec::new())
+        };
+        let takes = |ips: &[&str], ip: &str| {
+            let policy = ServerPolicy::try_from(message(ips)).expect("valid");
+            policy.takes(ip.parse().expect("an address"))
+        };
+        assert!(takes(&[], "192.0.2.1"));
+        let both = ["10.0.0.1", "fd00::1"];
+        assert!(takes(&both, "10.0.0.1") && takes(&both, "fd00::1"));
+        assert!(!takes(&both, "10.0.0.2") && !takes(&both, "127.0.0.1"));
+        let mut broken = message(&both);
+        broken.server_ips.push(Default::default());
+        assert!(ServerPolicy::try_from(broken).is_err());
     }
 
     fn server(routes: Vec<proto::HttpRoute>, authorizations: Vec<proto::Authz>) -> proto::Server {

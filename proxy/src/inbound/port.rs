@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -12,9 +12,9 @@ use ahash::AHashMap;
 use heddle_proxy_policy::{ClientTls, ServerPolicy, ratelimit::Cells};
 use tokio::{sync::watch, time::Instant};
 
-use super::app::App;
+use super::{InboundError, app::App};
 use crate::{
-    discovery::{Full, Inbound},
+    discovery::Inbound,
     metrics::{labels::Labels, tcp::TcpHandles},
     worker::Worker,
 };
@@ -41,31 +41,27 @@ pub(crate) struct Port {
 }
 
 impl Ports {
-    pub(crate) fn port(&self, worker: &Rc<Worker>, addr: SocketAddr) -> Result<Rc<Port>, Full> {
+    /// The port that a client wanted. The application is connected to at that very address, never at another of the pod's:
+    /// what listens on loopback alone is for the pod alone.
+    pub(super) fn port(&self, worker: &Rc<Worker>, addr: SocketAddr) -> Result<Rc<Port>, InboundError> {
         if let Some(port) = self.0.borrow().get(&addr) {
             port.used.set(Instant::now());
             return Ok(port.clone());
+        }
+        if !is_ours(&worker.config.inbound.ips, addr.ip()) {
+            return Err(InboundError::NotOurs(addr));
         }
         let watch = worker.discovery.inbound(addr.port())?;
         let (current, cells) = {
             let inbound = watch.borrow();
             (inbound.policy.clone(), inbound.cells.clone())
         };
-        // An address of ours is where the application listens; any other was translated on the way here, and loopback
-        // is the one that every application of the pod can be reached at.
-        let ip = match addr.ip() {
-            ip if worker.config.inbound.ips.contains(&ip) => ip,
-            // The admin server takes who comes by loopback for the pod itself.
-            ip if addr.port() == worker.config.admin.listen.port() => ip,
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        };
         let port = Rc::new(Port {
             worker: worker.clone(),
             addr,
             watch: RefCell::new(watch),
             current: RefCell::new(current),
-            app: App::new(worker, SocketAddr::new(ip, addr.port())),
+            app: App::new(worker, addr),
             sources: RefCell::default(),
             cells,
             used: Cell::new(Instant::now()),
@@ -83,6 +79,15 @@ impl Ports {
             }
             port.used.get().elapsed() < idle_timeout
         });
+    }
+}
+
+/// Whether an address is among those that the pod is told to have. One that is told of none (a machine outside the
+/// cluster) has those of its interfaces: only to them can a socket be bound.
+fn is_ours(ips: &[IpAddr], ip: IpAddr) -> bool {
+    match ips {
+        [] => UdpSocket::bind((ip, 0)).is_ok(),
+        ips => ips.contains(&ip),
     }
 }
 
@@ -138,5 +143,23 @@ impl Port {
         }
         sources.insert(key, handles.clone());
         handles
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_pods_addresses_are_ours() {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let ips = [ip("10.0.0.1"), ip("fd00::1")];
+        assert!(is_ours(&ips, ip("10.0.0.1")) && is_ours(&ips, ip("fd00::1")));
+        for other in ["10.0.0.2", "127.0.0.1", "::1", "192.0.2.1"] {
+            assert!(!is_ours(&ips, ip(other)), "{other}");
+        }
+        // Without a list.
+        assert!(is_ours(&[], ip("127.0.0.1")));
+        assert!(!is_ours(&[], ip("192.0.2.1")) && !is_ours(&[], ip("2001:db8::1")));
     }
 }

@@ -1,6 +1,7 @@
 //! The real `heddle-proxy` between network namespaces: pods with real redirection, a scripted control plane that speaks
 //! the proxy API in each pod, and applications. Needs root, `ip` and the kernel's nftables.
 
+mod addresses;
 mod admin;
 mod apps;
 mod attack;
