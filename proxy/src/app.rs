@@ -104,6 +104,9 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
     };
     tokio::spawn(admin.bind().await?.serve());
 
+    // First of all: a container that restarts may have older anchors in its environment than the identity service uses.
+    let roots = RootsFile::new(&config.identity.roots_file).optional();
+    tokio::spawn(roots.run(store.clone()));
     let ControlService { addr, name } = config.control.identity.clone();
     if config.identity.revocation {
         let follow = RevocationLoop::new(store.clone(), addr.clone(), name.clone())
@@ -114,9 +117,6 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
         .metrics(cert_metrics)
         .refresh_bounds(config.identity.min_refresh, config.identity.max_refresh);
     tokio::spawn(certify.run());
-    if config.identity.roots_file.exists() {
-        tokio::spawn(RootsFile::new(&config.identity.roots_file).run(store.clone()));
-    }
     tokio::spawn(expire(metrics.clone(), config.admin.metrics_retain_idle));
 
     let observers = observers(&config, &metrics, &store, shutdown.watch()).await?;

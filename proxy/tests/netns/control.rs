@@ -51,8 +51,8 @@ struct Inner {
     inbound: Mutex<HashMap<(String, u16), watch::Sender<inbound::Server>>>,
     named: Mutex<HashMap<String, outbound::OutboundPolicy>>,
     profiles: Mutex<HashMap<String, watch::Sender<destination::DestinationProfile>>>,
-    /// The serial number of each identity's newest leaf, and those that are revoked.
-    serials: Mutex<HashMap<String, u64>>,
+    /// The serial numbers of each identity's leaves, and those that are revoked.
+    serials: Mutex<HashMap<String, Vec<u64>>>,
     revoked: Mutex<Vec<u64>>,
     leaf_life: Mutex<Duration>,
 }
@@ -159,10 +159,18 @@ impl Script {
         all.entry(path.to_owned()).or_default().clone()
     }
 
+    /// How often an account has been certified.
+    pub(crate) fn certified(&self, account: &str) -> usize {
+        let serials = self.0.serials.lock().expect("no test panics while it holds this");
+        serials.get(&policies::identity(account)).map_or(0, Vec::len)
+    }
+
     /// Revokes an account's newest certificate.
     pub(crate) fn revoke(&self, account: &str) {
         let serials = self.0.serials.lock().expect("no test panics while it holds this");
-        let serial = serials[&policies::identity(account)];
+        let serial = *serials[&policies::identity(account)]
+            .last()
+            .expect("it has a leaf");
         let mut revoked = self.0.revoked.lock().expect("no test panics while it holds this");
         revoked.push(serial);
     }
@@ -442,8 +450,8 @@ impl id::Identity for Script {
         }
         let serial = {
             let mut serials = self.0.serials.lock().expect("no test panics while it holds this");
-            let serial = serials.len() as u64 + 1;
-            serials.insert(identity, serial);
+            let serial = serials.values().map(Vec::len).sum::<usize>() as u64 + 1;
+            serials.entry(identity).or_default().push(serial);
             serial
         };
         csr.params.serial_number = Some(SerialNumber::from(serial));

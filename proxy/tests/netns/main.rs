@@ -30,6 +30,7 @@ mod pod;
 mod policies;
 mod policy;
 mod profiles;
+mod roots;
 mod smuggling;
 mod taps;
 mod tcp_traffic;
