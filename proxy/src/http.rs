@@ -6,6 +6,7 @@ pub(crate) mod filter;
 pub(crate) mod frugal;
 pub(crate) mod headers;
 pub(crate) mod incoming;
+pub(crate) mod live;
 pub(crate) mod pipe;
 pub(crate) mod replay;
 pub(crate) mod serve;

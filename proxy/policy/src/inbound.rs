@@ -151,6 +151,29 @@ impl ServerPolicy {
         }
     }
 
+    /// Whether a client whose request took `route` under an older policy may go on under this one. Where the route is no
+    /// longer there, nobody knows which one the request would take: then it may only if all allow it.
+    pub fn still_allows(&self, client: &Client, route: &Meta) -> bool {
+        let routes = match &self.protocol {
+            Protocol::Detect { http, .. }
+            | Protocol::Http1(http)
+            | Protocol::Http2(http)
+            | Protocol::Grpc(http) => http.routes.as_slice(),
+            Protocol::Opaque | Protocol::Tls => return self.authorize(client).is_ok(),
+        };
+        let allows = |one: &Route<InboundRule>| {
+            let mut of_rules = one
+                .rules
+                .iter()
+                .flat_map(|rule| rule.policy.authorizations.iter());
+            self.authorizations.iter().any(|one| one.fits(client)) || of_rules.any(|one| one.fits(client))
+        };
+        match routes.iter().find(|one| one.meta == *route) {
+            Some(same) => allows(same),
+            None => routes.iter().all(allows),
+        }
+    }
+
     /// The port's rate limit for HTTP.
     pub fn rate_limit(&self) -> Option<&RateLimit> {
         match &self.protocol {

@@ -1,20 +1,21 @@
 //! What a worker knows of one of the pod's ports.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     net::{IpAddr, SocketAddr, UdpSocket},
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     time::Duration,
 };
 
 use ahash::AHashMap;
-use heddle_proxy_policy::{ClientTls, ServerPolicy, ratelimit::Cells};
-use tokio::{sync::watch, time::Instant};
+use heddle_proxy_policy::{Client, ClientTls, Meta, ServerPolicy, ratelimit::Cells};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{InboundError, app::App};
 use crate::{
     discovery::Inbound,
+    http::live::Leave,
     metrics::{labels::Labels, tcp::TcpHandles},
     worker::Worker,
 };
@@ -35,6 +36,8 @@ pub(crate) struct Port {
     current: RefCell<Arc<ServerPolicy>>,
     app: App,
     sources: RefCell<AHashMap<(ClientTls, &'static str), TcpHandles>>,
+    leaves: Leaves,
+    judging: OnceCell<Judging>,
     /// All workers count by the same.
     pub cells: Arc<Cells>,
     used: Cell<Instant>,
@@ -63,6 +66,8 @@ impl Ports {
             current: RefCell::new(current),
             app: App::new(worker, addr),
             sources: RefCell::default(),
+            leaves: Leaves::default(),
+            judging: OnceCell::new(),
             cells,
             used: Cell::new(Instant::now()),
         });
@@ -79,6 +84,28 @@ impl Ports {
             }
             port.used.get().elapsed() < idle_timeout
         });
+    }
+}
+
+/// What clients of the port may do, to be judged again when its policy changes.
+type Leaves = Rc<RefCell<Vec<Weak<Leave>>>>;
+
+/// The task that judges; it ends with the port.
+#[derive(Debug)]
+struct Judging(JoinHandle<()>);
+
+impl Drop for Judging {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn judge_again(mut changes: watch::Receiver<Inbound>, leaves: Leaves) {
+    // It fails only when nobody publishes policies any more: the last one stays.
+    while changes.changed().await.is_ok() {
+        let policy = changes.borrow_and_update().policy.clone();
+        let holds = |leave: &Weak<Leave>| leave.upgrade().is_some_and(|leave| leave.holds(&policy));
+        leaves.borrow_mut().retain(holds);
     }
 }
 
@@ -123,6 +150,24 @@ impl Port {
     /// For waiting for the next change.
     pub(crate) fn changes(&self) -> watch::Receiver<Inbound> {
         self.watch.borrow().clone()
+    }
+
+    /// Leave for a client's requests to use a route, until the policy forbids it.
+    pub(crate) fn leave(&self, client: &Client, route: &Meta) -> Rc<Leave> {
+        let leave = Rc::new(Leave::new(client.clone(), route.clone()));
+        let mut leaves = self.leaves.borrow_mut();
+        if leaves.len() == leaves.capacity() {
+            // Then there is room for as many again, so that this is seldom done.
+            leaves.retain(|leave| leave.strong_count() > 0);
+            let more = leaves.len();
+            leaves.reserve(more);
+        }
+        leaves.push(Rc::downgrade(&leave));
+        self.judging.get_or_init(|| {
+            let judging = judge_again(self.changes(), self.leaves.clone());
+            Judging(tokio::task::spawn_local(judging))
+        });
+        leave
     }
 
     /// The counters of connections from such clients.

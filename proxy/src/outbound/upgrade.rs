@@ -42,5 +42,6 @@ pub(super) async fn serve(
     if request.method() != http::Method::CONNECT {
         headers::origin_form(&mut request);
     }
-    upgrade::send(connection, request, (endpoint.begin(), client.drain.clone())).await
+    let held = (endpoint.begin(), client.drain.clone());
+    upgrade::send(connection, request, held, std::future::pending()).await
 }

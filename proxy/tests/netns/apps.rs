@@ -23,6 +23,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
+use tokio_stream::StreamExt as _;
 
 use crate::net::Namespace;
 
@@ -99,6 +100,13 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             response
         }
+        // The beginning of a response that never ends, and the beginning of none.
+        path if path.starts_with("/endless") => {
+            let first = tokio_stream::once(Ok(Frame::data(Bytes::from_static(b"first"))));
+            let body = StreamBody::new(first.chain(tokio_stream::pending()));
+            Response::new(BoxBody::new(body))
+        }
+        "/silent" => std::future::pending().await,
         "/grpc.Test/Call" => {
             let mut trailers = HeaderMap::new();
             trailers.insert("grpc-status", HeaderValue::from_static("0"));
@@ -253,6 +261,17 @@ impl Http1 {
     pub(crate) async fn raw(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
         Ok(self.sender.send_request(request).await?)
     }
+}
+
+/// A connection on which what is sent comes back in reverse, four bytes at a time.
+pub(crate) async fn upgrade(addr: SocketAddr) -> Result<TokioIo<hyper::upgrade::Upgraded>, Error> {
+    let mut connection = Http1::connect(addr).await?;
+    let mut request = get("/upgrade");
+    let headers = request.headers_mut();
+    headers.insert("connection", HeaderValue::from_static("upgrade"));
+    headers.insert("upgrade", HeaderValue::from_static("reverse"));
+    let response = connection.raw(request).await?;
+    Ok(TokioIo::new(hyper::upgrade::on(response).await?))
 }
 
 /// A request for a path.

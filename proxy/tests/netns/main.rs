@@ -25,6 +25,7 @@ mod http_traffic;
 mod identity;
 mod ingress;
 mod lifecycle;
+mod live_requests;
 mod net;
 mod pod;
 mod policies;
