@@ -67,7 +67,7 @@ enum InboundError {
     Name(#[from] InvalidName),
     #[error("this proxy is no gateway to {0}")]
     NotServed(NameAddr),
-    #[error("a gateway's client must have an identity")]
+    #[error("a connection to the proxy's own port must prove an identity")]
     NoIdentity,
     #[error(transparent)]
     Outbound(#[from] OutboundError),
@@ -176,7 +176,11 @@ async fn accept_app(
     let ours = match tcp.peek(HELLO_BYTES_MAX, Instant::now() + timeout, hello).await? {
         Ahead::Decided(Some(name)) => name == worker.tls.name().as_str(),
         Ahead::Decided(None) => false,
-        Ahead::Undecided => return Ok((plain(port, tcp, client, "no_tls_from_remote"), Carries::Bytes)),
+        // Who has said nothing yet may still speak what the port is told to, and nothing else.
+        Ahead::Undecided => {
+            let carries = told(&policy.protocol).map_or(Carries::Bytes, Carries::Http);
+            return Ok((plain(port, tcp, client, "no_tls_from_remote"), carries));
+        }
     };
     let mut known = match ours {
         true => {
@@ -185,20 +189,26 @@ async fn accept_app(
         }
         false => plain(port, tcp, client, "no_tls_from_remote"),
     };
-    let carries = match &policy.protocol {
-        Protocol::Detect { .. } => detect(worker, &mut known, timeout).await?,
-        Protocol::Http1(_) => Carries::Http(HttpVersion::Http1),
-        Protocol::Http2(_) | Protocol::Grpc(_) => Carries::Http(HttpVersion::Http2),
-        Protocol::Opaque | Protocol::Tls => Carries::Bytes,
-    };
-    // A port of one version still gets the other inside the mesh: requests travel as HTTP/2.
-    let carries = match carries {
-        Carries::Http(_) if ours && !matches!(policy.protocol, Protocol::Detect { .. }) => {
-            detect(worker, &mut known, timeout).await?
-        }
-        carries => carries,
+    let carries = match (&policy.protocol, told(&policy.protocol)) {
+        (Protocol::Detect { .. }, _) => detect(worker, &mut known, timeout).await?,
+        // A port of one version still gets the other inside the mesh: requests travel as HTTP/2.
+        (_, Some(version)) if ours => match detect(worker, &mut known, timeout).await? {
+            Carries::Bytes => Carries::Http(version),
+            carries => carries,
+        },
+        (_, Some(version)) => Carries::Http(version),
+        (_, None) => Carries::Bytes,
     };
     Ok((known, carries))
+}
+
+/// The version of HTTP that a port is told to speak.
+fn told(protocol: &Protocol) -> Option<HttpVersion> {
+    match protocol {
+        Protocol::Http1(_) => Some(HttpVersion::Http1),
+        Protocol::Http2(_) | Protocol::Grpc(_) => Some(HttpVersion::Http2),
+        Protocol::Detect { .. } | Protocol::Opaque | Protocol::Tls => None,
+    }
 }
 
 /// A peer's connection to the inbound listener itself, which says by its header what it is for: a port of the pod, or a
@@ -221,8 +231,13 @@ async fn accept_direct(
         _ => return Err(InboundError::NotDirect),
     }
     let tls = handshake(worker.tls.direct_server(), tcp).await?;
-    if tls.get_ref().1.alpn_protocol() != Some(transport_header::ALPN) {
+    let session = &tls.get_ref().1;
+    if session.alpn_protocol() != Some(transport_header::ALPN) {
         return Err(InboundError::NotDirect);
+    }
+    // As Linkerd's: only proxies come this way, and they have one.
+    if session.peer_certificates().and_then(peer_id).is_none() {
+        return Err(InboundError::NoIdentity);
     }
     let mut tls = Prefixed::new(tls);
     let TransportHeader { port, name, protocol } = TransportHeader::read(&mut tls, HEADER_TIMEOUT).await?;

@@ -108,9 +108,14 @@ impl ServerPolicy {
         self.ips.is_empty() || self.ips.contains(&ip)
     }
 
-    /// Judges a connection as a whole, for protocols that have no requests.
+    /// Judges a connection as a whole, for protocols that have no requests. On a port that is known to speak HTTP nobody
+    /// may send anything else, which its routes and limits would not see.
     pub fn authorize(&self, client: &Client) -> Result<Permit, Denied> {
-        authorize::judge(&self.meta, self.authorizations.iter(), client)
+        let bytes = match &self.protocol {
+            Protocol::Detect { .. } | Protocol::Opaque | Protocol::Tls => &*self.authorizations,
+            Protocol::Http1(_) | Protocol::Http2(_) | Protocol::Grpc(_) => &[],
+        };
+        authorize::judge(&self.meta, bytes, client)
     }
 
     /// Judges one request.

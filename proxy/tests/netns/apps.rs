@@ -296,6 +296,38 @@ pub(crate) async fn send_http2(addr: SocketAddr, request: Request<Full<Bytes>>) 
     read(sender.send_request(request).await?).await
 }
 
+/// One request on a connection that is there already.
+pub(crate) async fn send_on(
+    io: impl hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+    http2: bool,
+    request: Request<Full<Bytes>>,
+) -> Result<Reply, Error> {
+    let exchange = async {
+        let response = if http2 {
+            let (mut sender, connection) = conn::http2::handshake(TokioExecutor::new(), io).await?;
+            tokio::spawn(connection);
+            sender.send_request(request).await?
+        } else {
+            let (mut sender, connection) = conn::http1::handshake(io).await?;
+            tokio::spawn(connection);
+            sender.send_request(request).await?
+        };
+        read(response).await
+    };
+    tokio::time::timeout(crate::DEADLINE, exchange).await?
+}
+
+/// A connection over TLS to whoever proves this name.
+pub(crate) async fn connect_tls(
+    addr: SocketAddr,
+    name: String,
+    config: Arc<heddle_tls::rustls::ClientConfig>,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let name = heddle_tls::rustls::pki_types::ServerName::try_from(name).expect("a name");
+    let tcp = TcpStream::connect(addr).await?;
+    tokio_rustls::TlsConnector::from(config).connect(name, tcp).await
+}
+
 async fn read(response: Response<Incoming>) -> Result<Reply, Error> {
     let (head, body) = response.into_parts();
     let body = body.collect().await?;

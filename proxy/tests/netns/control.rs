@@ -216,6 +216,50 @@ impl Script {
         Arc::new(config.expect("they belong together"))
     }
 
+    /// TLS as a proxy of this name has it; with the transport header's ALPN where it goes straight to the peer's proxy.
+    pub(crate) fn client(&self, name: &str, direct: bool) -> Arc<heddle_tls::rustls::ClientConfig> {
+        use heddle_tls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let cert = params.signed_by(&key, &self.0.issuer).expect("a certificate");
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = self
+            .trusting()
+            .with_client_auth_cert(vec![cert.der().clone()], key);
+        let mut config = config.expect("they belong together");
+        if direct {
+            config.alpn_protocols = vec![b"transport.l5d.io/v1".to_vec()];
+        }
+        Arc::new(config)
+    }
+
+    /// TLS of a client that trusts the mesh and proves nothing.
+    pub(crate) fn anonymous(&self, direct: bool) -> Arc<heddle_tls::rustls::ClientConfig> {
+        let mut config = self.trusting().with_no_client_auth();
+        if direct {
+            config.alpn_protocols = vec![b"transport.l5d.io/v1".to_vec()];
+        }
+        Arc::new(config)
+    }
+
+    fn trusting(
+        &self,
+    ) -> heddle_tls::rustls::ConfigBuilder<
+        heddle_tls::rustls::ClientConfig,
+        heddle_tls::rustls::client::WantsClientCert,
+    > {
+        use heddle_tls::rustls::{ClientConfig, RootCertStore, pki_types::pem::PemObject};
+        let mut roots = RootCertStore::empty();
+        for cert in PemObject::pem_slice_iter(self.anchors().as_bytes()) {
+            let cert: heddle_tls::rustls::pki_types::CertificateDer<'static> = cert.expect("our own root");
+            roots.add(cert).expect("our own root");
+        }
+        ClientConfig::builder_with_provider(heddle_tls::provider())
+            .with_safe_default_protocol_versions()
+            .expect("the provider has TLS 1.3")
+            .with_root_certificates(roots)
+    }
+
     /// Serves the script on a pod's loopback.
     pub(crate) fn serve(&self, namespace: &Namespace) -> Running {
         let script = self.clone();
