@@ -453,6 +453,7 @@ impl Connection {
         if let Some(known) = all.iter().find(|one| one.are_for(permit, route, grpc)) {
             return known.clone();
         }
+        self.port.audit(&self.client, permit, Some(route));
         let port = self.port.addr().port();
         let direction = Labels::direction("inbound").target_addr(self.port.addr());
         let tls = direction.client_tls(&self.client.tls, self.no_tls_reason);

@@ -9,8 +9,9 @@ use std::{
 };
 
 use ahash::AHashMap;
-use heddle_proxy_policy::{Client, ClientTls, Meta, ServerPolicy, ratelimit::Cells};
+use heddle_proxy_policy::{Client, ClientTls, Meta, Permit, ServerPolicy, ratelimit::Cells};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tracing::{debug, info};
 
 use super::{InboundError, app::App};
 use crate::{
@@ -22,6 +23,9 @@ use crate::{
 
 /// Clients whose counters are held for the next connection.
 const SOURCES_MAX: usize = 256;
+
+/// Strangers do not write the log: what `audit` lets in is told this often, and in between only to who wants to hear all.
+const AUDIT_PAUSE: Duration = Duration::from_secs(1);
 
 /// A worker's ports, by the address that clients connect to.
 #[derive(Debug, Default)]
@@ -36,6 +40,8 @@ pub(crate) struct Port {
     current: RefCell<Arc<ServerPolicy>>,
     app: App,
     sources: RefCell<AHashMap<(ClientTls, &'static str), TcpHandles>>,
+    /// When it was last told what `audit` let in.
+    audited: Cell<Option<Instant>>,
     leaves: Leaves,
     judging: OnceCell<Judging>,
     /// All workers count by the same.
@@ -66,6 +72,7 @@ impl Ports {
             current: RefCell::new(current),
             app: App::new(worker, addr),
             sources: RefCell::default(),
+            audited: Cell::default(),
             leaves: Leaves::default(),
             judging: OnceCell::new(),
             cells,
@@ -150,6 +157,25 @@ impl Port {
     /// For waiting for the next change.
     pub(crate) fn changes(&self) -> watch::Receiver<Inbound> {
         self.watch.borrow().clone()
+    }
+
+    /// Tells what `audit` let in: a connection, or the first request of one to a route.
+    pub(crate) fn audit(&self, client: &Client, permit: &Permit, route: Option<&Meta>) {
+        if !permit.authorization().is_audit() {
+            return;
+        }
+        let (now, port, server) = (Instant::now(), self.addr.port(), permit.server().name());
+        let (addr, route) = (client.addr, route.map_or("", Meta::name));
+        let id = client.tls.identity().map_or("", |id| id.as_str());
+        match self.audited.get() {
+            Some(last) if now < last + AUDIT_PAUSE => {
+                debug!(%port, server, route, client = %addr, id, "Allowed by audit");
+            }
+            _ => {
+                self.audited.set(Some(now));
+                info!(%port, server, route, client = %addr, id, "Allowed by audit");
+            }
+        }
     }
 
     /// Leave for a client's requests to use a route, until the policy forbids it.

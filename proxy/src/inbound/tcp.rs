@@ -58,6 +58,7 @@ impl Judge<'_> {
                     .labels(permit.server())
                     .resource("authz", permit.authorization());
                 metrics.inbound_tcp_authz_allow_total.get(&labels).add(1);
+                self.port.audit(self.client, &permit, None);
                 Ok(permit)
             }
             Err(denied) => {

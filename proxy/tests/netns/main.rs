@@ -9,6 +9,7 @@ mod attack_h2;
 mod attack_http1;
 mod attack_routing;
 mod attack_tls;
+mod authorization;
 mod cgroup;
 mod control;
 mod direct;
