@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use crate::{
     access_log::AccessLog,
     admin::{self, Admin},
-    config::{Config, ControlService, StreamLimits, TapConfig, TelemetryConfig},
+    config::{Config, ControlService, TapConfig, TelemetryConfig},
     discovery::Discovery,
     listen::{BindError, Listeners},
     logging::LogHandle,
@@ -63,13 +63,9 @@ pub(crate) enum AppError {
 ///
 /// # Errors
 /// It cannot start.
-pub(crate) fn run(mut config: Config, log: LogHandle) -> Result<(), AppError> {
+pub(crate) fn run(config: Config, log: LogHandle) -> Result<(), AppError> {
     // Every connection through the proxy takes two file descriptors.
     heddle_daemon::process::raise_file_limit();
-    // Controllers' own proxies find them on loopback, where connections do not grow stale.
-    if config.control.policy.addr.is_loopback() {
-        config.control.streams = StreamLimits::default();
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

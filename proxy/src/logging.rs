@@ -41,6 +41,14 @@ pub(crate) fn init(config: &LogConfig) -> Result<LogHandle, FilterError> {
     Ok(LogHandle(handle))
 }
 
+/// Whether the text is a filter.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn check(text: &str) -> Result<(), FilterError> {
+    parse(text).map(drop)
+}
+
 fn parse(text: &str) -> Result<EnvFilter, FilterError> {
     let heddle: Vec<String> = text
         .split(',')

@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 use tracing::debug;
 
 use crate::{
+    config::PoolConfig,
     http::{ProxyError, RequestBody, frugal::Frugal, windows::Windows},
     http1::{Connection, Http1Body, Http1Error},
     io::{Io, Prefixed, Socket, Wire},
@@ -39,9 +40,6 @@ const NEAR_PATIENCE: Duration = Duration::from_secs(1);
 /// Data that the peer has not acknowledged for so long means that it is gone.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(15);
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Idle HTTP/1 connections of one worker to one address, and how long each is kept. The time is Linkerd's.
-const IDLE_MAX: usize = 1_024;
-const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A response's head of more than this is not passed on.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of one connection that wait to be sent.
@@ -94,6 +92,8 @@ pub(crate) struct Target {
     pub tls: Option<TargetTls>,
     /// In the same pod.
     pub near: bool,
+    /// HTTP/1 connections that wait for the next request.
+    pub pool: PoolConfig,
 }
 
 /// Who the other side must be.
@@ -185,6 +185,7 @@ impl Upstream {
             connect_timeout,
             tls,
             near,
+            pool: _,
         } = &self.target;
         let addr = *addr;
         let permit = match &self.gate {
@@ -331,7 +332,7 @@ impl Upstream {
             else {
                 break;
             };
-            if since.elapsed() <= IDLE_TIMEOUT && connection.is_alive() {
+            if since.elapsed() <= self.target.pool.idle_timeout && connection.is_alive() {
                 return Ok(connection);
             }
         }
@@ -368,7 +369,7 @@ impl Upstream {
     /// Takes a connection back that is free again.
     pub(crate) fn give_back(&self, connection: Box<Connection>) {
         let mut idle = self.idle.borrow_mut();
-        if idle.len() < IDLE_MAX {
+        if idle.len() < self.target.pool.idle_max {
             idle.push(Idle {
                 connection,
                 since: Instant::now(),
@@ -403,7 +404,7 @@ impl Upstream {
     pub(crate) fn sweep(&self) {
         self.idle
             .borrow_mut()
-            .retain(|idle| idle.since.elapsed() <= IDLE_TIMEOUT);
+            .retain(|idle| idle.since.elapsed() <= self.target.pool.idle_timeout);
     }
 }
 

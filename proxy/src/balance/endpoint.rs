@@ -25,13 +25,6 @@ use crate::{
     worker::Worker,
 };
 
-/// Rest after failed connections: Linkerd's outbound backoff.
-const CONNECT_BACKOFF: Backoff = Backoff {
-    min: Duration::from_millis(100),
-    max: Duration::from_secs(60),
-    jitter_ratio: 0.1,
-};
-
 /// An endpoint that has been picked, with its place under the limits.
 #[derive(Debug)]
 pub(crate) struct Picked {
@@ -55,6 +48,8 @@ pub(crate) struct Endpoint {
     pub(super) trips: Cell<u32>,
     pub(super) successes: RefCell<Successes>,
     pub(super) rests_until: Cell<Option<Instant>>,
+    /// How long it rests after failed connections.
+    connect_backoff: Backoff,
     /// For requests.
     pub(super) http: Rc<Upstream>,
     /// For connections of bytes.
@@ -113,6 +108,7 @@ impl Endpoint {
                     connect_timeout,
                     tls,
                     near: false,
+                    pool: worker.config.outbound.pool,
                 },
                 worker.tls.clone(),
                 tcp.clone(),
@@ -151,6 +147,7 @@ impl Endpoint {
             trips: Cell::new(0),
             successes: RefCell::new(Successes::new(std::time::Instant::now())),
             rests_until: Cell::new(None),
+            connect_backoff: worker.config.outbound.connect_backoff,
             http,
             opaque,
             handles: HttpHandles::new(worker.metrics.clone(), labels),
@@ -227,7 +224,7 @@ impl Endpoint {
         let failures = self.connect_failures.get().saturating_add(1);
         self.connect_failures.set(failures);
         self.rests_until
-            .set(Some(now + CONNECT_BACKOFF.after(failures, rand::random())));
+            .set(Some(now + self.connect_backoff.after(failures, rand::random())));
     }
 
     /// A connection was there.

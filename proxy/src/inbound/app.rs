@@ -33,6 +33,7 @@ impl App {
             connect_timeout: worker.config.inbound.connect_timeout,
             tls: None,
             near: true,
+            pool: worker.config.inbound.pool,
         };
         Self {
             upstream: Upstream::new(target, worker.tls.clone(), tcp, None),

@@ -77,7 +77,8 @@ pub(super) async fn serve(
                 async move { gateway.respond(request).await }
             };
             // Only peers with an identity get here.
-            serve::serve(worker.clone(), drain, io, version, serve::STREAMS_MAX, handle).await;
+            let http2 = worker.config.inbound.http2.at_most(serve::STREAMS_MAX);
+            serve::serve(worker.clone(), drain, io, version, http2, handle).await;
             Ok(())
         }
     }

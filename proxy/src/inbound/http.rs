@@ -122,7 +122,8 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Box<Known>, drain: drain::W
         async move { connection.respond(request).await }
     };
     // Each request is judged by the policy of its moment, so that the connection as a whole need not be.
-    serve::serve(worker, drain, io, version, streams_max, handle).await;
+    let http2 = worker.config.inbound.http2.at_most(streams_max);
+    serve::serve(worker, drain, io, version, http2, handle).await;
 }
 
 /// The server's labels.
