@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use crate::{
     access_log::AccessLog,
     admin::{self, Admin},
-    config::{Config, ControlService, StreamLimits, TapConfig, TelemetryConfig},
+    config::{Config, ControlService, TapConfig, TelemetryConfig},
     discovery::Discovery,
     listen::{BindError, Listeners},
     logging::LogHandle,
@@ -63,13 +63,9 @@ pub(crate) enum AppError {
 ///
 /// # Errors
 /// It cannot start.
-pub(crate) fn run(mut config: Config, log: LogHandle) -> Result<(), AppError> {
+pub(crate) fn run(config: Config, log: LogHandle) -> Result<(), AppError> {
     // Every connection through the proxy takes two file descriptors.
     heddle_daemon::process::raise_file_limit();
-    // Controllers' own proxies find them on loopback, where connections do not grow stale.
-    if config.control.policy.addr.is_loopback() {
-        config.control.streams = StreamLimits::default();
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -104,6 +100,9 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
     };
     tokio::spawn(admin.bind().await?.serve());
 
+    // First of all: a container that restarts may have older anchors in its environment than the identity service uses.
+    let roots = RootsFile::new(&config.identity.roots_file).optional();
+    tokio::spawn(roots.run(store.clone()));
     let ControlService { addr, name } = config.control.identity.clone();
     if config.identity.revocation {
         let follow = RevocationLoop::new(store.clone(), addr.clone(), name.clone())
@@ -114,9 +113,6 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<(), AppError> {
         .metrics(cert_metrics)
         .refresh_bounds(config.identity.min_refresh, config.identity.max_refresh);
     tokio::spawn(certify.run());
-    if config.identity.roots_file.exists() {
-        tokio::spawn(RootsFile::new(&config.identity.roots_file).run(store.clone()));
-    }
     tokio::spawn(expire(metrics.clone(), config.admin.metrics_retain_idle));
 
     let observers = observers(&config, &metrics, &store, shutdown.watch()).await?;

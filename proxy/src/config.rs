@@ -9,11 +9,11 @@ mod unused;
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use heddle_mesh::{Identity, PortSet, env};
-use heddle_proxy_policy::DefaultPolicy;
+use heddle_proxy_policy::{DefaultPolicy, balance::Backoff};
 use heddle_tls::{ControlAddr, TrustBundle};
 use ipnet::IpNet;
 
-use crate::{access_log, dst::Suffixes};
+use crate::{access_log, dst::Suffixes, logging};
 use parse::Parser;
 pub(crate) use parse::{EnvError, ProcessEnv, Vars};
 
@@ -65,10 +65,21 @@ pub(crate) struct ControlConfig {
     pub profile_networks: Option<Vec<IpNet>>,
     /// Nor are names outside of these.
     pub profile_suffixes: Suffixes,
-    pub streams: StreamLimits,
+    streams: StreamLimits,
 }
 
-/// Bounds of streams from the control plane; none on loopback.
+impl ControlConfig {
+    /// The bounds of a service's streams. Controllers' own proxies find theirs on loopback, where connections do not grow
+    /// stale.
+    pub(crate) fn streams(&self, service: &ControlService) -> StreamLimits {
+        match service.addr.is_loopback() {
+            true => StreamLimits::default(),
+            false => self.streams,
+        }
+    }
+}
+
+/// Bounds of streams from the control plane.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct StreamLimits {
     pub initial_timeout: Option<Duration>,
@@ -102,8 +113,36 @@ pub(crate) struct InboundConfig {
     pub detect_timeout: Duration,
     pub connect_timeout: Duration,
     pub discovery_idle: Duration,
+    pub http2: Http2Config,
+    pub pool: PoolConfig,
     /// Names that peers may reach through this proxy; none: it is no gateway.
     pub gateway_suffixes: Suffixes,
+}
+
+/// HTTP/2 connections of clients.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Http2Config {
+    /// Requests at a time on one connection.
+    pub streams_max: u32,
+    /// How often a client is asked whether it is still there, and how long it may take to answer.
+    pub ping_interval: Duration,
+    pub ping_timeout: Duration,
+}
+
+impl Http2Config {
+    #[must_use]
+    pub(crate) fn at_most(mut self, streams_max: u32) -> Self {
+        self.streams_max = self.streams_max.min(streams_max);
+        self
+    }
+}
+
+/// Idle HTTP/1 connections to one address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PoolConfig {
+    /// Of one worker.
+    pub idle_max: usize,
+    pub idle_timeout: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -111,9 +150,15 @@ pub(crate) struct OutboundConfig {
     pub listen: Vec<SocketAddr>,
     /// Whether requests say themselves which service they are for (`l5d-dst-override`).
     pub ingress: bool,
+    /// Whether applications are told what went wrong (`l5d-proxy-error`). What an ingress answers goes to strangers.
+    pub informational_headers: bool,
     pub detect_timeout: Duration,
     pub connect_timeout: Duration,
     pub discovery_idle: Duration,
+    /// How long endpoints rest after failed connections.
+    pub connect_backoff: Backoff,
+    pub http2: Http2Config,
+    pub pool: PoolConfig,
 }
 
 #[derive(Clone, Debug)]
@@ -150,6 +195,13 @@ pub(crate) struct TapConfig {
     /// Who may tap.
     pub observer: Identity,
 }
+
+/// Linkerd's.
+const CONNECT_BACKOFF: Backoff = Backoff {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(60),
+    jitter_ratio: 0.1,
+};
 
 /// Networks of clusters when none are given: Linkerd's.
 const CLUSTER_NETWORKS: &str = "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fd00::/8";
@@ -190,6 +242,7 @@ impl Config {
             .unwrap_or_else(|| {
                 parse::networks(CLUSTER_NETWORKS).expect("the default networks are well formed")
             });
+        let workers = p.workers(std::thread::available_parallelism().map_or(1, usize::from));
         let inbound = InboundConfig {
             listen: p
                 .optional(env::INBOUND_LISTEN_ADDR, socket)
@@ -206,16 +259,26 @@ impl Config {
             detect_timeout: p.duration(env::INBOUND_DETECT_TIMEOUT, secs(10)),
             connect_timeout: p.duration(env::INBOUND_CONNECT_TIMEOUT, ms(300)),
             discovery_idle: p.duration(env::INBOUND_DISCOVERY_IDLE_TIMEOUT, secs(90)),
+            http2: p.http2("INBOUND"),
+            // Linkerd's name of the number has no direction.
+            pool: p.pool("INBOUND", "MAX_IDLE_CONNS_PER_ENDPOINT", workers),
             gateway_suffixes: p
                 .optional(env::INBOUND_GATEWAY_SUFFIXES, str::parse)
                 .unwrap_or_default(),
         };
+        let ingress = p.flag(env::INGRESS_MODE);
         let outbound = OutboundConfig {
             listen: p.outbound_listen(),
-            ingress: p.flag(env::INGRESS_MODE),
+            ingress,
+            informational_headers: !p
+                .optional_flag("LINKERD2_PROXY_OUTBOUND_DISABLE_INFORMATIONAL_HEADERS")
+                .unwrap_or(ingress),
             detect_timeout: p.duration(env::OUTBOUND_DETECT_TIMEOUT, secs(10)),
             connect_timeout: p.duration(env::OUTBOUND_CONNECT_TIMEOUT, secs(1)),
             discovery_idle: p.duration(env::OUTBOUND_DISCOVERY_IDLE_TIMEOUT, secs(5)),
+            connect_backoff: p.backoff("OUTBOUND_CONNECT").unwrap_or(CONNECT_BACKOFF),
+            http2: p.http2("OUTBOUND"),
+            pool: p.pool("OUTBOUND", "OUTBOUND_MAX_IDLE_CONNS_PER_ENDPOINT", workers),
         };
         let admin = AdminConfig {
             listen: p
@@ -227,7 +290,10 @@ impl Config {
         let telemetry = p.telemetry();
         let log = LogConfig {
             filter: p
-                .optional(env::LOG, |text| Ok(text.to_owned()))
+                .optional(env::LOG, |text| {
+                    let filter = logging::check(text).map(|()| text.to_owned());
+                    filter.map_err(|error| heddle_daemon::report::chain(&error))
+                })
                 .unwrap_or_else(|| "warn,linkerd=info".to_owned()),
             json: p
                 .optional(env::LOG_FORMAT, |text| match text.to_ascii_lowercase().as_str() {
@@ -239,7 +305,6 @@ impl Config {
         };
         unused::check(&mut p);
         let shutdown_grace = p.duration(env::SHUTDOWN_GRACE_PERIOD, secs(120));
-        let workers = p.workers(std::thread::available_parallelism().map_or(1, usize::from));
 
         let errors = p.finish();
         match (control, roots, local_name, token_file) {

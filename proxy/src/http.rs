@@ -7,6 +7,7 @@ pub(crate) mod frugal;
 pub(crate) mod headers;
 pub(crate) mod incoming;
 pub(crate) mod limit;
+pub(crate) mod live;
 pub(crate) mod pipe;
 pub(crate) mod replay;
 pub(crate) mod serve;

@@ -9,7 +9,7 @@ mod tcp;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use heddle_proxy_policy::{Client, ClientTls, inbound::Protocol};
+use heddle_proxy_policy::{Client, ClientTls, ServerPolicy, inbound::Protocol};
 use heddle_tls::peer_id;
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -53,6 +53,8 @@ enum InboundError {
     Header(#[from] HeaderError),
     #[error("the proxy does not forward to itself (port {0})")]
     Loop(u16),
+    #[error("{0} is none of the pod's addresses")]
+    NotOurs(SocketAddr),
     #[error(transparent)]
     Denied(#[from] heddle_proxy_policy::Denied),
     #[error("the application does not take the connection")]
@@ -65,7 +67,7 @@ enum InboundError {
     Name(#[from] InvalidName),
     #[error("this proxy is no gateway to {0}")]
     NotServed(NameAddr),
-    #[error("a gateway's client must have an identity")]
+    #[error("a connection to the proxy's own port must prove an identity")]
     NoIdentity,
     #[error(transparent)]
     Outbound(#[from] OutboundError),
@@ -79,6 +81,7 @@ impl InboundError {
             Self::HandshakeTimeout => "tls handshake timeout",
             Self::NotDirect | Self::Header(_) => "transport header",
             Self::Loop(_) => "loop",
+            Self::NotOurs(_) => "target address",
             Self::Denied(_) | Self::Terminated | Self::NoIdentity => "unauthorized",
             Self::Name(_) | Self::NotServed(_) => "gateway domain invalid",
             Self::Outbound(error) => error.label(),
@@ -154,6 +157,7 @@ async fn accept_app(
     let port = worker.inbound.port(worker, orig_dst)?;
     port.settled().await;
     let policy = port.policy();
+    takes(&policy, orig_dst)?;
     let timeout = match &policy.protocol {
         Protocol::Detect { timeout, .. } => *timeout,
         _ => worker.config.inbound.detect_timeout,
@@ -171,8 +175,10 @@ async fn accept_app(
     };
     let name = match tcp.peek(HELLO_BYTES_MAX, Instant::now() + timeout, hello).await? {
         Ahead::Decided(name) => name,
+        // Who has said nothing yet may still speak what the port is told to, and nothing else.
         Ahead::Undecided => {
-            return Ok((plain(port, tcp, client, Unmeshed::NoClientHello), Carries::Bytes));
+            let carries = told(&policy.protocol).map_or(Carries::Bytes, Carries::Http);
+            return Ok((plain(port, tcp, client, Unmeshed::NoClientHello), carries));
         }
     };
     let ours = name.as_deref() == Some(worker.tls.name().as_str());
@@ -186,20 +192,26 @@ async fn accept_app(
             plain(port, tcp, client, unmeshed)
         }
     };
-    let carries = match &policy.protocol {
-        Protocol::Detect { .. } => detect(worker, &mut known, timeout).await?,
-        Protocol::Http1(_) => Carries::Http(HttpVersion::Http1),
-        Protocol::Http2(_) | Protocol::Grpc(_) => Carries::Http(HttpVersion::Http2),
-        Protocol::Opaque | Protocol::Tls => Carries::Bytes,
-    };
-    // A port of one version still gets the other inside the mesh: requests travel as HTTP/2.
-    let carries = match carries {
-        Carries::Http(_) if ours && !matches!(policy.protocol, Protocol::Detect { .. }) => {
-            detect(worker, &mut known, timeout).await?
-        }
-        carries => carries,
+    let carries = match (&policy.protocol, told(&policy.protocol)) {
+        (Protocol::Detect { .. }, _) => detect(worker, &mut known, timeout).await?,
+        // A port of one version still gets the other inside the mesh: requests travel as HTTP/2.
+        (_, Some(version)) if ours => match detect(worker, &mut known, timeout).await? {
+            Carries::Bytes => Carries::Http(version),
+            carries => carries,
+        },
+        (_, Some(version)) => Carries::Http(version),
+        (_, None) => Carries::Bytes,
     };
     Ok((known, carries))
+}
+
+/// The version of HTTP that a port is told to speak.
+fn told(protocol: &Protocol) -> Option<HttpVersion> {
+    match protocol {
+        Protocol::Http1(_) => Some(HttpVersion::Http1),
+        Protocol::Http2(_) | Protocol::Grpc(_) => Some(HttpVersion::Http2),
+        Protocol::Detect { .. } | Protocol::Opaque | Protocol::Tls => None,
+    }
 }
 
 /// A peer's connection to the inbound listener itself, which says by its header what it is for: a port of the pod, or a
@@ -222,8 +234,13 @@ async fn accept_direct(
         _ => return Err(InboundError::NotDirect),
     }
     let tls = handshake(worker.tls.direct_server(), tcp).await?;
-    if tls.get_ref().1.alpn_protocol() != Some(transport_header::ALPN) {
+    let session = &tls.get_ref().1;
+    if session.alpn_protocol() != Some(transport_header::ALPN) {
         return Err(InboundError::NotDirect);
+    }
+    // As Linkerd's: only proxies come this way, and they have one.
+    if session.peer_certificates().and_then(peer_id).is_none() {
+        return Err(InboundError::NoIdentity);
     }
     let mut tls = Prefixed::new(tls);
     let TransportHeader { port, name, protocol } = TransportHeader::read(&mut tls, HEADER_TIMEOUT).await?;
@@ -238,6 +255,7 @@ async fn accept_direct(
     }
     let port = worker.inbound.port(worker, addr)?;
     port.settled().await;
+    takes(&port.policy(), addr)?;
     // Reading the header took exactly its bytes.
     let known = meshed(worker, port, tls.into_inner(), client)?;
     count_header(worker, &known, protocol, name.as_ref());
@@ -271,18 +289,24 @@ fn count_header(
     connections.get(&labels).add(1);
 }
 
-/// The proxy's own listeners are no applications. What asks them over loopback they take for the pod itself, and an
-/// address that is not the pod's is reached over loopback; the admin port at the pod's own address may be asked by
-/// anyone, as if there were no proxy.
+/// The proxy's own listeners are no applications. The admin port may be asked by anyone, as if there were no proxy; but what
+/// asks it over loopback it takes for the pod itself.
 fn not_ourselves(worker: &Worker, addr: SocketAddr) -> Result<(), InboundError> {
-    let config = &worker.config;
-    let (port, ours) = (addr.port(), config.inbound.ips.contains(&addr.ip()));
+    let (config, port) = (&worker.config, addr.port());
     let ourselves = port == config.inbound.listen.port()
         || config.outbound.listen.iter().any(|listen| listen.port() == port)
-        || (!ours && port == config.admin.listen.port());
+        || (addr.ip().is_loopback() && port == config.admin.listen.port());
     match ourselves {
         true => Err(InboundError::Loop(port)),
         false => Ok(()),
+    }
+}
+
+/// The policy, too, may say at which addresses connections are taken.
+fn takes(policy: &ServerPolicy, addr: SocketAddr) -> Result<(), InboundError> {
+    match policy.takes(addr.ip()) {
+        true => Ok(()),
+        false => Err(InboundError::NotOurs(addr)),
     }
 }
 

@@ -54,6 +54,11 @@ impl<S> Prefixed<S> {
         self
     }
 
+    /// What was read ahead and not given out, and the stream that gives out the rest.
+    pub(crate) fn into_parts(self) -> (BytesMut, S) {
+        (self.ahead, self.inner)
+    }
+
     /// The stream, without what was read ahead and not given out.
     pub(crate) fn into_inner(self) -> S {
         debug_assert!(self.ahead.is_empty(), "bytes read ahead would be lost");
@@ -309,6 +314,11 @@ impl Io {
     pub(crate) fn reading_at_most(mut self, bytes: usize) -> Self {
         self.read_max = bytes as u64;
         self
+    }
+
+    /// Gives out again what there is.
+    pub(crate) fn reading_freely(&mut self) {
+        self.read_max = u64::MAX;
     }
 
     pub(crate) fn traffic(&self) -> Traffic {

@@ -99,6 +99,14 @@ impl io::Write for Writer {
     }
 }
 
+/// Whether the text is a filter.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn check(text: &str) -> Result<(), FilterError> {
+    parse(text).map(drop)
+}
+
 fn parse(text: &str) -> Result<EnvFilter, FilterError> {
     let heddle: Vec<String> = text
         .split(',')

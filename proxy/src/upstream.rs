@@ -24,6 +24,7 @@ use tokio_rustls::TlsConnector;
 use tracing::debug;
 
 use crate::{
+    config::PoolConfig,
     http::{ProxyError, RequestBody, frugal::Frugal, windows::Windows},
     http1::{Connection, Http1Body, Http1Error},
     io::{Io, Prefixed, Socket, Wire},
@@ -43,9 +44,6 @@ const NEAR_PATIENCE: Duration = Duration::from_secs(1);
 /// Data that the peer has not acknowledged for so long means that it is gone.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(15);
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Idle HTTP/1 connections of one worker to one address, and how long each is kept. The time is Linkerd's.
-const IDLE_MAX: usize = 1_024;
-const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A response's head of more than this is not passed on.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
@@ -98,6 +96,8 @@ pub(crate) struct Target {
     pub near: bool,
     /// How HTTP/2 connections are looked after.
     pub care: Option<Care>,
+    /// HTTP/1 connections that wait for the next request.
+    pub pool: PoolConfig,
 }
 
 /// Who the other side must be.
@@ -190,6 +190,7 @@ impl Upstream {
             tls,
             near,
             care: _,
+            pool: _,
         } = &self.target;
         let addr = *addr;
         let permit = match &self.gate {
@@ -347,7 +348,7 @@ impl Upstream {
             else {
                 break;
             };
-            if since.elapsed() <= IDLE_TIMEOUT && connection.is_alive() {
+            if since.elapsed() <= self.target.pool.idle_timeout && connection.is_alive() {
                 return Ok(connection);
             }
         }
@@ -384,7 +385,7 @@ impl Upstream {
     /// Takes a connection back that is free again.
     pub(crate) fn give_back(&self, connection: Box<Connection>) {
         let mut idle = self.idle.borrow_mut();
-        if idle.len() < IDLE_MAX {
+        if idle.len() < self.target.pool.idle_max {
             idle.push(Idle {
                 connection,
                 since: Instant::now(),
@@ -419,7 +420,7 @@ impl Upstream {
     pub(crate) fn sweep(&self) {
         self.idle
             .borrow_mut()
-            .retain(|idle| idle.since.elapsed() <= IDLE_TIMEOUT);
+            .retain(|idle| idle.since.elapsed() <= self.target.pool.idle_timeout);
     }
 }
 

@@ -64,7 +64,10 @@ pub(crate) fn compute(
     if server.protocol == ProxyProtocol::Grpc && server.grpc_routes.is_empty() {
         server.grpc_routes = vec![InboundRoute::default_for(GrpcMatch::default())];
     }
-    server.ips = found.ips().to_vec();
+    // A machine outside may know itself by other addresses than clients do.
+    if let Found::Pod(pod) = found {
+        server.ips = pod.ips.to_vec();
+    }
     Some(server)
 }
 

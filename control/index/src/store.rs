@@ -372,12 +372,4 @@ impl<'a> Found<'a> {
             Self::External(external) => &external.workload,
         }
     }
-
-    /// The workload's own addresses.
-    pub(crate) fn ips(self) -> &'a [IpAddr] {
-        match self {
-            Self::Pod(pod) => &pod.ips,
-            Self::External(external) => &external.ips,
-        }
-    }
 }

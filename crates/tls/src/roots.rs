@@ -18,6 +18,7 @@ pub const POLL_INTERVAL: Duration = Duration::from_secs(10);
 pub struct RootsFile {
     path: PathBuf,
     poll_interval: Duration,
+    optional: bool,
 }
 
 /// Trust anchors could not be read from their file.
@@ -49,6 +50,12 @@ pub enum RootsError {
     },
 }
 
+impl RootsError {
+    fn is_absence(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+    }
+}
+
 /// Reads a bundle from a PEM file.
 ///
 /// # Errors
@@ -65,12 +72,20 @@ pub fn load(path: &Path) -> Result<TrustBundle, RootsError> {
 }
 
 impl RootsFile {
-    /// Follows `path`, which must have been loaded once already: a file that cannot be read is no reason to forget.
+    /// Follows `path`. The store has anchors already: a file that cannot be read is no reason to forget them.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
             poll_interval: POLL_INTERVAL,
+            optional: false,
         }
+    }
+
+    /// Nobody has promised that the file is there, and nothing is said as long as it is not. Once it is, it is followed.
+    #[must_use]
+    pub fn optional(mut self) -> Self {
+        self.optional = true;
+        self
     }
 
     /// Reads the file this often.
@@ -80,18 +95,20 @@ impl RootsFile {
         self
     }
 
-    /// Runs until dropped. A file that is broken is logged once, and the last good anchors stay.
+    /// Runs until dropped. Reads the file at once, before it waits for anything: what is spawned later has its anchors.
+    /// A file that is broken is logged once, and the last good anchors stay.
     pub async fn run(self, store: Store) {
         let mut complained = None;
+        let mut seen = !self.optional;
         loop {
-            tokio::time::sleep(self.poll_interval).await;
             match self.refresh(&store) {
                 Ok(changed) => {
-                    complained = None;
+                    (complained, seen) = (None, true);
                     if changed {
                         info!(path = %self.path.display(), anchors = store.roots().certs().len(), "Took new trust anchors");
                     }
                 }
+                Err(error) if !seen && error.is_absence() => {}
                 Err(error) => {
                     let text = chain(&error);
                     if complained.as_ref() != Some(&text) {
@@ -100,6 +117,7 @@ impl RootsFile {
                     }
                 }
             }
+            tokio::time::sleep(self.poll_interval).await;
         }
     }
 

@@ -1,6 +1,6 @@
 //! The policy of one of the pod's ports.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use http::Request;
 use ipnet::IpNet;
@@ -11,7 +11,7 @@ use crate::{
     authorize::{self, Authentication, Authorization},
     filter::Filter,
     invalid::{self, duration, each},
-    net::Network,
+    net::{self, Network},
     path,
     ratelimit::RateLimit,
     route::{self, Route, Rule},
@@ -26,6 +26,8 @@ pub struct ServerPolicy {
     pub protocol: Protocol,
     /// Who may connect.
     pub authorizations: Arc<[Authorization]>,
+    /// The addresses at which connections are taken; none: at all of the pod's.
+    pub ips: Arc<[IpAddr]>,
 }
 
 /// What a port speaks.
@@ -102,9 +104,19 @@ pub enum Refused<'p> {
 }
 
 impl ServerPolicy {
-    /// Judges a connection as a whole, for protocols that have no requests.
+    /// Whether connections to this address are taken.
+    pub fn takes(&self, ip: IpAddr) -> bool {
+        self.ips.is_empty() || self.ips.contains(&ip)
+    }
+
+    /// Judges a connection as a whole, for protocols that have no requests. On a port that is known to speak HTTP nobody
+    /// may send anything else, which its routes and limits would not see.
     pub fn authorize(&self, client: &Client) -> Result<Permit, Denied> {
-        authorize::judge(&self.meta, self.authorizations.iter(), client)
+        let bytes = match &self.protocol {
+            Protocol::Detect { .. } | Protocol::Opaque | Protocol::Tls => &*self.authorizations,
+            Protocol::Http1(_) | Protocol::Http2(_) | Protocol::Grpc(_) => &[],
+        };
+        authorize::judge(&self.meta, bytes, client)
     }
 
     /// Judges one request.
@@ -160,6 +172,29 @@ impl ServerPolicy {
         }
     }
 
+    /// Whether a client whose request took `route` under an older policy may go on under this one. Where the route is no
+    /// longer there, nobody knows which one the request would take: then it may only if all allow it.
+    pub fn still_allows(&self, client: &Client, route: &Meta) -> bool {
+        let routes = match &self.protocol {
+            Protocol::Detect { http, .. }
+            | Protocol::Http1(http)
+            | Protocol::Http2(http)
+            | Protocol::Grpc(http) => http.routes.as_slice(),
+            Protocol::Opaque | Protocol::Tls => return self.authorize(client).is_ok(),
+        };
+        let allows = |one: &Route<InboundRule>| {
+            let mut of_rules = one
+                .rules
+                .iter()
+                .flat_map(|rule| rule.policy.authorizations.iter());
+            self.authorizations.iter().any(|one| one.fits(client)) || of_rules.any(|one| one.fits(client))
+        };
+        match routes.iter().find(|one| one.meta == *route) {
+            Some(same) => allows(same),
+            None => routes.iter().all(allows),
+        }
+    }
+
     /// The port's rate limit for HTTP.
     pub fn rate_limit(&self) -> Option<&RateLimit> {
         match &self.protocol {
@@ -180,6 +215,7 @@ impl ServerPolicy {
                 http: default_http(),
             },
             authorizations: Arc::new([]),
+            ips: Arc::new([]),
         }
     }
 }
@@ -267,6 +303,7 @@ impl DefaultPolicy {
             meta,
             protocol,
             authorizations: authorization.into_iter().collect(),
+            ips: Arc::new([]),
         }
     }
 }
@@ -296,7 +333,7 @@ impl TryFrom<proto::Server> for ServerPolicy {
         use proto::proxy_protocol::Kind;
         let proto::Server {
             protocol,
-            server_ips: _,
+            server_ips,
             authorizations,
             labels,
         } = server;
@@ -334,6 +371,7 @@ impl TryFrom<proto::Server> for ServerPolicy {
             meta: authorize::labels_meta(&labels).unwrap_or_else(|| Meta::default_named("")),
             protocol,
             authorizations: each("authorizations", authorizations, Authorization::try_from)?.into(),
+            ips: each("server_ips", server_ips, net::ip_addr)?.into(),
         })
     }
 }
@@ -447,6 +485,28 @@ mod tests {
             labels: Default::default(),
             metadata: default_meta("all"),
         }
+    }
+
+    #[test]
+    fn addresses_that_are_named_are_the_only_ones() {
+        let message = |ips: &[&str]| proto::Server {
+            server_ips: ips
+                .iter()
+                .map(|ip| ip.parse::<IpAddr>().expect("an address").into())
+                .collect(),
+            ..server(Vec::new(), Vec::new())
+        };
+        let takes = |ips: &[&str], ip: &str| {
+            let policy = ServerPolicy::try_from(message(ips)).expect("valid");
+            policy.takes(ip.parse().expect("an address"))
+        };
+        assert!(takes(&[], "192.0.2.1"));
+        let both = ["10.0.0.1", "fd00::1"];
+        assert!(takes(&both, "10.0.0.1") && takes(&both, "fd00::1"));
+        assert!(!takes(&both, "10.0.0.2") && !takes(&both, "127.0.0.1"));
+        let mut broken = message(&both);
+        broken.server_ips.push(Default::default());
+        assert!(ServerPolicy::try_from(broken).is_err());
     }
 
     fn server(routes: Vec<proto::HttpRoute>, authorizations: Vec<proto::Authz>) -> proto::Server {

@@ -38,6 +38,11 @@ impl Meta {
         Self::Default(name.into())
     }
 
+    /// Whether it is the default that lets everyone in, for others to see who would be shut out.
+    pub fn is_audit(&self) -> bool {
+        matches!(self, Self::Default(name) if **name == *"audit")
+    }
+
     /// The resource's group; empty for defaults.
     pub fn group(&self) -> &str {
         match self {

@@ -63,15 +63,18 @@ pub fn canonical(addr: IpAddr) -> IpAddr {
     addr.to_canonical()
 }
 
+/// Reads an address.
+pub fn ip_addr(ip: proto::IpAddress) -> Result<IpAddr, Invalid> {
+    let ip = IpAddr::try_from(ip).map_err(|error| Invalid::new("ip", error))?;
+    Ok(canonical(ip))
+}
+
 /// Reads an address with its port.
 pub fn socket_addr(addr: proto::TcpAddress) -> Result<SocketAddr, Invalid> {
     let proto::TcpAddress { ip, port } = addr;
-    let ip: IpAddr = ip
-        .ok_or_else(|| Invalid::missing("ip"))?
-        .try_into()
-        .map_err(|error| Invalid::new("ip", error))?;
+    let ip = ip_addr(ip.ok_or_else(|| Invalid::missing("ip"))?)?;
     match u16::try_from(port) {
-        Ok(port) if port > 0 => Ok(SocketAddr::new(canonical(ip), port)),
+        Ok(port) if port > 0 => Ok(SocketAddr::new(ip, port)),
         _ => Err(Invalid::new(
             "port",
             format!("{port} is not a port from 1 to 65535"),

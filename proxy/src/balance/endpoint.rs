@@ -26,13 +26,6 @@ use crate::{
     worker::Worker,
 };
 
-/// Rest after failed connections: Linkerd's outbound backoff.
-const CONNECT_BACKOFF: Backoff = Backoff {
-    min: Duration::from_millis(100),
-    max: Duration::from_secs(60),
-    jitter_ratio: 0.1,
-};
-
 /// An endpoint that has been picked, with its place under the limits.
 #[derive(Debug)]
 pub(crate) struct Picked {
@@ -69,6 +62,8 @@ pub(crate) struct Endpoint {
     connects_at: Cell<Option<Instant>>,
     /// Whether one is being made that shows whether it takes any.
     is_tried: Cell<bool>,
+    /// How long it rests after failed connections.
+    connect_backoff: Backoff,
     /// Judges its answers.
     pub(super) breaker: RefCell<Breaker>,
     /// For requests.
@@ -137,6 +132,7 @@ impl Endpoint {
                     tls,
                     near: false,
                     care: care.clone(),
+                    pool: worker.config.outbound.pool,
                 },
                 worker.tls.clone(),
                 tcp.clone(),
@@ -173,6 +169,7 @@ impl Endpoint {
             connect_failures: Cell::new(0),
             connects_at: Cell::new(None),
             is_tried: Cell::new(false),
+            connect_backoff: worker.config.outbound.connect_backoff,
             breaker: RefCell::new(Breaker::new(Instant::now().into_std())),
             http,
             opaque,
@@ -304,7 +301,7 @@ impl Endpoint {
         let failures = self.connect_failures.get().saturating_add(1);
         self.connect_failures.set(failures);
         self.connects_at
-            .set(Some(now + CONNECT_BACKOFF.after(failures, rand::random())));
+            .set(Some(now + self.connect_backoff.after(failures, rand::random())));
     }
 
     /// A connection was there.

@@ -4,17 +4,25 @@ mod telemetry;
 
 use std::{net::IpAddr, time::Duration};
 
-use heddle_mesh::{Identity, PortSet, env};
+use heddle_mesh::{Identity, PeerId, PortSet, env};
+use heddle_proxy_policy::balance::Backoff;
 use ipnet::IpNet;
 
-use super::{ControlConfig, ControlService, StreamLimits};
+use super::{ControlConfig, ControlService, Http2Config, PoolConfig, StreamLimits};
 
 /// Names that the destination service is asked about when none are given: Linkerd's.
 const PROFILE_SUFFIXES: &str = "svc.cluster.local.";
 
+/// A peer that does not answer pings is gone.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Idle HTTP/1 connections of one worker to one address, and how long each is kept. The time is Linkerd's.
+const POOL_IDLE_MAX: usize = 1_024;
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// A view of an environment.
 pub(crate) trait Vars {
-    /// The value of a variable; empty ones count as unset.
+    /// The value of a variable. Nearly all count as unset when they are empty.
     fn get(&self, name: &str) -> Option<String>;
 }
 
@@ -89,16 +97,23 @@ impl<'v> Parser<'v> {
         name: &str,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        let wrong_before = self.errors.len();
-        let value = self.optional(name, parse);
-        if value.is_none() && self.errors.len() == wrong_before {
-            self.errors.push(EnvError::Missing(name.to_owned()));
+        if !self.is_set(name) {
+            self.missing(name);
         }
-        value
+        self.optional(name, parse)
     }
 
     pub(super) fn duration(&mut self, name: &str, default: Duration) -> Duration {
         self.optional_duration(name).unwrap_or(default)
+    }
+
+    /// One that may not be none at all.
+    fn some_duration(&mut self, name: &str, default: Duration) -> Duration {
+        let parsed = self.optional(name, |text| match duration(text)? {
+            Duration::ZERO => Err("expected more than 0".to_owned()),
+            duration => Ok(duration),
+        });
+        parsed.unwrap_or(default)
     }
 
     fn optional_duration(&mut self, name: &str) -> Option<Duration> {
@@ -112,14 +127,96 @@ impl<'v> Parser<'v> {
         .unwrap_or_default()
     }
 
-    /// As Linkerd: set to anything but a word for no.
     pub(super) fn flag(&mut self, name: &str) -> bool {
+        self.optional_flag(name).unwrap_or(false)
+    }
+
+    pub(super) fn optional_flag(&mut self, name: &str) -> Option<bool> {
         self.optional(name, |text| match text.to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" | "on" | "enabled" => Ok(true),
             "false" | "0" | "no" | "off" | "disabled" => Ok(false),
             _ => Err("expected `true` or `false`".to_owned()),
         })
-        .unwrap_or(false)
+    }
+
+    /// A list of which an empty one is something else than none.
+    fn list<T: Default>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        match self.vars.get(name) {
+            Some(text) if text.trim().is_empty() => Some(T::default()),
+            _ => self.optional(name, parse),
+        }
+    }
+
+    pub(super) fn is_set(&self, name: &str) -> bool {
+        self.vars.get(name).is_some_and(|text| !text.trim().is_empty())
+    }
+
+    pub(super) fn missing(&mut self, name: &str) {
+        self.errors.push(EnvError::Missing(name.to_owned()));
+    }
+
+    pub(super) fn invalid(&mut self, name: &str, problem: impl Into<String>) {
+        self.errors.push(EnvError::Invalid {
+            name: name.to_owned(),
+            problem: problem.into(),
+        });
+    }
+
+    /// Clients' HTTP/2 connections of this direction.
+    pub(super) fn http2(&mut self, direction: &str) -> Http2Config {
+        let name = |what: &str| format!("LINKERD2_PROXY_{direction}_SERVER_HTTP2_{what}");
+        let streams_max = self.optional(&name("MAX_CONCURRENT_STREAMS"), |text| match text.parse() {
+            Ok(count) if count > 0 => Ok(count),
+            _ => Err("expected a whole number, at least 1".to_owned()),
+        });
+        Http2Config {
+            streams_max: streams_max.unwrap_or(u32::MAX),
+            ping_interval: self.some_duration(&name("KEEP_ALIVE_INTERVAL"), PING_INTERVAL),
+            ping_timeout: self.some_duration(&name("KEEP_ALIVE_TIMEOUT"), PING_TIMEOUT),
+        }
+    }
+
+    /// Idle HTTP/1 connections of this direction; their number is given for all workers together.
+    pub(super) fn pool(&mut self, direction: &str, count: &str, workers: usize) -> PoolConfig {
+        let timeout = format!("LINKERD2_PROXY_{direction}_HTTP1_CONNECTION_POOL_IDLE_TIMEOUT");
+        let idle_max = self.optional(&format!("LINKERD2_PROXY_{count}"), |text| {
+            let number = text.parse::<usize>();
+            number.map_err(|_| "expected a whole number".to_owned())
+        });
+        PoolConfig {
+            idle_max: idle_max.map_or(POOL_IDLE_MAX, |count| count.div_ceil(workers).min(POOL_IDLE_MAX)),
+            idle_timeout: self.duration(&timeout, POOL_IDLE_TIMEOUT),
+        }
+    }
+
+    /// All of it, or nothing; the jitter may be left out.
+    pub(super) fn backoff(&mut self, base: &str) -> Option<Backoff> {
+        let name = |what: &str| format!("LINKERD2_PROXY_{base}_EXP_BACKOFF_{what}");
+        let (min_name, max_name) = (name("MIN"), name("MAX"));
+        let min = self.optional_duration(&min_name);
+        let max = self.optional_duration(&max_name);
+        let jitter = self.optional(&name("JITTER"), |text| match text.parse::<f64>() {
+            Ok(ratio) if (0.0..=100.0).contains(&ratio) => Ok(ratio),
+            _ => Err("expected a number from 0 to 100".to_owned()),
+        });
+        let any = [&min_name, &max_name].into_iter().any(|one| self.is_set(one)) || jitter.is_some();
+        for one in [&min_name, &max_name] {
+            if any && !self.is_set(one) {
+                self.missing(one);
+            }
+        }
+        let (min, max) = (min?, max?);
+        if min > max || max.is_zero() {
+            self.invalid(
+                &min_name,
+                format!("expected no more than {max_name}, and that more than 0"),
+            );
+        }
+        Some(Backoff {
+            min,
+            max,
+            jitter_ratio: jitter.unwrap_or_default(),
+        })
     }
 
     pub(super) fn outbound_listen(&mut self) -> Vec<std::net::SocketAddr> {
@@ -143,15 +240,36 @@ impl<'v> Parser<'v> {
             .unwrap_or_else(|| vec![([127, 0, 0, 1], 4140).into()])
     }
 
+    /// Who this proxy is: one name, or a server ID and the name that clients ask for. The two may differ only with
+    /// certificates of SPIRE, which are not supported here.
     pub(super) fn identity_name(&mut self) -> Option<Identity> {
-        let parse = |text: &str| text.parse::<Identity>().map_err(|error| error.to_string());
-        // SPIRE's pair: the TLS identity is the server ID, which is a SPIFFE URI; only DNS names are supported here.
-        let name = "LINKERD2_PROXY_IDENTITY_SERVER_NAME";
-        match self.vars.get(env::IDENTITY_LOCAL_NAME) {
-            Some(_) => self.required(env::IDENTITY_LOCAL_NAME, parse),
-            None if self.vars.get(name).is_some() => self.required(name, parse),
-            None => self.required(env::IDENTITY_LOCAL_NAME, parse),
+        const SPIRE: [&str; 2] = [
+            "LINKERD2_PROXY_IDENTITY_SPIRE_WORKLOAD_API_ADDRESS",
+            "LINKERD2_PROXY_IDENTITY_SPIRE_SOCKET",
+        ];
+        const ID: &str = "LINKERD2_PROXY_IDENTITY_SERVER_ID";
+        const NAME: &str = "LINKERD2_PROXY_IDENTITY_SERVER_NAME";
+        for spire in SPIRE {
+            self.optional::<()>(spire, |_| {
+                Err("certificates of SPIRE are not supported".to_owned())
+            });
         }
+        let parse = |text: &str| text.parse::<Identity>().map_err(|error| error.to_string());
+        if self.is_set(env::IDENTITY_LOCAL_NAME) || !(self.is_set(ID) || self.is_set(NAME)) {
+            return self.required(env::IDENTITY_LOCAL_NAME, parse);
+        }
+        let id = self.required(ID, |text| {
+            text.parse::<PeerId>().map_err(|error| error.to_string())
+        });
+        let name = self.required(NAME, parse);
+        let (id, name) = (id?, name?);
+        if id.dns() != Some(&name) {
+            self.invalid(
+                ID,
+                format!("expected the server's name, {name}, for want of SPIRE"),
+            );
+        }
+        Some(name)
     }
 
     pub(super) fn control(&mut self) -> Option<ControlConfig> {
@@ -162,15 +280,12 @@ impl<'v> Parser<'v> {
         let destination_context = self
             .optional(env::DESTINATION_CONTEXT, |text| Ok(text.to_owned()))
             .unwrap_or_default();
-        let profile_networks = self.optional(env::DESTINATION_PROFILE_NETWORKS, networks);
+        // As at Linkerd, an empty list looks up nothing.
+        let profile_networks = self.list(env::DESTINATION_PROFILE_NETWORKS, networks);
         let profile_suffixes = self
-            .optional(env::DESTINATION_PROFILE_SUFFIXES, str::parse)
+            .list(env::DESTINATION_PROFILE_SUFFIXES, str::parse)
             .unwrap_or_else(|| PROFILE_SUFFIXES.parse().expect("a DNS suffix"));
-        let streams = StreamLimits {
-            initial_timeout: self.optional_duration(env::CONTROL_STREAM_INITIAL_TIMEOUT),
-            idle_timeout: self.optional_duration(env::CONTROL_STREAM_IDLE_TIMEOUT),
-            lifetime: self.optional_duration(env::CONTROL_STREAM_LIFETIME),
-        };
+        let streams = self.stream_limits();
         Some(ControlConfig {
             destination: destination?,
             policy: policy?,
@@ -181,6 +296,29 @@ impl<'v> Parser<'v> {
             profile_suffixes,
             streams,
         })
+    }
+
+    /// Each is shorter than the next, as Linkerd has it.
+    fn stream_limits(&mut self) -> StreamLimits {
+        let names = [
+            env::CONTROL_STREAM_INITIAL_TIMEOUT,
+            env::CONTROL_STREAM_IDLE_TIMEOUT,
+            env::CONTROL_STREAM_LIFETIME,
+        ];
+        let limits = names.map(|name| self.optional_duration(name));
+        for (shorter, longer) in [(0, 1), (0, 2), (1, 2)] {
+            if let (Some(one), Some(two)) = (limits[shorter], limits[longer])
+                && one > two
+            {
+                self.invalid(names[shorter], format!("expected no more than {}", names[longer]));
+            }
+        }
+        let [initial_timeout, idle_timeout, lifetime] = limits;
+        StreamLimits {
+            initial_timeout,
+            idle_timeout,
+            lifetime,
+        }
     }
 
     /// The name may be left out on loopback, where nothing is proved.

@@ -1,4 +1,4 @@
-//! Variables of Linkerd's proxy that say nothing to this one, whose queues, windows and pools bound themselves. A wrong
+//! Variables of Linkerd's proxy that say nothing to this one; docs/proxy.md says why. A wrong
 //! value is a mistake all the same, and is told as Linkerd's proxy tells it.
 
 use super::{Parser, parse};
@@ -20,23 +20,11 @@ const DURATIONS: &[&str] = &[
     "INBOUND_HTTP_FAILFAST_TIMEOUT",
     "OUTBOUND_HTTP_FAILFAST_TIMEOUT",
     "OUTBOUND_TCP_FAILFAST_TIMEOUT",
-    "INBOUND_HTTP1_CONNECTION_POOL_IDLE_TIMEOUT",
-    "OUTBOUND_HTTP1_CONNECTION_POOL_IDLE_TIMEOUT",
-    "INBOUND_CONNECT_EXP_BACKOFF_MIN",
-    "INBOUND_CONNECT_EXP_BACKOFF_MAX",
-    "OUTBOUND_CONNECT_EXP_BACKOFF_MIN",
-    "OUTBOUND_CONNECT_EXP_BACKOFF_MAX",
-    "CONTROL_EXP_BACKOFF_MIN",
-    "CONTROL_EXP_BACKOFF_MAX",
     "CONTROL_CONNECT_TIMEOUT",
     "CONTROL_DISPATCH_TIMEOUT",
     "CONTROL_FAILFAST_TIMEOUT",
     "DNS_MIN_TTL",
     "DNS_MAX_TTL",
-    "INBOUND_SERVER_HTTP2_KEEP_ALIVE_INTERVAL",
-    "INBOUND_SERVER_HTTP2_KEEP_ALIVE_TIMEOUT",
-    "OUTBOUND_SERVER_HTTP2_KEEP_ALIVE_INTERVAL",
-    "OUTBOUND_SERVER_HTTP2_KEEP_ALIVE_TIMEOUT",
 ];
 
 const COUNTS: &[&str] = &[
@@ -47,32 +35,24 @@ const COUNTS: &[&str] = &[
     "OUTBOUND_TCP_QUEUE_CAPACITY",
     "INBOUND_MAX_IN_FLIGHT",
     "OUTBOUND_MAX_IN_FLIGHT",
-    "MAX_IDLE_CONNS_PER_ENDPOINT",
-    "INBOUND_MAX_IDLE_CONNS_PER_ENDPOINT",
-    "OUTBOUND_MAX_IDLE_CONNS_PER_ENDPOINT",
     "HTTP2_INITIAL_STREAM_WINDOW_SIZE",
     "HTTP2_INITIAL_CONNECTION_WINDOW_SIZE",
     "INBOUND_SERVER_HTTP2_INITIAL_STREAM_WINDOW_SIZE",
     "INBOUND_SERVER_HTTP2_INITIAL_CONNECTION_WINDOW_SIZE",
-    "INBOUND_SERVER_HTTP2_MAX_CONCURRENT_STREAMS",
     "INBOUND_SERVER_HTTP2_MAX_FRAME_SIZE",
     "INBOUND_SERVER_HTTP2_MAX_HEADER_LIST_SIZE",
     "INBOUND_SERVER_HTTP2_MAX_PENDING_ACCEPT_RESET_STREAMS",
     "INBOUND_SERVER_HTTP2_MAX_SEND_BUF_SIZE",
     "OUTBOUND_SERVER_HTTP2_INITIAL_STREAM_WINDOW_SIZE",
     "OUTBOUND_SERVER_HTTP2_INITIAL_CONNECTION_WINDOW_SIZE",
-    "OUTBOUND_SERVER_HTTP2_MAX_CONCURRENT_STREAMS",
     "OUTBOUND_SERVER_HTTP2_MAX_FRAME_SIZE",
     "OUTBOUND_SERVER_HTTP2_MAX_HEADER_LIST_SIZE",
     "OUTBOUND_SERVER_HTTP2_MAX_PENDING_ACCEPT_RESET_STREAMS",
     "OUTBOUND_SERVER_HTTP2_MAX_SEND_BUF_SIZE",
 ];
 
-const RATIOS: &[&str] = &[
-    "INBOUND_CONNECT_EXP_BACKOFF_JITTER",
-    "OUTBOUND_CONNECT_EXP_BACKOFF_JITTER",
-    "CONTROL_EXP_BACKOFF_JITTER",
-];
+/// Each has a MIN, a MAX and a JITTER.
+const BACKOFFS: &[&str] = &["INBOUND_CONNECT", "CONTROL"];
 
 const FLAGS: &[&str] = &[
     "INBOUND_SERVER_HTTP2_ADAPTIVE_FLOW_CONTROL",
@@ -91,12 +71,14 @@ pub(super) fn check(parser: &mut Parser<'_>) {
                 .map_err(|_| "expected a whole number".to_owned())
         });
     }
-    for suffix in RATIOS {
-        parser.optional(&name(suffix), |text| match text.parse::<f64>() {
-            Ok(ratio) if ratio.is_finite() && ratio >= 0.0 => Ok(ratio),
-            _ => Err("expected a number of at least 0".to_owned()),
-        });
+    for base in BACKOFFS {
+        parser.backoff(base);
     }
+    // Clients would choose what is counted: there is no such label here.
+    parser.optional(&name("INBOUND_METRICS_AUTHORITY_LABELS"), |text| match text {
+        "unsafe" => Ok(()),
+        _ => Err("expected `unsafe`".to_owned()),
+    });
     for suffix in FLAGS {
         parser.flag(&name(suffix));
     }

@@ -25,7 +25,7 @@ pub(super) async fn follow(inner: &Inner, path: &Arc<str>, publish: &watch::Send
     };
     stream::follow(
         format!("endpoints of {path}"),
-        inner.config.control.streams,
+        inner.config.control.streams(&inner.config.control.destination),
         open,
         |event| {
             match event {

@@ -27,7 +27,7 @@ pub(super) async fn follow(inner: &Inner, port: u16, publish: &watch::Sender<Inb
     };
     let following = stream::follow(
         format!("policy of port {port}"),
-        inner.config.control.streams,
+        inner.config.control.streams(&inner.config.control.policy),
         open,
         |event| match event {
             Event::Message(server, _) => {

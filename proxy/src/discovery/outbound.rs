@@ -137,7 +137,7 @@ async fn follow_policy(inner: &Inner, dst: &Dst, publish: &watch::Sender<Outboun
     };
     stream::follow(
         format!("outbound policy of {dst}"),
-        inner.config.control.streams,
+        inner.config.control.streams(&inner.config.control.policy),
         open,
         |event| {
             match event {

@@ -26,16 +26,21 @@ pub(super) async fn follow(inner: &Inner, path: &str, mut on: impl FnMut(Event<P
         async move { client.get_profile(request).await }
     };
     let what = format!("profile of {path}");
-    stream::follow(what, inner.config.control.streams, open, |event| match event {
-        Event::Message(profile, first) => match Profile::try_from(profile) {
-            Ok(profile) => on(Event::Message(profile, first)),
-            Err(error) => {
-                warn!(%path, %error, "Ignoring an invalid profile");
-                Next::Retry
-            }
+    stream::follow(
+        what,
+        inner.config.control.streams(&inner.config.control.destination),
+        open,
+        |event| match event {
+            Event::Message(profile, first) => match Profile::try_from(profile) {
+                Ok(profile) => on(Event::Message(profile, first)),
+                Err(error) => {
+                    warn!(%path, %error, "Ignoring an invalid profile");
+                    Next::Retry
+                }
+            },
+            Event::Failed(status) => on(Event::Failed(status)),
         },
-        Event::Failed(status) => on(Event::Failed(status)),
-    })
+    )
     .await;
 }
 

@@ -17,6 +17,7 @@ use super::{
     grpc_status,
     incoming::Incoming,
     limit::{Deadline, Limit},
+    live::Live,
     replay::{Kept, Replay, ReplayBody},
     serve::Busy,
     tracker::{Cut, Tracker},
@@ -46,6 +47,8 @@ pub(crate) enum BodyError {
     Idle,
     #[error("another try of the request has begun")]
     Superseded,
+    #[error("the policy no longer allows the request")]
+    Forbidden,
 }
 
 impl BodyError {
@@ -64,7 +67,7 @@ impl BodyError {
             Self::Idle => Limit::Idle.stream_label(),
             Self::H2(error) => h2_label(error),
             Self::Hyper(_) | Self::Http1(_) => "IO",
-            Self::Superseded => "UNKNOWN",
+            Self::Superseded | Self::Forbidden => "UNKNOWN",
         };
         let class = match self {
             Self::H2(error) => h2_class(error),
@@ -360,6 +363,8 @@ pub(crate) struct ResponseBody {
     tracker: Option<Tracker>,
     deadline: Option<(Pin<Box<tokio::time::Sleep>>, Limit)>,
     idle: Option<Box<Idle>>,
+    /// It ends when the policy forbids the request.
+    live: Option<Live>,
     /// Who else looks at the request; mostly nobody.
     observed: Option<Box<Observed>>,
     /// The client's connection is busy with the request until then.
@@ -412,6 +417,7 @@ impl ResponseBody {
             tracker: None,
             deadline: None,
             idle: None,
+            live: None,
             observed: None,
             busy: None,
         }
@@ -494,6 +500,13 @@ impl ResponseBody {
         self
     }
 
+    /// Fails when the policy forbids the request.
+    #[must_use]
+    pub(crate) fn live(mut self, live: Live) -> Self {
+        self.live = Some(live);
+        self
+    }
+
     /// The gRPC status, if trailers come next and within `patience`. What comes is still there to be read.
     pub(crate) async fn peek_grpc_status(&mut self, patience: Duration) -> Option<u32> {
         let next = std::future::poll_fn(|cx| self.source.poll_frame(cx));
@@ -558,9 +571,16 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let polled = this.source.poll_frame(cx);
+        let polled = match &this.live {
+            Some(live) if live.is_forbidden() => Poll::Ready(Some(Err(BodyError::Forbidden))),
+            _ => this.source.poll_frame(cx),
+        };
         match &polled {
             Poll::Pending => {
+                if let Some(live) = &mut this.live {
+                    // It was asked above, and only this thread takes it back.
+                    let _ = live.poll_forbidden(cx);
+                }
                 if let Some((deadline, limit)) = &mut this.deadline
                     && deadline.as_mut().poll(cx).is_ready()
                 {

@@ -10,6 +10,7 @@ pub(crate) const ORIG_PROTO: HeaderName = HeaderName::from_static("l5d-orig-prot
 /// The client's identity, for the application.
 pub(crate) const CLIENT_ID: HeaderName = HeaderName::from_static("l5d-client-id");
 /// Why a proxy answered in an endpoint's place.
+pub(crate) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 pub(crate) const PROXY_ERROR: HeaderName = HeaderName::from_static("l5d-proxy-error");
 /// That the connection to the proxy had better end.
 pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("l5d-proxy-connection");

@@ -2,7 +2,7 @@
 
 mod http1;
 
-use std::{cell::Cell, convert::Infallible, rc::Rc, time::Duration};
+use std::{cell::Cell, convert::Infallible, rc::Rc};
 
 use http::{HeaderValue, Request, Response, header};
 use hyper::{
@@ -19,6 +19,7 @@ use super::{
     windows::Windows,
 };
 use crate::{
+    config::Http2Config,
     io::{Io, Traffic},
     worker::Worker,
 };
@@ -36,9 +37,6 @@ const RESET_STREAMS_MAX: usize = 64;
 /// the others' must not end with them. It holds its own clients to the number above.
 const MESHED_RESET_STREAMS_MAX: usize = STREAMS_MAX as usize;
 const FRAME_BYTES_MAX: u32 = 64 * 1024;
-/// A meshed peer that does not answer pings is gone.
-const PING_INTERVAL: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +68,7 @@ pub(crate) async fn serve<H, F>(
     drain: drain::Watch,
     io: Io,
     version: HttpVersion,
-    streams_max: u32,
+    http2: Http2Config,
     handle: H,
 ) where
     H: Fn(Request<Incoming>) -> F + 'static,
@@ -89,7 +87,7 @@ pub(crate) async fn serve<H, F>(
                 let responding = Box::pin(handle(request.map(Incoming::new)));
                 async move { Ok::<_, Infallible>(responding.await) }
             });
-            Box::pin(serve_http2(io, service, streams_max, drain)).await;
+            Box::pin(serve_http2(io, service, http2, drain)).await;
         }
     }
 }
@@ -124,18 +122,18 @@ where
     })
 }
 
-async fn serve_http2<S>(io: Io, service: S, streams_max: u32, drain: drain::Watch)
+async fn serve_http2<S>(io: Io, service: S, config: Http2Config, drain: drain::Watch)
 where
     S: HttpService<hyper::body::Incoming, ResBody = ResponseBody, Error = Infallible>,
     S::Future: 'static,
 {
     let windows = Windows::far();
-    let stranger = streams_max == STRANGER_STREAMS_MAX;
-    let (send_buffer, streams_max) = match stranger {
-        true => windows.of_stranger(streams_max),
-        false => (windows.send_buffer(), streams_max),
+    let meshed = io.is_meshed();
+    let (send_buffer, streams_max) = match !meshed && config.streams_max <= STRANGER_STREAMS_MAX {
+        true => windows.of_stranger(config.streams_max),
+        false => (windows.send_buffer(), config.streams_max),
     };
-    let (io, reset_streams_max) = match io.is_meshed() {
+    let (io, reset_streams_max) = match meshed {
         true => (Frugal::peer(io), MESHED_RESET_STREAMS_MAX),
         false => (Frugal::server(io, streams_max), RESET_STREAMS_MAX),
     };
@@ -149,8 +147,8 @@ where
         .max_concurrent_streams(streams_max)
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .max_pending_accept_reset_streams(reset_streams_max)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_interval(config.ping_interval)
+        .keep_alive_timeout(config.ping_timeout)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = std::pin::pin!(connection);
     let mut drained = std::pin::pin!(drain.signaled());

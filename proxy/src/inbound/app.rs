@@ -33,6 +33,7 @@ impl App {
             tls: None,
             near: true,
             care: None,
+            pool: worker.config.inbound.pool,
         };
         Self {
             upstream: Upstream::new(target, worker.tls.clone(), tcp, None),

@@ -2,7 +2,7 @@
 //! has made the proxy one, names below its suffixes that the control plane knows are served to peers that prove an
 //! identity and that the policy of the proxy's own port allows; all others are not, so that it is no open relay.
 
-use std::rc::Rc;
+use std::{pin::pin, rc::Rc};
 
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header};
 use tokio::time::Instant;
@@ -10,8 +10,13 @@ use tokio::time::Instant;
 use super::{Carries, InboundError, Known, http::Connection, tcp::Judge};
 use crate::{
     dst::NameAddr,
-    http::{ProxyError, ResponseBody, headers, incoming::Incoming, is_grpc, serve, tracker::Tracker},
-    metrics::stream::Stream,
+    http::{
+        ProxyError, ResponseBody, headers,
+        incoming::Incoming,
+        is_grpc,
+        live::{Forbidden, Live},
+        serve,
+    },
     outbound::{OutboundError, Through},
     worker::Worker,
 };
@@ -71,7 +76,8 @@ pub(super) async fn serve(
                 async move { gateway.respond(request).await }
             };
             // Only peers with an identity get here.
-            serve::serve(worker.clone(), drain, io, version, serve::STREAMS_MAX, handle).await;
+            let http2 = worker.config.inbound.http2.at_most(serve::STREAMS_MAX);
+            serve::serve(worker.clone(), drain, io, version, http2, handle).await;
             Ok(())
         }
     }
@@ -124,17 +130,17 @@ impl Gateway {
         let value = self.forwarded.with_host(&request);
         request.headers_mut().append(header::FORWARDED, value);
         headers::strip_forgeable(request.headers_mut());
-        let mut response = through.respond(request).await;
+        let mut live = Live::new(&handles.leave);
+        let answered = live.wait(pin!(through.respond(request))).await;
+        let mut response = answered.map_err(|Forbidden| self.connection.forbidden(&handles))?;
         if orig_proto {
             let proto = HeaderValue::from_static("HTTP/1.1");
             response.headers_mut().insert(headers::ORIG_PROTO, proto);
             headers::strip_connection(response.headers_mut());
             *response.version_mut() = Version::HTTP_2;
         }
-        let (status, all) = (response.status(), response.headers());
-        let tracker = Tracker::new(Some(handles.http.clone()), status, all, started, None);
-        let tracker = tracker.counting(Some(Stream::new(handles.stream.clone(), started)));
-        Ok(response.map(|body| body.tracked(tracker)))
+        let response = handles.counted(response, started);
+        Ok(response.map(|body| body.live(live)))
     }
 }
 

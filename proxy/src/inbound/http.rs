@@ -3,6 +3,7 @@
 use std::{
     cell::{OnceCell, RefCell},
     net::SocketAddr,
+    pin::pin,
     rc::Rc,
     sync::Arc,
 };
@@ -16,14 +17,16 @@ use http::{HeaderValue, Request, Response, Version};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::{Known, app::App, port::Port};
+use super::{Known, app::App, port::Port, tcp::Judge};
 use crate::{
     http::{
         ProxyError, RequestBody, ResponseBody,
         body::ClientBody,
         filter, headers,
         incoming::Incoming,
-        is_grpc, pipe,
+        is_grpc,
+        live::{Forbidden, Leave, Live},
+        pipe,
         serve::{self, HttpVersion},
         strict,
         tracker::Tracker,
@@ -65,10 +68,33 @@ pub(super) struct Connection {
 /// The counters of requests with one verdict.
 pub(super) struct Handles {
     permit: Permit,
-    route: Meta,
+    /// For the requests of now; when the policy forbids them, they end.
+    pub(super) leave: Rc<Leave>,
     pub(super) http: Rc<HttpHandles>,
     pub(super) stream: Rc<StreamHandles>,
     allowed: Arc<Counter>,
+}
+
+impl Handles {
+    /// The response, counted when it ends.
+    pub(super) fn counted(
+        &self,
+        response: Response<ResponseBody>,
+        started: Instant,
+    ) -> Response<ResponseBody> {
+        let (status, headers) = (response.status(), response.headers());
+        let tracker = Tracker::new(Some(self.http.clone()), status, headers, started, None);
+        let tracker = tracker.counting(Some(Stream::new(self.stream.clone(), started)));
+        response.map(|body| body.tracked(tracker))
+    }
+
+    /// Once the policy has forbidden requests of the kind, those that it allows later begin anew.
+    fn are_for(&self, permit: &Permit, route: &Meta, grpc: bool) -> bool {
+        self.permit == *permit
+            && self.leave.route() == route
+            && self.stream.is_grpc() == grpc
+            && !self.leave.is_forbidden()
+    }
 }
 
 pub(super) async fn serve(worker: Rc<Worker>, known: Box<Known>, drain: drain::Watch, version: HttpVersion) {
@@ -96,7 +122,8 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Box<Known>, drain: drain::W
         async move { connection.respond(request).await }
     };
     // Each request is judged by the policy of its moment, so that the connection as a whole need not be.
-    serve::serve(worker, drain, io, version, streams_max, handle).await;
+    let http2 = worker.config.inbound.http2.at_most(streams_max);
+    serve::serve(worker, drain, io, version, http2, handle).await;
 }
 
 /// The server's labels.
@@ -229,6 +256,7 @@ impl Connection {
         let started = Instant::now();
         let policy = self.port.policy();
         let (allowed, handles) = self.admit(&policy, &request, started)?;
+        let mut live = Live::new(&handles.leave);
         let orig_proto = request.headers().contains_key(headers::ORIG_PROTO);
         let was_http1 = headers::downgrade_to_h1(&mut request) || request.version() != Version::HTTP_2;
         let mut profiled = None;
@@ -240,11 +268,14 @@ impl Connection {
             request.headers_mut().insert(headers::CLIENT_ID, id.clone());
         }
         if let Some(response) = filter::request(allowed.filters, allowed.prefix, &mut request)? {
-            return Ok(response);
+            return Ok(handles.counted(response, started));
         }
         let permit = allowed.permit;
         if headers::is_upgrade(&request) {
-            return Box::pin(self.upgrade(&permit, *request)).await;
+            return match Box::pin(self.upgrade(&permit, *request, live)).await {
+                Ok(response) => Ok(handles.counted(response, started)),
+                Err(error) => Err(Self::failed(&handles, started, was_http1, error)),
+            };
         }
         if let Some(route) = &profiled {
             route.request(Of::Request);
@@ -261,11 +292,8 @@ impl Connection {
                 if !orig_proto {
                     headers::origin_form(&mut request);
                 }
-                self.port
-                    .app()
-                    .http1(&permit, request)
-                    .await
-                    .map(|response| response.map(ResponseBody::http1))
+                let response = live.wait(pin!(self.port.app().http1(&permit, request))).await;
+                response.map(|response| response.map(|one| one.map(ResponseBody::http1)))
             }
             false => {
                 let app = self.http2_app.get_or_init(|| self.port.app().apart());
@@ -275,15 +303,14 @@ impl Connection {
                             http::uri::Authority::from_static("localhost")
                         });
                         let (head, body) = request.into_parts();
-                        pipe::send(&mut sender, head, body)
-                            .await
-                            .map(|response| response.map(ResponseBody::http2))
+                        let response = live.wait(pin!(pipe::send(&mut sender, head, body))).await;
+                        response.map(|response| response.map(|one| one.map(ResponseBody::http2)))
                     }
-                    Err(error) => Err(error.into()),
+                    Err(error) => Ok(Err(error.into())),
                 }
             }
         };
-        let mut response = match result {
+        let mut response = match result.unwrap_or_else(|Forbidden| Err(self.forbidden(&handles))) {
             Ok(response) => response,
             Err(error) => {
                 if let Some(observed) = &mut observed {
@@ -312,15 +339,7 @@ impl Connection {
         } else {
             Version::HTTP_11
         };
-        let tracker = Tracker::new(
-            Some(handles.http.clone()),
-            response.status(),
-            response.headers(),
-            started,
-            None,
-        );
-        let tracker = tracker.counting(Some(Stream::new(handles.stream.clone(), started)));
-        let mut response = response.map(|body| body.tracked(tracker));
+        let mut response = handles.counted(response, started).map(|body| body.live(live));
         if let Some(route) = &profiled {
             let tracker = RouteTracker::new(route, Of::Request, response.status(), started);
             ResponseBody::also_tracked(&mut response, tracker);
@@ -335,12 +354,25 @@ impl Connection {
         &self,
         permit: &Permit,
         mut request: Request<Incoming>,
+        mut live: Live,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         if request.method() != http::Method::CONNECT {
             headers::origin_form(&mut request);
         }
         let connection = self.port.app().upgradable(permit).await?;
-        upgrade::send(connection, request, self.drain.clone()).await
+        let (worker, port) = (self.worker.clone(), self.port.clone());
+        let (client, unmeshed) = (self.client.clone(), self.unmeshed.clone());
+        let forbidden = async move {
+            live.forbidden().await;
+            let judge = Judge {
+                worker: &worker,
+                port: &port,
+                client: &client,
+                unmeshed: &unmeshed,
+            };
+            judge.count_terminated();
+        };
+        upgrade::send(connection, request, self.drain.clone(), forbidden).await
     }
 
     fn failed(handles: &Handles, started: Instant, http1: bool, error: ProxyError) -> ProxyError {
@@ -360,13 +392,21 @@ impl Connection {
             }
             Refused::Denied { route, denied } => {
                 info!(server = server.name(), route = route.name(), %denied, "Request denied");
-                metrics
-                    .inbound_http_authz_deny_total
-                    .get(&labels.resource("route", route))
-                    .add(1);
-                ProxyError::Unauthorized
+                self.denied(server, route)
             }
         }
+    }
+
+    /// A request that was allowed, and no longer is, before anything was answered.
+    pub(super) fn forbidden(&self, handles: &Handles) -> ProxyError {
+        self.denied(handles.permit.server(), handles.leave.route())
+    }
+
+    fn denied(&self, server: &Meta, route: &Meta) -> ProxyError {
+        let labels = server_labels(self.labels(), server, self.port.addr().port());
+        let denied = &self.worker.metrics.inbound_http_authz_deny_total;
+        denied.get(&labels.resource("route", route)).add(1);
+        ProxyError::Unauthorized
     }
 
     fn limit(&self, server: &Meta, policy: &Meta, limited: RateLimited) -> ProxyError {
@@ -410,12 +450,10 @@ impl Connection {
     /// The counters of this verdict; looked up by their labels only once per connection.
     fn handles(&self, permit: &Permit, route: &Meta, grpc: bool) -> Rc<Handles> {
         let mut all = self.handles.borrow_mut();
-        if let Some(known) = all
-            .iter()
-            .find(|one| one.permit == *permit && one.route == *route && one.stream.is_grpc() == grpc)
-        {
+        if let Some(known) = all.iter().find(|one| one.are_for(permit, route, grpc)) {
             return known.clone();
         }
+        self.port.audit(&self.client, permit, Some(route));
         let port = self.port.addr().port();
         let direction = Labels::direction("inbound").target_addr(self.port.addr());
         let tls = direction.client_tls(&self.client.tls, &self.unmeshed);
@@ -426,7 +464,7 @@ impl Connection {
         };
         let handles = Rc::new(Handles {
             permit: permit.clone(),
-            route: route.clone(),
+            leave: self.port.leave(&self.client, route),
             http: HttpHandles::new(self.worker.metrics.clone(), full(tls)),
             stream: StreamHandles::new(
                 match grpc {

@@ -1,20 +1,22 @@
 //! What a worker knows of one of the pod's ports.
 
 use std::{
-    cell::{Cell, RefCell},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    rc::Rc,
+    cell::{Cell, OnceCell, RefCell},
+    net::{IpAddr, SocketAddr, UdpSocket},
+    rc::{Rc, Weak},
     sync::Arc,
     time::Duration,
 };
 
 use ahash::{AHashMap, AHashSet};
-use heddle_proxy_policy::{ClientTls, ServerPolicy, ratelimit::Cells};
-use tokio::{sync::watch, time::Instant};
+use heddle_proxy_policy::{Client, ClientTls, Meta, Permit, ServerPolicy, ratelimit::Cells};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tracing::{debug, info};
 
-use super::app::App;
+use super::{InboundError, app::App};
 use crate::{
-    discovery::{Full, Inbound},
+    discovery::Inbound,
+    http::live::Leave,
     metrics::{
         labels::{Labels, Unmeshed},
         tcp::TcpHandles,
@@ -26,6 +28,9 @@ use crate::{
 const SOURCES_MAX: usize = 256;
 /// Server names of one port that metrics tell. Strangers make them up, and must not crowd out what else is counted.
 const SERVER_NAMES_MAX: usize = 64;
+
+/// Strangers do not write the log: what `audit` lets in is told this often, and in between only to who wants to hear all.
+const AUDIT_PAUSE: Duration = Duration::from_secs(1);
 
 /// A worker's ports, by the address that clients connect to.
 #[derive(Debug, Default)]
@@ -42,6 +47,10 @@ pub(crate) struct Port {
     sources: RefCell<AHashMap<(ClientTls, Unmeshed), TcpHandles>>,
     /// For which servers clients speak the application's own TLS.
     server_names: RefCell<ServerNames>,
+    /// When it was last told what `audit` let in.
+    audited: Cell<Option<Instant>>,
+    leaves: Leaves,
+    judging: OnceCell<Judging>,
     /// All workers count by the same.
     pub cells: Arc<Cells>,
     used: Cell<Instant>,
@@ -52,33 +61,32 @@ pub(crate) struct Port {
 struct ServerNames(AHashSet<Arc<str>>);
 
 impl Ports {
-    pub(crate) fn port(&self, worker: &Rc<Worker>, addr: SocketAddr) -> Result<Rc<Port>, Full> {
+    /// The port that a client wanted. The application is connected to at that very address, never at another of the pod's:
+    /// what listens on loopback alone is for the pod alone.
+    pub(super) fn port(&self, worker: &Rc<Worker>, addr: SocketAddr) -> Result<Rc<Port>, InboundError> {
         if let Some(port) = self.0.borrow().get(&addr) {
             port.used.set(Instant::now());
             return Ok(port.clone());
+        }
+        if !is_ours(&worker.config.inbound.ips, addr.ip()) {
+            return Err(InboundError::NotOurs(addr));
         }
         let watch = worker.discovery.inbound(addr.port())?;
         let (current, cells) = {
             let inbound = watch.borrow();
             (inbound.policy.clone(), inbound.cells.clone())
         };
-        // An address of ours is where the application listens; any other was translated on the way here, and loopback
-        // is the one that every application of the pod can be reached at.
-        let ip = match addr.ip() {
-            ip if worker.config.inbound.ips.contains(&ip) => ip,
-            // The admin server takes who comes by loopback for the pod itself.
-            ip if addr.port() == worker.config.admin.listen.port() => ip,
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        };
         let port = Rc::new(Port {
             worker: worker.clone(),
             addr,
             watch: RefCell::new(watch),
             current: RefCell::new(current),
-            app: App::new(worker, SocketAddr::new(ip, addr.port())),
+            app: App::new(worker, addr),
             sources: RefCell::default(),
             server_names: RefCell::default(),
+            audited: Cell::default(),
+            leaves: Leaves::default(),
+            judging: OnceCell::new(),
             cells,
             used: Cell::new(Instant::now()),
         });
@@ -95,6 +103,37 @@ impl Ports {
             }
             port.used.get().elapsed() < idle_timeout
         });
+    }
+}
+
+/// What clients of the port may do, to be judged again when its policy changes.
+type Leaves = Rc<RefCell<Vec<Weak<Leave>>>>;
+
+/// The task that judges; it ends with the port.
+#[derive(Debug)]
+struct Judging(JoinHandle<()>);
+
+impl Drop for Judging {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn judge_again(mut changes: watch::Receiver<Inbound>, leaves: Leaves) {
+    // It fails only when nobody publishes policies any more: the last one stays.
+    while changes.changed().await.is_ok() {
+        let policy = changes.borrow_and_update().policy.clone();
+        let holds = |leave: &Weak<Leave>| leave.upgrade().is_some_and(|leave| leave.holds(&policy));
+        leaves.borrow_mut().retain(holds);
+    }
+}
+
+/// Whether an address is among those that the pod is told to have. One that is told of none (a machine outside the
+/// cluster) has those of its interfaces: only to them can a socket be bound.
+fn is_ours(ips: &[IpAddr], ip: IpAddr) -> bool {
+    match ips {
+        [] => UdpSocket::bind((ip, 0)).is_ok(),
+        ips => ips.contains(&ip),
     }
 }
 
@@ -135,6 +174,43 @@ impl Port {
     /// How metrics tell of a client that is not meshed, and whose TLS, if any, is for a server of this name.
     pub(crate) fn unmeshed(&self, server_name: Option<String>) -> Unmeshed {
         self.server_names.borrow_mut().unmeshed(server_name)
+    }
+
+    /// Tells what `audit` let in: a connection, or the first request of one to a route.
+    pub(crate) fn audit(&self, client: &Client, permit: &Permit, route: Option<&Meta>) {
+        if !permit.authorization().is_audit() {
+            return;
+        }
+        let (now, port, server) = (Instant::now(), self.addr.port(), permit.server().name());
+        let (addr, route) = (client.addr, route.map_or("", Meta::name));
+        let id = client.tls.identity().map_or("", |id| id.as_str());
+        match self.audited.get() {
+            Some(last) if now < last + AUDIT_PAUSE => {
+                debug!(%port, server, route, client = %addr, id, "Allowed by audit");
+            }
+            _ => {
+                self.audited.set(Some(now));
+                info!(%port, server, route, client = %addr, id, "Allowed by audit");
+            }
+        }
+    }
+
+    /// Leave for a client's requests to use a route, until the policy forbids it.
+    pub(crate) fn leave(&self, client: &Client, route: &Meta) -> Rc<Leave> {
+        let leave = Rc::new(Leave::new(client.clone(), route.clone()));
+        let mut leaves = self.leaves.borrow_mut();
+        if leaves.len() == leaves.capacity() {
+            // Then there is room for as many again, so that this is seldom done.
+            leaves.retain(|leave| leave.strong_count() > 0);
+            let more = leaves.len();
+            leaves.reserve(more);
+        }
+        leaves.push(Rc::downgrade(&leave));
+        self.judging.get_or_init(|| {
+            let judging = judge_again(self.changes(), self.leaves.clone());
+            Judging(tokio::task::spawn_local(judging))
+        });
+        leave
     }
 
     /// The counters of connections from such clients.
@@ -191,5 +267,18 @@ mod tests {
         }
         assert_eq!(names.unmeshed(Some("one.more.test".to_owned())), passthru(""));
         assert_eq!(names.unmeshed(Some("0.test".to_owned())), passthru("0.test"));
+    }
+
+    #[test]
+    fn only_the_pods_addresses_are_ours() {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let ips = [ip("10.0.0.1"), ip("fd00::1")];
+        assert!(is_ours(&ips, ip("10.0.0.1")) && is_ours(&ips, ip("fd00::1")));
+        for other in ["10.0.0.2", "127.0.0.1", "::1", "192.0.2.1"] {
+            assert!(!is_ours(&ips, ip(other)), "{other}");
+        }
+        // Without a list.
+        assert!(is_ours(&[], ip("127.0.0.1")));
+        assert!(!is_ours(&[], ip("192.0.2.1")) && !is_ours(&[], ip("2001:db8::1")));
     }
 }

@@ -58,6 +58,7 @@ impl Judge<'_> {
                     .labels(permit.server())
                     .resource("authz", permit.authorization());
                 metrics.inbound_tcp_authz_allow_total.get(&labels).add(1);
+                self.port.audit(self.client, &permit, None);
                 Ok(permit)
             }
             Err(denied) => {
@@ -85,14 +86,15 @@ impl Judge<'_> {
 
     /// Ends a connection that is no longer allowed.
     pub(super) fn terminate(&self, io: &Io) -> InboundError {
-        let labels = self.labels(&self.port.policy().meta);
-        self.worker
-            .metrics
-            .inbound_tcp_authz_terminate_total
-            .get(&labels)
-            .add(1);
+        self.count_terminated();
         io.reset_on_close();
         InboundError::Terminated
+    }
+
+    pub(super) fn count_terminated(&self) {
+        let labels = self.labels(&self.port.policy().meta);
+        let terminated = &self.worker.metrics.inbound_tcp_authz_terminate_total;
+        terminated.get(&labels).add(1);
     }
 
     fn labels(&self, server: &Meta) -> Labels {

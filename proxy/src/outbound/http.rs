@@ -97,7 +97,8 @@ pub(super) async fn serve(worker: Rc<Worker>, known: Box<Known>, version: HttpVe
         let client = client.clone();
         async move { client.respond(request).await }
     };
-    serve::serve(worker, drain, io, version, serve::STREAMS_MAX, handle).await;
+    let http2 = worker.config.outbound.http2.at_most(serve::STREAMS_MAX);
+    serve::serve(worker, drain, io, version, http2, handle).await;
 }
 
 impl Way<'_> {
@@ -187,8 +188,13 @@ impl Client {
     async fn answer(self: &Rc<Self>, request: Box<Request<Incoming>>) -> Response<ResponseBody> {
         let grpc = is_grpc(request.headers());
         let http1 = request.version() != Version::HTTP_2;
+        let tells = self.worker.config.outbound.informational_headers;
         match self.request(request).await {
             Ok(mut response) => {
+                if !tells {
+                    // Of the server's proxy.
+                    response.headers_mut().remove(headers::PROXY_ERROR);
+                }
                 let closes = response.headers_mut().remove(headers::PROXY_CONNECTION);
                 if http1 && closes.is_some_and(|value| value == "close") {
                     response
@@ -202,6 +208,10 @@ impl Client {
                 let labels = Labels::default().with("error", error.label());
                 self.worker.metrics.outbound_http_errors_total.get(&labels).add(1);
                 let mut response = error.response(grpc);
+                if !tells {
+                    response.headers_mut().remove(headers::PROXY_ERROR);
+                    response.headers_mut().remove(headers::GRPC_MESSAGE);
+                }
                 if http1 && error.is_ambiguous() {
                     response
                         .headers_mut()

@@ -76,7 +76,8 @@ async fn send(
     let in_flight = endpoint.begin();
     let (endpoint, pass) = (in_flight.endpoint().clone(), in_flight.pass());
     let attempt = Attempt::begin(balancer, &endpoint, pass, accrual, Some(clock));
-    let sent = upgrade::send(connection, request, (in_flight, client.drain.clone())).await;
+    let held = (in_flight, client.drain.clone());
+    let sent = upgrade::send(connection, request, held, std::future::pending()).await;
     attempt.over();
     match &sent {
         Ok(response) => drop(Verdict::now_or_later(

@@ -23,6 +23,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
+use tokio_stream::StreamExt as _;
 
 use crate::net::Namespace;
 
@@ -99,6 +100,13 @@ async fn answer(mut request: Request<Incoming>, name: &str) -> Response<BoxBody<
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             response
         }
+        // The beginning of a response that never ends, and the beginning of none.
+        path if path.starts_with("/endless") => {
+            let first = tokio_stream::once(Ok(Frame::data(Bytes::from_static(b"first"))));
+            let body = StreamBody::new(first.chain(tokio_stream::pending()));
+            Response::new(BoxBody::new(body))
+        }
+        "/silent" => std::future::pending().await,
         "/grpc.Test/Call" => {
             let mut trailers = HeaderMap::new();
             trailers.insert("grpc-status", HeaderValue::from_static("0"));
@@ -255,6 +263,17 @@ impl Http1 {
     }
 }
 
+/// A connection on which what is sent comes back in reverse, four bytes at a time.
+pub(crate) async fn upgrade(addr: SocketAddr) -> Result<TokioIo<hyper::upgrade::Upgraded>, Error> {
+    let mut connection = Http1::connect(addr).await?;
+    let mut request = get("/upgrade");
+    let headers = request.headers_mut();
+    headers.insert("connection", HeaderValue::from_static("upgrade"));
+    headers.insert("upgrade", HeaderValue::from_static("reverse"));
+    let response = connection.raw(request).await?;
+    Ok(TokioIo::new(hyper::upgrade::on(response).await?))
+}
+
 /// A request for a path.
 pub(crate) fn get(path: &str) -> Request<Full<Bytes>> {
     Request::get(path)
@@ -275,6 +294,38 @@ pub(crate) async fn send_http2(addr: SocketAddr, request: Request<Full<Bytes>>) 
     let (mut sender, connection) = conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tcp)).await?;
     tokio::spawn(connection);
     read(sender.send_request(request).await?).await
+}
+
+/// One request on a connection that is there already.
+pub(crate) async fn send_on(
+    io: impl hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+    http2: bool,
+    request: Request<Full<Bytes>>,
+) -> Result<Reply, Error> {
+    let exchange = async {
+        let response = if http2 {
+            let (mut sender, connection) = conn::http2::handshake(TokioExecutor::new(), io).await?;
+            tokio::spawn(connection);
+            sender.send_request(request).await?
+        } else {
+            let (mut sender, connection) = conn::http1::handshake(io).await?;
+            tokio::spawn(connection);
+            sender.send_request(request).await?
+        };
+        read(response).await
+    };
+    tokio::time::timeout(crate::DEADLINE, exchange).await?
+}
+
+/// A connection over TLS to whoever proves this name.
+pub(crate) async fn connect_tls(
+    addr: SocketAddr,
+    name: String,
+    config: Arc<heddle_tls::rustls::ClientConfig>,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let name = heddle_tls::rustls::pki_types::ServerName::try_from(name).expect("a name");
+    let tcp = TcpStream::connect(addr).await?;
+    tokio_rustls::TlsConnector::from(config).connect(name, tcp).await
 }
 
 async fn read(response: Response<Incoming>) -> Result<Reply, Error> {

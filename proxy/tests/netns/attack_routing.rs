@@ -53,7 +53,8 @@ fn status(answer: &[u8]) -> Option<u16> {
         .ok()
 }
 
-fn route(name: &str, prefix: &str, authorizations: Vec<inbound::Authz>) -> inbound::HttpRoute {
+/// A route of all paths below this.
+pub(crate) fn route(name: &str, prefix: &str, authorizations: Vec<inbound::Authz>) -> inbound::HttpRoute {
     inbound::HttpRoute {
         metadata: default_meta(name),
         hosts: Vec::new(),

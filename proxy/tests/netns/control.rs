@@ -51,8 +51,8 @@ struct Inner {
     inbound: Mutex<HashMap<(String, u16), watch::Sender<inbound::Server>>>,
     named: Mutex<HashMap<String, outbound::OutboundPolicy>>,
     profiles: Mutex<HashMap<String, watch::Sender<destination::DestinationProfile>>>,
-    /// The serial number of each identity's newest leaf, and those that are revoked.
-    serials: Mutex<HashMap<String, u64>>,
+    /// The serial numbers of each identity's leaves, and those that are revoked.
+    serials: Mutex<HashMap<String, Vec<u64>>>,
     revoked: Mutex<Vec<u64>>,
     leaf_life: Mutex<Duration>,
 }
@@ -159,10 +159,18 @@ impl Script {
         all.entry(path.to_owned()).or_default().clone()
     }
 
+    /// How often an account has been certified.
+    pub(crate) fn certified(&self, account: &str) -> usize {
+        let serials = self.0.serials.lock().expect("no test panics while it holds this");
+        serials.get(&policies::identity(account)).map_or(0, Vec::len)
+    }
+
     /// Revokes an account's newest certificate.
     pub(crate) fn revoke(&self, account: &str) {
         let serials = self.0.serials.lock().expect("no test panics while it holds this");
-        let serial = serials[&policies::identity(account)];
+        let serial = *serials[&policies::identity(account)]
+            .last()
+            .expect("it has a leaf");
         let mut revoked = self.0.revoked.lock().expect("no test panics while it holds this");
         revoked.push(serial);
     }
@@ -206,6 +214,50 @@ impl Script {
             .with_no_client_auth()
             .with_single_cert(vec![cert.der().clone()], key);
         Arc::new(config.expect("they belong together"))
+    }
+
+    /// TLS as a proxy of this name has it; with the transport header's ALPN where it goes straight to the peer's proxy.
+    pub(crate) fn client(&self, name: &str, direct: bool) -> Arc<heddle_tls::rustls::ClientConfig> {
+        use heddle_tls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let cert = params.signed_by(&key, &self.0.issuer).expect("a certificate");
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = self
+            .trusting()
+            .with_client_auth_cert(vec![cert.der().clone()], key);
+        let mut config = config.expect("they belong together");
+        if direct {
+            config.alpn_protocols = vec![b"transport.l5d.io/v1".to_vec()];
+        }
+        Arc::new(config)
+    }
+
+    /// TLS of a client that trusts the mesh and proves nothing.
+    pub(crate) fn anonymous(&self, direct: bool) -> Arc<heddle_tls::rustls::ClientConfig> {
+        let mut config = self.trusting().with_no_client_auth();
+        if direct {
+            config.alpn_protocols = vec![b"transport.l5d.io/v1".to_vec()];
+        }
+        Arc::new(config)
+    }
+
+    fn trusting(
+        &self,
+    ) -> heddle_tls::rustls::ConfigBuilder<
+        heddle_tls::rustls::ClientConfig,
+        heddle_tls::rustls::client::WantsClientCert,
+    > {
+        use heddle_tls::rustls::{ClientConfig, RootCertStore, pki_types::pem::PemObject};
+        let mut roots = RootCertStore::empty();
+        for cert in PemObject::pem_slice_iter(self.anchors().as_bytes()) {
+            let cert: heddle_tls::rustls::pki_types::CertificateDer<'static> = cert.expect("our own root");
+            roots.add(cert).expect("our own root");
+        }
+        ClientConfig::builder_with_provider(heddle_tls::provider())
+            .with_safe_default_protocol_versions()
+            .expect("the provider has TLS 1.3")
+            .with_root_certificates(roots)
     }
 
     /// Serves the script on a pod's loopback.
@@ -442,8 +494,8 @@ impl id::Identity for Script {
         }
         let serial = {
             let mut serials = self.0.serials.lock().expect("no test panics while it holds this");
-            let serial = serials.len() as u64 + 1;
-            serials.insert(identity, serial);
+            let serial = serials.values().map(Vec::len).sum::<usize>() as u64 + 1;
+            serials.entry(identity).or_default().push(serial);
             serial
         };
         csr.params.serial_number = Some(SerialNumber::from(serial));

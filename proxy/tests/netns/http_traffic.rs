@@ -25,14 +25,19 @@ pub(crate) fn service() -> SocketAddr {
 
 /// A client pod and a server pod with an application behind the service.
 pub(crate) fn pair(network: &Network, script: &Script) -> (Pod, Pod) {
-    let server = Pod::start(network, script, "server");
+    pair_with(network, script, || Options { env: Vec::new() })
+}
+
+/// As [`pair`], both with these options.
+pub(crate) fn pair_with(network: &Network, script: &Script, options: impl Fn() -> Options) -> (Pod, Pod) {
+    let server = Pod::start_with(network, script, "server", options());
     serve_http(&server.namespace, 8080, "server");
     script.set_endpoints(
         &path("web"),
         vec![endpoint(server.namespace.ip, 8080, Some("server"), false)],
     );
     script.set_outbound(service(), outbound_detect("web", http_rule("web")));
-    let client = Pod::start(network, script, "client");
+    let client = Pod::start_with(network, script, "client", options());
     (client, server)
 }
 

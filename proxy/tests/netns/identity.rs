@@ -21,9 +21,10 @@ use crate::{
     policies::{endpoint, http_rule, outbound_detect, outbound_opaque, path},
 };
 
-const VM: &str = "spiffe://mesh.test/vm";
+pub(crate) const VM: &str = "spiffe://mesh.test/vm";
 
-fn workload(addr: SocketAddr, id: &str) -> WeightedAddr {
+/// A workload outside the cluster, which must prove this ID.
+pub(crate) fn workload(addr: SocketAddr, id: &str) -> WeightedAddr {
     use tls_identity::{DnsLikeIdentity, Strategy, UriLikeIdentity};
     WeightedAddr {
         tls_identity: Some(TlsIdentity {

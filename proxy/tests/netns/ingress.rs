@@ -47,8 +47,29 @@ fn an_ingress_names_the_service_of_each_request() {
     ] {
         let reply = ask(&ingress, outside, "/", &dst(name));
         assert_eq!(reply.status, status, "{name}: {reply:?}");
-        assert!(reply.headers.contains_key("l5d-proxy-error"), "{name}");
+        // Its clients are strangers.
+        assert!(!reply.headers.contains_key("l5d-proxy-error"), "{name}");
     }
+    let options = Options {
+        env: vec![
+            ("INGRESS_MODE", "true".to_owned()),
+            ("OUTBOUND_DISABLE_INFORMATIONAL_HEADERS", "false".to_owned()),
+        ],
+    };
+    let telling = Pod::start_with(&network, &script, "telling", options);
+    let reply = ask(&telling, outside, "/", &dst("nobody.test.svc.cluster.local:80"));
+    assert_eq!(reply.status, 502);
+    assert!(reply.headers.contains_key("l5d-proxy-error"));
+    // What the server's proxy says is no stranger's business either.
+    let forbidden = crate::policies::server(vec![crate::policies::authz(Some(&["nobody"]))]);
+    script.set_inbound("server", 8080, forbidden);
+    let refused = eventually("the server's proxy refuses", || {
+        let reply = ask(&ingress, outside, "/", &dst(&path("web")));
+        (reply.status == 403).then_some(reply)
+    });
+    assert!(!refused.headers.contains_key("l5d-proxy-error"));
+    let refused = ask(&telling, outside, "/", &dst(&path("web")));
+    assert_eq!(refused.headers["l5d-proxy-error"], "unauthorized");
     // Only an ingress may.
     let sidecar = ask(&client, outside, "/", &dst(&path("web")));
     assert_eq!(sidecar.body, "outside");

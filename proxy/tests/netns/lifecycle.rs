@@ -33,16 +33,39 @@ fn a_wrong_environment_is_told_whole() {
     let output = Command::new(env!("CARGO_BIN_EXE_heddle-proxy"))
         .env_clear()
         .env("LINKERD2_PROXY_INBOUND_LISTEN_ADDR", "nowhere")
+        .env("LINKERD2_PROXY_OUTBOUND_CONNECT_TIMEOUT", "1.5s")
+        .env("LINKERD2_PROXY_INBOUND_PORTS", "80-70")
+        .env("LINKERD2_PROXY_POLICY_CLUSTER_NETWORKS", "10.0.0.0/99")
+        .env("LINKERD2_PROXY_INGRESS_MODE", "perhaps")
+        .env("LINKERD2_PROXY_LOG", "warn,heddle=loud")
+        .env("LINKERD2_PROXY_IDENTITY_SVC_ADDR", "identity:port")
+        .env("LINKERD2_PROXY_TRACE_COLLECTOR_SVC_NAME", "otel.test")
         .output()
         .expect("heddle-proxy runs");
     assert_eq!(output.status.code(), Some(64));
     let stderr = String::from_utf8_lossy(&output.stderr);
     for name in [
         "INBOUND_LISTEN_ADDR is invalid",
+        "OUTBOUND_CONNECT_TIMEOUT is invalid",
+        "INBOUND_PORTS is invalid",
+        "POLICY_CLUSTER_NETWORKS is invalid",
+        "INGRESS_MODE is invalid",
+        "LOG is invalid",
+        "IDENTITY_SVC_ADDR is invalid",
+        "IDENTITY_SVC_NAME must be set",
+        "DESTINATION_SVC_ADDR must be set",
+        "POLICY_SVC_ADDR must be set",
         "POLICY_WORKLOAD must be set",
+        "IDENTITY_LOCAL_NAME must be set",
+        "IDENTITY_TOKEN_FILE must be set",
+        "IDENTITY_DIR must be set",
         "IDENTITY_TRUST_ANCHORS must be set",
+        "TRACE_COLLECTOR_SVC_ADDR must be set",
     ] {
-        assert!(stderr.contains(name), "{stderr}");
+        assert!(
+            stderr.contains(&format!("LINKERD2_PROXY_{name}")),
+            "{name}: {stderr}"
+        );
     }
 }
 

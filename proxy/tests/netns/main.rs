@@ -1,6 +1,7 @@
 //! The real `heddle-proxy` between network namespaces: pods with real redirection, a scripted control plane that speaks
 //! the proxy API in each pod, and applications. Needs root, `ip` and the kernel's nftables.
 
+mod addresses;
 mod admin;
 mod apps;
 mod attack;
@@ -8,8 +9,10 @@ mod attack_h2;
 mod attack_http1;
 mod attack_routing;
 mod attack_tls;
+mod authorization;
 mod cgroup;
 mod control;
+mod direct;
 mod edges;
 mod extension;
 mod fault_app;
@@ -22,13 +25,16 @@ mod grpc;
 mod h2spec;
 mod http_traffic;
 mod identity;
+mod inbound_protocols;
 mod ingress;
 mod lifecycle;
+mod live_requests;
 mod net;
 mod pod;
 mod policies;
 mod policy;
 mod profiles;
+mod roots;
 mod smuggling;
 mod taps;
 mod tcp_traffic;

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     future::Future,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd as _,
     process::Command,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
@@ -97,6 +97,18 @@ impl Drop for Network {
 impl Namespace {
     pub(crate) fn path(&self) -> String {
         format!("/run/netns/{}", self.name)
+    }
+
+    /// Has packets for an address sent to another pod, whose address it is not.
+    pub(crate) fn route(&self, addr: IpAddr, via: &Namespace) {
+        let (family, via) = match addr {
+            IpAddr::V4(_) => ("-4", via.ip.to_string()),
+            IpAddr::V6(_) => ("-6", via.ip6.to_string()),
+        };
+        let addr = addr.to_string();
+        ip(&[
+            family, "-n", &self.name, "route", "add", &addr, "via", &via, "dev", "eth0",
+        ]);
     }
 
     /// Makes the kernel drop packets: a rule's matches, after those that it had before.

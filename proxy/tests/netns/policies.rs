@@ -18,33 +18,81 @@ pub(crate) fn identity(account: &str) -> String {
     format!("{account}.test.serviceaccount.identity.linkerd.cluster.local")
 }
 
-/// Who may.
+/// Who may: these accounts, or everyone.
 pub(crate) fn authz(who: Option<&[&str]>) -> inbound::Authz {
-    use inbound::authn::{Permit, PermitMeshTls, PermitUnauthenticated, permit_mesh_tls};
-    let permit = match who {
-        None => Permit::Unauthenticated(PermitUnauthenticated {}),
-        Some(accounts) => Permit::MeshTls(PermitMeshTls {
-            clients: Some(permit_mesh_tls::Clients::Identities(
-                permit_mesh_tls::PermitClientIdentities {
-                    identities: accounts
-                        .iter()
-                        .map(|one| inbound::Identity { name: identity(one) })
-                        .collect(),
-                    suffixes: Vec::new(),
-                },
-            )),
-        }),
+    match who {
+        None => authz_from(&["0.0.0.0/0", "::/0"], &[], "everyone", anyone()),
+        Some(accounts) => {
+            let names: Vec<_> = accounts.iter().map(|one| identity(one)).collect();
+            authz_from(
+                &["0.0.0.0/0", "::/0"],
+                &[],
+                "by-identity",
+                identities(&names, &[]),
+            )
+        }
+    }
+}
+
+/// Who may, where from.
+pub(crate) fn authz_from(
+    networks: &[&str],
+    except: &[&str],
+    name: &str,
+    permit: inbound::authn::Permit,
+) -> inbound::Authz {
+    let net = |net: &&str| net.parse::<ipnet::IpNet>().expect("a network").into();
+    let network = |one| inbound::Network {
+        net: Some(net(one)),
+        except: except.iter().map(net).collect(),
     };
-    let all = ["0.0.0.0/0", "::/0"].map(|net| net.parse::<ipnet::IpNet>().expect("a network"));
-    let networks = all.map(|net| inbound::Network {
-        net: Some(net.into()),
-        except: Vec::new(),
-    });
     inbound::Authz {
-        networks: networks.into(),
+        networks: networks.iter().map(network).collect(),
         authentication: Some(inbound::Authn { permit: Some(permit) }),
         labels: Default::default(),
-        metadata: default_meta(if who.is_some() { "by-identity" } else { "everyone" }),
+        metadata: default_meta(name),
+    }
+}
+
+pub(crate) fn anyone() -> inbound::authn::Permit {
+    inbound::authn::Permit::Unauthenticated(inbound::authn::PermitUnauthenticated {})
+}
+
+fn mesh_tls(clients: inbound::authn::permit_mesh_tls::Clients) -> inbound::authn::Permit {
+    inbound::authn::Permit::MeshTls(inbound::authn::PermitMeshTls {
+        clients: Some(clients),
+    })
+}
+
+/// Whoever speaks the mesh's TLS, with an identity or without.
+pub(crate) fn any_tls() -> inbound::authn::Permit {
+    let unauthenticated = inbound::authn::PermitUnauthenticated {};
+    mesh_tls(inbound::authn::permit_mesh_tls::Clients::Unauthenticated(
+        unauthenticated,
+    ))
+}
+
+/// These names, and those below these.
+pub(crate) fn identities(names: &[String], suffixes: &[&[&str]]) -> inbound::authn::Permit {
+    use inbound::authn::permit_mesh_tls::{Clients, PermitClientIdentities};
+    let name = |name: &String| inbound::Identity { name: name.clone() };
+    let suffix = |parts: &&[&str]| inbound::IdentitySuffix {
+        parts: parts.iter().map(|part| (*part).to_owned()).collect(),
+    };
+    mesh_tls(Clients::Identities(PermitClientIdentities {
+        identities: names.iter().map(name).collect(),
+        suffixes: suffixes.iter().map(suffix).collect(),
+    }))
+}
+
+/// A server that is known to speak this.
+pub(crate) fn told_server(
+    kind: inbound::proxy_protocol::Kind,
+    authorizations: Vec<inbound::Authz>,
+) -> inbound::Server {
+    inbound::Server {
+        protocol: Some(inbound::ProxyProtocol { kind: Some(kind) }),
+        ..server(authorizations)
     }
 }
 

@@ -74,10 +74,8 @@ fn a_port_has_the_default_policy_of_annotation_namespace_or_mesh() {
     let reference = || policy(&cluster, 8080).reference.clone();
     let default = cluster.config().default_policy;
     assert_eq!(reference(), ServerRef::Default(default));
-    assert_eq!(
-        policy(&cluster, 8080).ips,
-        [VM.parse::<std::net::IpAddr>().expect("an IP")]
-    );
+    // Its clients' address may be translated on the way to it.
+    assert!(policy(&cluster, 8080).ips.is_empty());
     assert_eq!(policy(&cluster, 3306).protocol, ProxyProtocol::Opaque);
     cluster.apply(&mk_namespace(
         "ns",

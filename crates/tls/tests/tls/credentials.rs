@@ -158,3 +158,32 @@ async fn anchors_follow_their_file_and_survive_a_broken_one() {
     assert_eq!(store.roots().certs().len(), 2);
     following.abort();
 }
+
+#[tokio::test]
+async fn a_file_is_read_before_anything_is_waited_for_and_may_come_late() {
+    let (one, two) = (mk_ca("one"), mk_ca("two"));
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("ca-bundle.crt");
+    std::fs::write(&path, two.pem()).expect("writes");
+    let (store, _) = mk_store("web", &[&one]);
+    let file = RootsFile::new(&path).poll_interval(Duration::from_secs(3600));
+    let following = tokio::spawn(file.run(store.clone()));
+    tokio::task::yield_now().await;
+    assert_eq!(store.roots(), bundle(&[&two]));
+    following.abort();
+
+    std::fs::remove_file(&path).expect("it is there");
+    let (store, _) = mk_store("web", &[&one]);
+    let file = RootsFile::new(&path).optional();
+    let following = tokio::spawn(file.poll_interval(Duration::from_millis(20)).run(store.clone()));
+    tokio::task::yield_now().await;
+    assert_eq!(store.roots(), bundle(&[&one]));
+    let mut generation = store.roots_generation();
+    std::fs::write(&path, two.pem()).expect("writes");
+    timeout(DEADLINE, generation.changed())
+        .await
+        .expect("in time")
+        .expect("lives");
+    assert_eq!(store.roots(), bundle(&[&two]));
+    following.abort();
+}

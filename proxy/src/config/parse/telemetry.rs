@@ -45,9 +45,10 @@ impl Parser<'_> {
         let extra = self.optional(env::TRACE_EXTRA_ATTRIBUTES, |text| lines(text, false));
         let resource = self.optional(env::OTEL_RESOURCE_ATTRIBUTES, otel);
         let path = self.optional(env::TRACE_ATTRIBUTES_PATH, |text| Ok(PathBuf::from(text)));
-        self.vars
-            .get(env::TRACE_COLLECTOR_SVC_ADDR)
-            .filter(|addr| !addr.trim().is_empty())?;
+        let names = [env::TRACE_COLLECTOR_SVC_ADDR, env::TRACE_COLLECTOR_SVC_NAME];
+        if !names.into_iter().any(|name| self.is_set(name)) {
+            return None;
+        }
         let collector = self.service(env::TRACE_COLLECTOR_SVC_ADDR, env::TRACE_COLLECTOR_SVC_NAME)?;
         // What is said of this process comes before what is said of all.
         let mut attributes = BTreeMap::from([("service.name".to_owned(), service_name)]);
