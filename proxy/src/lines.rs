@@ -8,10 +8,10 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
         mpsc as std_mpsc,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 /// Lines that wait to be written, and their bytes.
 const QUEUE_LINES_MAX: usize = 8_192;
@@ -20,6 +20,7 @@ pub(crate) const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 const BATCH_LINES_MAX: usize = 256;
 /// A reader that has stopped reading gets no more time than this at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Where the lines go. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -64,11 +65,19 @@ impl Lines {
 
     /// Waits until what was queued so far is written, for a second. Blocks: for the end of the process.
     pub(crate) fn flush(&self) {
+        let deadline = Instant::now() + FLUSH_TIMEOUT;
         let (done, written) = std_mpsc::channel();
-        if self.queue.try_send(Message::Flush(done)).is_ok() {
-            // Whether it was written or not, it ends here.
-            let _ = written.recv_timeout(FLUSH_TIMEOUT);
+        let mut message = Message::Flush(done);
+        // A full queue has no room for this either, until the reader goes on.
+        while let Err(TrySendError::Full(unsent)) = self.queue.try_send(message) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            message = unsent;
+            std::thread::park_timeout(LOOK_AGAIN);
         }
+        // Whether it was written or not, it ends here.
+        let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
 

@@ -25,7 +25,7 @@ const QUIET: &str = "h2=error";
 #[derive(Clone, Debug)]
 pub(crate) struct LogHandle {
     filter: reload::Handle<EnvFilter, Registry>,
-    lines: Lines,
+    writer: Writer,
 }
 
 /// A filter that is not in `RUST_LOG` syntax.
@@ -60,13 +60,13 @@ struct Writer {
 pub(crate) fn init(config: &LogConfig) -> Result<LogHandle, LogError> {
     let (filter, handle) = reload::Layer::new(parse(&config.filter)?);
     let registry = tracing_subscriber::registry().with(filter);
-    let lines = Lines::start("log", io::stdout()).map_err(LogError::Thread)?;
     let writer = Writer {
-        lines: lines.clone(),
+        lines: Lines::start("log", io::stdout()).map_err(LogError::Thread)?,
         json: config.json,
         lost: Arc::default(),
     };
-    let layer = fmt::layer().with_writer(move || writer.clone()).with_ansi(false);
+    let makes = writer.clone();
+    let layer = fmt::layer().with_writer(move || makes.clone()).with_ansi(false);
     // An error means that a subscriber is set already, as in tests; its settings hold.
     let _ = match config.json {
         true => registry.with(layer.json().flatten_event(true)).try_init(),
@@ -74,12 +74,13 @@ pub(crate) fn init(config: &LogConfig) -> Result<LogHandle, LogError> {
     };
     Ok(LogHandle {
         filter: handle,
-        lines,
+        writer,
     })
 }
 
-impl io::Write for Writer {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+impl Writer {
+    /// How many lines found no room since this was last asked, and what is said of it.
+    fn lost(&self) -> (u64, String) {
         let lost = self.lost.swap(0, Relaxed);
         let told = match (lost, self.json) {
             (0, _) => String::new(),
@@ -88,6 +89,13 @@ impl io::Write for Writer {
                 "{{\"level\":\"WARN\",\"message\":\"Lines before this one found no room\",\"lines\":{lost}}}\n"
             ),
         };
+        (lost, told)
+    }
+}
+
+impl io::Write for Writer {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let (lost, told) = self.lost();
         if !self.lines.push([told.as_bytes(), line].concat()) {
             self.lost.fetch_add(lost + 1, Relaxed);
         }
@@ -146,7 +154,12 @@ impl LogHandle {
 
     /// Waits until what was logged so far is written, for a moment. Blocks: for the end of the process.
     pub(crate) fn flush(&self) {
-        self.lines.flush();
+        let Writer { lines, .. } = &self.writer;
+        lines.flush();
+        let (lost, told) = self.writer.lost();
+        if lost > 0 && lines.push(told.into_bytes()) {
+            lines.flush();
+        }
     }
 }
 
