@@ -33,7 +33,7 @@ pub(crate) struct Lines {
 #[derive(Debug)]
 enum Message {
     Line(Vec<u8>),
-    Flush(std_mpsc::Sender<()>),
+    Flush(std_mpsc::SyncSender<()>),
 }
 
 impl Lines {
@@ -66,7 +66,7 @@ impl Lines {
     /// Waits until what was queued so far is written, for a second. Blocks: for the end of the process.
     pub(crate) fn flush(&self) {
         let deadline = Instant::now() + FLUSH_TIMEOUT;
-        let (done, written) = std_mpsc::channel();
+        let (done, written) = std_mpsc::sync_channel(1);
         let mut message = Message::Flush(done);
         // A full queue has no room for this either, until the reader goes on.
         while let Err(TrySendError::Full(unsent)) = self.queue.try_send(message) {
@@ -97,7 +97,7 @@ fn write(mut lines: mpsc::Receiver<Message>, queued_bytes: &AtomicUsize, mut out
         text.clear();
         for done in flushed.drain(..) {
             // Whoever asked may have stopped waiting.
-            let _ = done.send(());
+            let _ = done.try_send(());
         }
     }
 }
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_slow_reader_loses_lines_and_holds_up_nobody() {
-        let (let_read, letting) = std_mpsc::channel();
+        let (let_read, letting) = std_mpsc::sync_channel::<()>(1);
         let read = Arc::<AtomicUsize>::default();
         let lines = Lines::start("test", Slow(letting, read.clone())).expect("a thread");
         let line = vec![b'x'; 8 * 1024];

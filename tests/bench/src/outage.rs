@@ -275,7 +275,7 @@ impl Pods {
                 identity_service: (&addrs[2], &identity),
                 wrapper: &[],
             };
-            let mut command = sidecar.command(netns, &proxy, "0,1");
+            let mut command = sidecar.command(netns, proxy, "0,1");
             let name = format!("heddle-proxy ({pod})");
             self.processes.push(Process::start(name, &mut command)?);
         }
