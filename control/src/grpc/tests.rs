@@ -193,13 +193,15 @@ async fn the_seeds_policy_admits_the_identity_it_names_and_no_other() {
         "requiredAuthenticationRefs": [{"group": "policy.linkerd.io", "kind": "MeshTLSAuthentication", "name": "checkout"}],
     }}));
     let server = world.server(8080).await;
-    assert!(server.authorize(&meshed(CHECKOUT)).is_ok());
-    assert!(
-        server
-            .authorize(&meshed("other.ns.serviceaccount.identity.linkerd.cluster.local"))
-            .is_err()
-    );
-    assert!(server.authorize(&plain("10.1.0.9")).is_err());
+    // Requests are judged where a port is told to speak HTTP, and nothing else is let in.
+    let request = http::Request::new(());
+    let admitted = |client: &Client| server.authorize_request(client, &request).is_ok();
+    assert!(admitted(&meshed(CHECKOUT)));
+    assert!(!admitted(&meshed(
+        "other.ns.serviceaccount.identity.linkerd.cluster.local"
+    )));
+    assert!(!admitted(&plain("10.1.0.9")));
+    assert!(server.authorize(&meshed(CHECKOUT)).is_err());
 }
 
 #[tokio::test]

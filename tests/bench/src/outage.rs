@@ -54,6 +54,7 @@ const NAMESPACE: &str = "bench";
 const PORT: u16 = 8080;
 const ONE: &str = Pair::SERVER_IP;
 const TWO: &str = "10.77.0.3";
+const BOTH: &str = "web-both";
 /// Load before the outage and after everything is current, unless the outage itself is short.
 const CALM: Duration = Duration::from_secs(5);
 /// Far longer than being current again may take.
@@ -158,6 +159,8 @@ async fn objects(client: &Client) -> Result<String> {
         ("client", "client", Pair::CLIENT_IP),
         ("web", "web", ONE),
         ("web-two", "web", TWO),
+        // One proxy serves both addresses, and no pod can have two of a kind: it follows the policies of this one.
+        (BOTH, "web", ""),
     ] {
         let pod = json!({
             "apiVersion": "v1",
@@ -169,7 +172,10 @@ async fn objects(client: &Client) -> Result<String> {
             ]},
         });
         apply(pod.clone()).await?;
-        let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}});
+        let status = match ip {
+            "" => json!({"status": {"phase": "Running"}}),
+            ip => json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}}),
+        };
         let pods: kube::Api<k8s_openapi::api::core::v1::Pod> =
             kube::Api::namespaced(client.clone(), NAMESPACE);
         let params = kube::api::PatchParams::default();
@@ -252,9 +258,9 @@ impl Pods {
             name("linkerd-destination", "linkerd"),
             name("linkerd-identity", "linkerd"),
         );
-        for (netns, pod, ips) in [
-            (near, "client", Pair::CLIENT_IP.to_owned()),
-            (far, "web", format!("{ONE},{TWO}")),
+        for (netns, pod, workload, ips) in [
+            (near, "client", "client", Pair::CLIENT_IP.to_owned()),
+            (far, "web", BOTH, format!("{ONE},{TWO}")),
         ] {
             sidecar::redirect(netns, init, "8086", "8086")?;
             let token = dir.join(format!("token-{pod}"));
@@ -267,7 +273,7 @@ impl Pods {
                 dir: &dir,
                 identity: &name(pod, NAMESPACE),
                 ips: &ips,
-                workload: &json!({"ns": NAMESPACE, "pod": pod}).to_string(),
+                workload: &json!({"ns": NAMESPACE, "pod": workload}).to_string(),
                 anchors: plane.files.anchor(),
                 token,
                 destination: (&addrs[0], &control),

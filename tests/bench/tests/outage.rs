@@ -25,6 +25,8 @@ fn no_request_fails_while_the_control_plane_is_gone() {
     let Output { status, stderr, .. } = Command::new(bench)
         .args(["outage", "--seconds", "4", "--rate", "50", "--binaries"])
         .arg(binaries)
+        .arg("--proxy")
+        .arg(binaries.join("heddle-proxy"))
         .arg("--json")
         .arg(&records)
         .current_dir(heddle_tests_harness::workspace_root())
