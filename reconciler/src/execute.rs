@@ -29,8 +29,6 @@ const READY_POLL: Duration = Duration::from_millis(250);
 const ESTABLISH_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an object that is recreated may take to go away.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often a write is tried again when another writer was quicker.
-const RACE_RETRIES: usize = 3;
 
 /// How to execute.
 #[derive(Clone, Copy, Debug)]
@@ -261,20 +259,11 @@ async fn apply(cluster: &Cluster, object: &Object, body: &Value, how: How) -> Re
         );
         return Err(ExecuteError::Refused(refusal(object, &message).into()));
     };
-    let mut tries = 0;
-    loop {
-        match cluster.apply(&kind, &object.id, body, how).await {
-            Ok(applied) => return Ok(applied),
-            Err(error) => match observe::judge(&error) {
-                Some(verdict) => return Err(ExecuteError::Refused(verdict_fault(object, verdict).into())),
-                // A 409 without a field at fault: another writer came between.
-                None if error.status().is_some_and(|status| status.code == 409) && tries < RACE_RETRIES => {
-                    tries += 1
-                }
-                None => return Err(error.into()),
-            },
-        }
-    }
+    let applied = observe::apply(cluster, &kind, &object.id, body, how).await;
+    applied.map_err(|error| match observe::judge(&error) {
+        Some(verdict) => ExecuteError::Refused(verdict_fault(object, verdict).into()),
+        None => error.into(),
+    })
 }
 
 fn verdict_fault(object: &Object, verdict: observe::Verdict) -> Fault {

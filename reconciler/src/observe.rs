@@ -6,7 +6,10 @@
 
 pub mod fleet;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use heddle_mesh::{annotation, label};
@@ -18,6 +21,10 @@ use crate::{
     render::Rendered,
     rollout::Fleet,
 };
+
+/// How often an apply is tried again when another writer was quicker, and the pause before, longer each time.
+const RACE_RETRIES: u32 = 3;
+const RACE_PAUSE: Duration = Duration::from_millis(50);
 
 /// The state of the cluster as far as a plan needs it.
 #[derive(Clone, Debug, Default)]
@@ -205,7 +212,7 @@ async fn look(
     if live.is_none() && object.partial && !id.is("", "Namespace") {
         return seen(None, Trial::Absent);
     }
-    let trial = match cluster.apply(&kind, id, &object.body, How::Dry).await {
+    let trial = match apply(cluster, &kind, id, &object.body, How::Dry).await {
         Ok(would) => Trial::Would(would),
         Err(error) => match judge(&error) {
             Some(Verdict::NoNamespace) => Trial::NoNamespace {
@@ -222,6 +229,35 @@ async fn look(
         },
     };
     seen(live, trial)
+}
+
+/// Applies, dry or not, and again when another writer was quicker: who installs CRDs meets the API server's own
+/// controllers, which write their status in the same second.
+///
+/// # Errors
+/// As [`Cluster::apply`].
+pub(crate) async fn apply(
+    cluster: &Cluster,
+    kind: &Kind,
+    id: &ObjectId,
+    body: &Value,
+    how: How,
+) -> Result<Value, ClusterError> {
+    let mut tries = 0;
+    loop {
+        match cluster.apply(kind, id, body, how).await {
+            Err(error) if tries < RACE_RETRIES && is_race(&error) => {
+                tries += 1;
+                tokio::time::sleep(RACE_PAUSE * tries).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// A 409 without a field at fault: another writer came between.
+fn is_race(error: &ClusterError) -> bool {
+    error.status().is_some_and(|status| status.code == 409) && judge(error).is_none()
 }
 
 /// Whether the object could be made if the old one were not there: tried under another name, dry.
