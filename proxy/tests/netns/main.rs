@@ -35,6 +35,7 @@ mod policies;
 mod policy;
 mod profiles;
 mod roots;
+mod route_matches;
 mod smuggling;
 mod taps;
 mod tcp_traffic;
