@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
     /// Only the tests that need neither root nor a cluster.
     #[arg(long)]
     pure: bool,
-    /// Faults and attacks as large and as long as docs/proxy.md promises; takes half an hour more.
+    /// Faults and attacks in their full size: thousands of clients, a pause of a minute; takes five minutes more.
     #[arg(long)]
     long: bool,
     /// Passed to the test programs, after `--`.
