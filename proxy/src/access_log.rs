@@ -1,6 +1,7 @@
 //! The access log: one line per inbound request on stderr, in Apache's form or as JSON, with Linkerd's fields.
 //!
-//! A reader that does not keep up loses lines, and slows nothing down (`lines`). What clients say is escaped, so that nobody can write a line of somebody else's.
+//! A reader that does not keep up loses lines, and slows nothing down (`lines`). What clients say is escaped, so that
+//! nobody can write a line of somebody else's.
 
 use std::{
     fmt::{self, Write as _},

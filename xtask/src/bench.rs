@@ -62,11 +62,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// What the sidecar is measured with, but not the sidecar.
+/// What the sidecar is measured beside.
 pub(crate) fn build_proxys_beside() -> Result<()> {
     build_programs(&["heddle-proxy-init"])?;
-    build_example("heddle-proxy", "floor")?;
-    build_bench()
+    build_example("heddle-proxy", "floor")
 }
 
 fn build_programs(packages: &[&str]) -> Result<()> {
@@ -93,7 +92,7 @@ fn build_example(package: &str, example: &str) -> Result<()> {
 
 /// Optimised too: a load generator that takes most of a processor wakes what it measures for each message, and that
 /// is then measured (certificates cost a fifth more).
-fn build_bench() -> Result<()> {
+pub(crate) fn build_bench() -> Result<()> {
     let bench = ["--package", "heddle-tests-bench", "--bin", "heddle-bench"];
     lint::cargo(&[&["build", "--profile", "image"], &bench[..]].concat())
 }

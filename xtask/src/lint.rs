@@ -49,7 +49,8 @@ pub(crate) fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from)
 }
 
-fn succeed(command: &mut Command) -> Result<()> {
+/// Runs it, with its output shown.
+pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     let shown = heddle_tests_harness::command::show(command);
     let status = command
         .status()

@@ -8,13 +8,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use heddle_tests_harness::{command::show, host, progress::Progress, sidecar, workspace_root};
+use heddle_tests_harness::{host, progress::Progress, sidecar, workspace_root};
 
 use crate::{bench, lint, packages};
-
-/// LLVM's tool that merges profiles; it must be of the compiler's own LLVM.
-const PROFDATA: &str = "llvm-profdata-22";
-const LLVM_MAJOR: &str = "22";
 
 /// What the sidecar spends its time on in clusters: requests, calls, bytes and new connections.
 const TRAINING: &str = "saturation,grpc,tails,bulk,handshakes";
@@ -30,9 +26,10 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let llvm = llvm_major()?;
     ensure!(
-        llvm == LLVM_MAJOR,
-        "the compiler has LLVM {llvm}, and profiles are merged by {PROFDATA}; hint: name LLVM {llvm}'s package in \
-         tests/harness/src/host.rs and its tool in xtask/src/pgo.rs"
+        host::LLVM_PROFDATA.ends_with(&format!("-{llvm}")),
+        "the compiler has LLVM {llvm}, and profiles are merged by {}; hint: name LLVM {llvm}'s package and tool in \
+         tests/harness/src/host.rs",
+        host::LLVM_PROFDATA
     );
     packages::ensure(host::PGO_PACKAGES, Progress::Shown)?;
     packages::ensure(host::BENCH_PACKAGES, Progress::Shown)?;
@@ -43,6 +40,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     build.extend(["--target-dir".to_owned(), target.display().to_string()]);
     lint::cargo(&build.iter().map(String::as_str).collect::<Vec<_>>())?;
     bench::build_proxys_beside()?;
+    bench::build_bench()?;
     // Build scripts have written theirs.
     if raw.exists() {
         fs::remove_dir_all(&raw).with_context(|| format!("failed to remove {}", raw.display()))?;
@@ -60,7 +58,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .arg("--json")
         .arg(&records)
         .current_dir(workspace_root());
-    succeed(&mut training)?;
+    lint::succeed(&mut training)?;
     merge(&raw, &sidecar::recorded())
 }
 
@@ -73,8 +71,8 @@ fn merge(raw: &Path, recorded: &Path) -> Result<()> {
         "no sidecar has written its profile to {}",
         raw.display()
     );
-    succeed(
-        Command::new(PROFDATA)
+    lint::succeed(
+        Command::new(host::LLVM_PROFDATA)
             .args(["merge", "--sparse", "--output"])
             .arg(recorded)
             .args(written),
@@ -94,13 +92,4 @@ fn llvm_major() -> Result<String> {
     major
         .map(str::to_owned)
         .context("`rustc -vV` does not tell its LLVM version")
-}
-
-fn succeed(command: &mut Command) -> Result<()> {
-    let shown = show(command);
-    let status = command
-        .status()
-        .with_context(|| format!("failed to start `{shown}`"))?;
-    ensure!(status.success(), "`{shown}` failed ({status})");
-    Ok(())
 }

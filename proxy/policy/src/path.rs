@@ -9,10 +9,15 @@ use std::borrow::Cow;
 
 /// The path with escapes decoded, empty segments dropped and dot segments resolved. A trailing slash is kept.
 pub fn canonical_path(path: &str) -> Cow<'_, str> {
-    if !path.contains("//") && !path.contains("/.") && !path.contains('%') {
-        return Cow::Borrowed(path);
+    match is_plain(path) {
+        true => Cow::Borrowed(path),
+        false => Cow::Owned(resolved(&decoded(path))),
     }
-    Cow::Owned(resolved(&decoded(path)))
+}
+
+/// Whether there is nothing to decode, to drop or to resolve.
+fn is_plain(path: &str) -> bool {
+    !path.contains("//") && !path.contains("/.") && !path.contains('%')
 }
 
 fn decoded(path: &str) -> String {
@@ -45,8 +50,7 @@ fn resolved(decoded: &str) -> String {
 
 /// How else an application may read the path, besides its canonical form; nothing where all read it alike.
 pub(crate) fn other_readings(path: &str) -> impl Iterator<Item = String> {
-    let plain = |byte: u8| !matches!(byte, b'%' | b';' | b'\\');
-    let alike = path.bytes().all(plain) && !path.contains("//") && !path.contains("/.");
+    let alike = is_plain(path) && !path.contains([';', '\\']);
     let readings: [fn(&str) -> String; 2] = [as_written, as_leniently_as_possible];
     readings
         .into_iter()

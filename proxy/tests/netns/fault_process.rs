@@ -78,6 +78,18 @@ fn nothing_is_truncated_by_a_drain() {
     assert_eq!((server.exit_code(), client.exit_code()), (Some(0), Some(0)));
 }
 
+/// Makes the server one of bytes; returns the service's address.
+fn serve_bytes(script: &Script, server: &Pod) -> SocketAddr {
+    serve_greeting(&server.namespace, 9000);
+    let bytes: SocketAddr = ([10, 96, 0, 1], 9000).into();
+    script.set_outbound(bytes, outbound_opaque("bytes"));
+    script.set_endpoints(
+        &path("bytes"),
+        vec![endpoint(server.namespace.ip, 9000, Some("server"), true)],
+    );
+    bytes
+}
+
 /// What never ends by itself has the grace period, and then the proxy ends all the same.
 #[test]
 fn a_connection_without_end_has_the_grace_period() {
@@ -87,13 +99,7 @@ fn a_connection_without_end_has_the_grace_period() {
     let (network, script) = (Network::new(), Script::new());
     script.set_inbound("server", 9000, opaque_server(vec![authz(None)]));
     let server = Pod::start(&network, &script, "server");
-    serve_greeting(&server.namespace, 9000);
-    let bytes: SocketAddr = ([10, 96, 0, 1], 9000).into();
-    script.set_outbound(bytes, outbound_opaque("bytes"));
-    script.set_endpoints(
-        &path("bytes"),
-        vec![endpoint(server.namespace.ip, 9000, Some("server"), true)],
-    );
+    let bytes = serve_bytes(&script, &server);
     let options = Options {
         env: vec![("SHUTDOWN_GRACE_PERIOD", "1500ms".to_owned())],
     };
@@ -131,13 +137,7 @@ fn an_expired_certificate_ends_new_connections_and_no_old_one() {
     script.set_leaf_life(Duration::from_secs(18));
     script.set_inbound("server", 9000, opaque_server(vec![authz(None)]));
     let (mut client, mut server) = pair(&network, &script);
-    serve_greeting(&server.namespace, 9000);
-    let bytes: SocketAddr = ([10, 96, 0, 1], 9000).into();
-    script.set_outbound(bytes, outbound_opaque("bytes"));
-    script.set_endpoints(
-        &path("bytes"),
-        vec![endpoint(server.namespace.ip, 9000, Some("server"), true)],
-    );
+    let bytes = serve_bytes(&script, &server);
     let greeted = |client: &Pod| {
         client.namespace.block_on(move || async move {
             let mut tcp = TcpStream::connect(bytes).await.ok()?;

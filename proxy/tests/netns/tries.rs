@@ -111,6 +111,18 @@ fn retried(max_retries: u32) -> Retry {
     }
 }
 
+/// A rule whose tries have 200 ms each, but for the second, which is the last.
+fn impatient() -> http_route::Rule {
+    let retry = Retry {
+        timeout: ms(200),
+        ..retried(1)
+    };
+    http_route::Rule {
+        retry: Some(retry),
+        ..http_rule("web")
+    }
+}
+
 fn policy(rule: http_route::Rule, accrual: Option<FailureAccrual>) -> OutboundPolicy {
     let mut policy = outbound_detect("web", rule);
     if let Some(Kind::Detect(detect)) = policy.protocol.as_mut().and_then(|one| one.kind.as_mut())
@@ -152,14 +164,7 @@ fn a_try_that_takes_too_long_is_followed_by_another() {
     if !can_run() {
         return;
     }
-    let rule = http_route::Rule {
-        retry: Some(Retry {
-            timeout: ms(200),
-            ..retried(1)
-        }),
-        ..http_rule("web")
-    };
-    let story = Story::new(policy(rule, None));
+    let story = Story::new(policy(impatient(), None));
     story.app.set_delay(Duration::from_millis(600));
     let (reply, took) = story.ask("/");
     assert_eq!((reply.status, story.app.seen()), (200, 2));
@@ -172,14 +177,7 @@ fn a_slow_try_counts_against_its_endpoint() {
     if !can_run() {
         return;
     }
-    let rule = http_route::Rule {
-        retry: Some(Retry {
-            timeout: ms(200),
-            ..retried(1)
-        }),
-        ..http_rule("web")
-    };
-    let story = Story::new(policy(rule, Some(in_a_row(1))));
+    let story = Story::new(policy(impatient(), Some(in_a_row(1))));
     story.app.set_delay(Duration::from_millis(600));
     let (reply, _) = story.ask("/");
     assert_eq!((reply.status, story.app.seen()), (503, 1), "it rests");

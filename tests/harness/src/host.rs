@@ -77,8 +77,11 @@ pub const BENCH_PACKAGES: &[Package] = &[
     program("wrk", "wrk", "generating load"),
 ];
 
-/// What recording the sidecar's profile needs, besides: the tool of the compiler's LLVM.
-pub const PGO_PACKAGES: &[Package] = &[program("llvm-22", "llvm-profdata-22", "merging profiles")];
+/// LLVM's tool that merges profiles; it must be of the compiler's own LLVM.
+pub const LLVM_PROFDATA: &str = "llvm-profdata-22";
+
+/// What recording the sidecar's profile needs, besides.
+pub const PGO_PACKAGES: &[Package] = &[program("llvm-22", LLVM_PROFDATA, "merging profiles")];
 
 /// What counting instructions needs.
 pub const COUNT_PACKAGES: &[Package] = &[
